@@ -1,0 +1,1 @@
+"""The command line, installed as the import package `neurtx`; one file per command."""

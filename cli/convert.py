@@ -1,0 +1,72 @@
+"""`neurtx convert`: a dense GPT-2 becomes a spiking run."""
+
+from pathlib import Path
+
+import click
+
+from .output import answer, json_option
+
+
+@click.command()
+@click.argument("model")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.")
+@click.option("--config", type=click.Path(path_type=Path), help="A recipe, see configs/.")
+@click.option("--timesteps", type=int, help="T of the rate code, 1 to 64.")
+@click.option("--text", help="Text to calibrate on: a file, - or a hub data set.")
+@click.option("--force", is_flag=True, help="Replace a run that stands at --out.")
+@json_option
+def command(
+    model: str,
+    out: Path | None,
+    config: Path | None,
+    timesteps: int | None,
+    text: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Turn the dense GPT-2 MODEL into a spiking run.
+
+    MODEL is a short name (`neurtx models`), a hub id or a local folder. Softmax attention becomes
+    spiking self-attention in every layer, the feed-forward blocks are rate coded, thresholds are
+    calibrated on text; nothing is trained yet (`neurtx finetune`).
+    """
+    import time
+
+    from neurtransformer import runs
+    from neurtransformer.dense import KNOWN, check_folder, load_dense, locate
+    from neurtransformer.recipe import load_recipe
+
+    # what can be wrong is found before anything heavy is imported
+    recipe = load_recipe(config, timesteps)
+    check_folder(locate(model))
+    target = out or runs.default_folder("run", model)
+    with runs.new_folder(target, force=force) as folder:
+        from neurtransformer.spiking.convert import convert
+        from neurtransformer.text import load_blocks
+
+        started = time.monotonic()
+        dense, tokenizer = load_dense(model)
+        blocks = load_blocks(
+            text,
+            tokenizer,
+            min(recipe.calibration.block, dense.config.n_positions),
+            split="train",
+            limit_tokens=recipe.calibration.tokens,
+        )
+        local = model not in KNOWN and Path(model).is_dir()
+        source = str(Path(model).resolve()) if local else model
+        spiking = convert(dense, blocks, recipe.timesteps, source)
+        spiking.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        values = {
+            "model": model,
+            "timesteps": recipe.timesteps,
+            "parameters": spiking.num_parameters(),
+            "calibration_tokens": blocks.numel(),
+            "seconds": time.monotonic() - started,
+        }
+        report = {"convert": {**values, "text": text}, "recipe": recipe.model_dump()}
+        runs.write_json(folder / "report.json", report)
+    run = target.resolve()
+    runs.remember("run", run)
+    answer({"run": run, **values}, as_json=as_json, title="converted")

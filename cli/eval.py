@@ -1,0 +1,47 @@
+"""`neurtx eval`: a run beside its dense teacher, on the same tokens."""
+
+import click
+
+from .output import answer, json_option
+
+
+@click.command()
+@click.argument("run", required=False)
+@click.option("--text", help="Held-out text: a file, - or a hub data set.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=2),
+    default=8192,
+    show_default=True,
+    help="Tokens to evaluate on.",
+)
+@click.option("--mode", type=click.Choice(["counts", "steps"]), default="counts", show_default=True)
+@json_option
+def command(run: str | None, text: str | None, limit: int, mode: str, as_json: bool) -> None:
+    """Compare RUN with the dense model it was made from, on the same tokens.
+
+    `--mode steps` simulates every time step with SpikingJelly's neurons; its numbers equal those of
+    `counts`, T times slower.
+    """
+    from neurtransformer import runs
+
+    folder = runs.resolve("run", run)
+
+    from neurtransformer.measure.quality import evaluate
+    from neurtransformer.spiking.load import load_run, load_teacher
+    from neurtransformer.text import load_blocks
+
+    from .progress import bar
+
+    model, tokenizer = load_run(folder)
+    blocks = load_blocks(
+        text, tokenizer, model.config.n_positions, split="heldout", limit_tokens=limit
+    )
+    model.steps = mode == "steps"
+    with bar(f"evaluating ({mode})", blocks.numel()) as advance:
+        values = evaluate(
+            model, load_teacher(model), blocks, on_tokens=lambda tokens: advance(tokens, "")
+        )
+    values = {"run": folder, "mode": mode, "text": text, **values}
+    runs.update_report(folder, "eval", {k: v for k, v in values.items() if k != "run"})
+    answer(values, as_json=as_json, title="spiking beside dense")

@@ -1,0 +1,94 @@
+"""`neurtx finetune`: surrogate-gradient training of a run's spiking attention."""
+
+import click
+
+from .output import answer, json_option
+
+
+@click.command()
+@click.argument("run", required=False)
+@click.option("--text", help="Text to train on: a file, - or a hub data set.")
+@click.option("--steps", type=click.IntRange(min=1), help="Optimisation steps, both stages.")
+@click.option("--train", type=click.Choice(["ssa", "all"]), help="What is trained; default ssa.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@json_option
+def command(
+    run: str | None,
+    text: str | None,
+    steps: int | None,
+    train: str | None,
+    resume: bool,
+    device: str,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Train the spiking attention of RUN to follow its dense teacher.
+
+    First each layer's attention output, then the teacher's next-token distribution. The run's
+    weights are replaced when training has ended; until then only RUN/checkpoint changes.
+    """
+    import shutil
+    import time
+
+    from neurtransformer import runs
+    from neurtransformer.errors import UserError
+    from neurtransformer.recipe import Recipe
+
+    folder = runs.resolve("run", run)
+    report = runs.read_json(folder / "report.json")
+    recipe = Recipe.from_report(report, folder).finetune
+    recipe = recipe.changed(steps=steps, train=train)
+    checkpoint = folder / "checkpoint"
+    if checkpoint.exists() and not resume:
+        raise UserError(
+            f"{checkpoint} is left of an unfinished training: add --resume, or delete it"
+        )
+
+    import torch
+
+    from neurtransformer.spiking.finetune import Step, finetune, training_text
+    from neurtransformer.spiking.load import load_run, load_teacher, replace_weights
+
+    if device != "cpu" and not torch.cuda.is_available():
+        raise UserError(f"there is no {device} device here: leave --device out")
+    from .progress import bar
+
+    model, tokenizer = load_run(folder)
+    teacher = load_teacher(model)
+    blocks = training_text(teacher, tokenizer, text, recipe, seed)
+    started = time.monotonic()
+    with bar("fine-tuning", recipe.steps) as advance:
+        done = 0
+
+        def on_step(step: Step) -> None:
+            nonlocal done
+            advance(step.number - done, f"{step.stage} loss {step.loss:.3f}")
+            done = step.number
+
+        history = finetune(
+            model,
+            teacher,
+            blocks,
+            recipe,
+            seed=seed,
+            device=device,
+            checkpoint=checkpoint,
+            resume=resume,
+            on_step=on_step,
+        )
+    replace_weights(folder, model.cpu())
+    values = {
+        "steps": len(history),
+        "tokens": len(history) * recipe.batch * blocks.shape[1],
+        "train": recipe.train,
+        "seed": seed,
+        "loss": sum(step.loss for step in history[-10:]) / len(history[-10:]),
+        "seconds": time.monotonic() - started,
+    }
+    curve = [[step.number, step.stage, step.loss] for step in history]
+    runs.update_report(folder, "finetune", {**values, "text": text, "curve": curve})
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    runs.remember("run", folder)
+    answer({"run": folder, **values}, as_json=as_json, title="fine-tuned")

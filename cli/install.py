@@ -1,0 +1,53 @@
+"""`neurtx install`: what pip alone does not install, in the manner of `spacy download`.
+
+SpikingJelly's metadata brings in a CUDA torchvision, which breaks transformers beside a CPU torch;
+Lava's refuses Python 3.11 and asks for older versions of what we have. Both run without.
+"""
+
+import importlib.metadata
+import subprocess
+import sys
+
+import click
+
+PINS = {
+    "spikingjelly": {"spikingjelly": "2.0.0"},
+    "lava": {"lava-nc": "0.10.0", "lava-dl": "0.6.0"},
+}
+
+
+def version(package: str) -> str | None:
+    """The installed version of a distribution, None if it is not there."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@click.command()
+@click.argument(
+    "what", metavar="[spikingjelly|lava|all]", type=click.Choice([*PINS, "all"]), default="all"
+)
+def command(what: str) -> None:
+    """Fetch SpikingJelly and Lava into this environment, without what their metadata asks for."""
+    wanted = {
+        package: pin
+        for name, packages in PINS.items()
+        if what in (name, "all")
+        for package, pin in packages.items()
+    }
+    missing = [f"{package}=={pin}" for package, pin in wanted.items() if version(package) != pin]
+    if not missing:
+        click.echo(f"already here: {', '.join(f'{p} {pin}' for p, pin in wanted.items())}")
+        return
+    click.echo(
+        f"installing {', '.join(missing)} with pip --no-deps --ignore-requires-python "
+        "(what they need is a dependency of neurtransformer)"
+    )
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    done = subprocess.run([*pip, "--ignore-requires-python", *missing], check=False)
+    if done.returncode:
+        raise click.ClickException(
+            f"pip did not install {', '.join(missing)}; what it says stands above "
+            "(no pip at all? type `python -m ensurepip`)"
+        )

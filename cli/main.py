@@ -1,0 +1,168 @@
+"""`neurtx`: finds the command, runs it, and says in one line what went wrong.
+
+Nothing heavy may be imported here: `neurtx --help` answers at once.
+"""
+
+import errno
+import importlib
+import os
+import sys
+import traceback
+from typing import NoReturn
+
+import click
+
+from . import output
+
+# One file in this folder per command, with a click command named `command` in it. The help lines
+# stand here so that listing the commands loads none of them.
+COMMANDS = {
+    "models": "Names of dense models, their sizes, and where their weights come from.",
+    "convert": "Turn a dense GPT-2 into a spiking run.",
+    "finetune": "Train a run's spiking attention to follow its dense teacher.",
+    "eval": "Compare a run with its dense teacher on the same tokens.",
+    "generate": "Continue a prompt with a run.",
+    "energy": "Estimate the energy of a run beside the dense model's.",
+    "export": "Write a run as a netlist for Loihi 2, or as NIR.",
+    "simulate": "Run a prompt through a netlist in Lava and check it, integer for integer.",
+    "report": "Gather what is known of a run in an HTML page.",
+    "install": "Fetch SpikingJelly and Lava, which pip alone does not install.",
+    "doctor": "What is installed, what is missing, and what to type.",
+}
+
+# errors of the file system that are the caller's to mend
+_CALLERS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.EDQUOT,
+}
+_KEPT = "nothing half-written was left"
+# how safetensors, HDF5, torch.save and NumPy put it when the disk is full
+_FULL = (
+    "no space left",
+    "os error 28",
+    "errno = 28",
+    "disk quota exceeded",
+    ". unexpected pos",
+    " requested and ",
+)
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's file only when that command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f".{cmd_name}", __package__).command
+        command.help = command.help or COMMANDS[cmd_name]
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=LazyGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(package_name="neurtransformer", prog_name="neurtx")
+@click.pass_context
+def neurtx(ctx: click.Context) -> None:
+    """Turn a pretrained GPT-2 into a spiking network, down to a netlist that runs on Lava.
+
+    `neurtx COMMAND --help` says more about each command. A RUN or NETLIST that is left out is the
+    last one made.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main() -> NoReturn:
+    """Run the command line and leave with 0 (done), 1 (failed) or 2 (the caller's mistake)."""
+    output.quiet()
+    try:
+        code = neurtx.main(prog_name="neurtx", standalone_mode=False)
+        sys.stdout.flush()
+    except (Exception, KeyboardInterrupt) as error:
+        if os.environ.get("NEURTX_TRACEBACK"):
+            traceback.print_exc()
+        message, code = explain(error)
+        if message:
+            click.echo(f"neurtx: {message}", err=True)
+        _drop_unwritten()
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """What to tell the caller of `error`, in one line, and the exit code."""
+    # whoever raised a UserError has imported it; importing it here would cost `--help` its speed
+    errors = sys.modules.get("neurtransformer.errors")
+    if errors is not None and isinstance(error, errors.UserError):
+        return f"error: {_line(error)}", 2
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        return f"interrupted: {_KEPT}{_how_to_resume()}", 130
+    if isinstance(error, click.ClickException):
+        hint = ""
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            hint = f" (see `{error.ctx.command_path} --help`)"
+        return f"error: {_line(error.format_message()).rstrip('.')}{hint}", error.exit_code
+    if isinstance(error, BrokenPipeError):
+        return "", 1
+    if _disk_is_full(error):
+        return f"error: no space left on the disk: free some or name another place; {_KEPT}", 2
+    if isinstance(error, OSError) and error.errno in _CALLERS:
+        return f"error: {error.filename or 'a file'}: {error.strerror}", 2
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        if package in ("lava", "spikingjelly"):
+            return f"error: {package} is not installed: type `neurtx install {package}`", 1
+        return f"error: {package} is not installed: `neurtx doctor` says what to type", 1
+    return (
+        f"error: {type(error).__name__}: {_line(error)} (NEURTX_TRACEBACK=1 shows where)",
+        1,
+    )
+
+
+def _how_to_resume() -> str:
+    resumes = "finetune" in sys.argv[1:2]
+    return "; `neurtx finetune --resume` goes on from the last checkpoint" if resumes else ""
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    """Whether `error` or what caused it says so: safetensors and HDF5 wrap the system's error."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(phrase in str(seen).lower() for phrase in _FULL):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _line(error: object) -> str:
+    return " ".join(str(error).split()) or "no message"
+
+
+def _drop_unwritten() -> None:
+    """Point standard output nowhere, so that a closed pipe or full disk is not met again when the
+    interpreter flushes it on the way out."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""What goes to standard output, what to standard error, and how quiet the libraries are."""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TextIO
+
+import click
+
+_ANSWER = "neurtx.answer"
+
+_QUIET = {
+    "DATASETS_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_VERBOSITY": "error",
+    "LOGURU_LEVEL": "ERROR",
+    "MPLBACKEND": "Agg",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+def quiet() -> None:
+    """Silence the libraries' progress bars and warnings (what the caller's environment says wins)
+    and let our own library's log speak on standard error. To be called before they are imported."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("neurtx: %(message)s"))
+    ours = logging.getLogger("neurtransformer")
+    ours.setLevel(logging.INFO)
+    ours.addHandler(handler)
+    ours.propagate = False
+
+
+@contextlib.contextmanager
+def _reserved_stdout() -> Iterator[TextIO]:
+    """Send whatever anyone prints to standard error, compiled code and child processes included;
+    what is yielded still writes to standard output."""
+    with contextlib.ExitStack() as undo:
+        try:
+            number = sys.stdout.fileno()
+        except (AttributeError, OSError):  # no real file, as under a test runner
+            undo.enter_context(contextlib.redirect_stdout(sys.stderr))
+            yield sys.stdout
+            return
+        kept = os.dup(number)
+        answer = undo.enter_context(os.fdopen(kept, "w", encoding="utf-8"))
+        os.dup2(sys.stderr.fileno(), number)
+        undo.callback(os.dup2, kept, number)
+        undo.callback(sys.stdout.flush)
+        yield answer
+
+
+def _on_json(ctx: click.Context, _option: click.Parameter, value: bool) -> bool:
+    if value and not ctx.resilient_parsing:
+        ctx.meta[_ANSWER] = ctx.with_resource(_reserved_stdout())
+    return value
+
+
+json_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    is_eager=True,
+    callback=_on_json,
+    help="Print one JSON object on standard output and nothing else.",
+)
+
+
+def answer(
+    values: Mapping[str, Any],
+    *,
+    as_json: bool,
+    table: Callable[[], Any] | None = None,
+    title: str | None = None,
+) -> None:
+    """Print the answer of a command: one JSON object (NaN and infinities as null), else the rich
+    renderable that `table` makes, else a table of keys and values."""
+    if as_json:
+        from neurtransformer.runs import plain
+
+        stream = click.get_current_context().meta[_ANSWER]
+        print(json.dumps(plain(values), allow_nan=False), file=stream, flush=True)
+        return
+    from rich.console import Console
+
+    if table is None:
+        shown: Any = rows_table(("", ""), _flat(values), title=title)
+    else:
+        shown = table()
+    # a file or a pipe has no edge to wrap at
+    Console(width=None if sys.stdout.isatty() else 160).print(shown)
+
+
+def rows_table(
+    columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None
+) -> Any:
+    """A rich table; numbers stand to the right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = [list(row) for row in rows]
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_header=any(columns))
+    for index, column in enumerate(columns):
+        numeric = bool(rows) and all(
+            isinstance(row[index], int | float) and not isinstance(row[index], bool) for row in rows
+        )
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(readable(cell)) for cell in row))
+    return table
+
+
+def readable(value: Any) -> str:
+    """A number, a truth value or anything else as a person would write it."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,1 @@
+"""Recipes and limits as YAML files, installed as `neurtransformer.configs`."""

@@ -1,0 +1,54 @@
+"""Text from a prompt, by the spiking model in PyTorch or in integers."""
+
+from typing import Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from neurtransformer.errors import UserError
+from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+
+TEMPERATURE = 0.8
+TOP_K = 40
+
+
+def generate(
+    model: SpikingGPT2LMHeadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    tokens: int,
+    *,
+    backend: Literal["torch", "integer"],
+    seed: int,
+) -> str:
+    """The prompt and up to `tokens` more tokens. The same seed gives the same text.
+
+    Raises UserError if the prompt is empty or the text would outgrow the model's positions.
+    """
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    check_length(ids.shape[1], tokens, model.config.n_positions)
+    torch.manual_seed(seed)
+    if backend == "integer":
+        from neurtransformer.integer.model import IntegerGPT2
+
+        return IntegerGPT2.from_spiking(model).generate(ids, tokens)
+    text = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=tokens,
+        do_sample=True,
+        temperature=TEMPERATURE,
+        top_k=TOP_K,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    return str(tokenizer.decode(text[0], skip_special_tokens=True))
+
+
+def check_length(prompt: int, tokens: int, positions: int) -> None:
+    """Raise UserError unless a prompt of so many tokens and its continuation fit the model."""
+    if prompt == 0:
+        raise UserError("the prompt is empty: give some text to continue")
+    if prompt + tokens > positions:
+        raise UserError(
+            f"{prompt} tokens of prompt and {tokens} more are over the model's {positions} positions"
+        )

@@ -1,0 +1,202 @@
+"""What each neuron and the SSA do, in integers: the specification that Lava is checked against.
+
+Pure functions on int64 arrays; every state they name fits `STATE_BITS` = 24 bits, sign included.
+The functions of the SSA restate those of `spiking/attention.py`, which holds the same integers in
+floats; `tests/test_integer.py` proves the two equal.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from neurtransformer.spiking.attention import (
+    MEAN_BITS,
+    RECIPROCALS,
+    STATE_BITS,
+    state_format,
+)
+
+Integers = NDArray[np.integer]
+
+LIMIT = 2 ** (STATE_BITS - 1) - 1
+"""Largest magnitude of a state."""
+
+WEIGHT_BITS = 8
+WEIGHT_LIMIT = 254
+"""Weights are even, -254..254: 8 bits in steps of two, as netx stores matrices of mixed sign. (-256
+exists too, but stock netx turns it into -254 where no weight of the matrix is positive.)"""
+
+MERGE_SHIFT = 6
+"""Bits by which merged neurons shift the mean value counts left, so that thresholds are precise."""
+
+PRESENT_BITS = 2
+"""The weight of the present is a multiple of 2^-PRESENT_BITS."""
+
+GELU_BITS = 14
+"""Fraction bits of the membrane of a GELU neuron: 24 bits reach to +-512."""
+
+GELU_INDEX_BITS = 6
+"""The GELU table has 2^6 entries per unit, for 0 <= \\|x\\| < 4."""
+
+GELU_ENTRIES = 4 << GELU_INDEX_BITS
+
+GELU_MANTISSAS = (4, 5, 6, 7)
+"""Multipliers, before a shift, that take a membrane to the GELU's fixed point."""
+
+
+def saturate(x: Integers) -> Integers:
+    """Clip to 24 bits."""
+    return np.clip(x, -LIMIT, LIMIT)
+
+
+def shift_round(x: Integers, bits: ArrayLike) -> Integers:
+    """``floor(x / 2^bits + 1/2)``: an arithmetic right shift that rounds. bits: 0 or more."""
+    bits = np.asarray(bits)
+    half = np.left_shift(1, bits) >> 1
+    return (x + half) >> bits
+
+
+# --- rate neurons ---
+
+
+def fire_start(u: Integers, theta: Integers, signed: ArrayLike) -> tuple[Integers, Integers]:
+    """A membrane after integrating -> what the firing phase starts from: (v, sign).
+
+    u, theta: (..., n). signed: (n,) bool, or one for all; a signed population holds the sign and
+    fires on the magnitude. The half threshold on top makes counts round.
+    """
+    negative = np.asarray(signed) & (u < 0)
+    v = np.minimum(np.where(negative, -u, u) + (theta >> 1), LIMIT)
+    return v, np.where(negative, -1, 1)
+
+
+def fire(v: Integers, theta: Integers, most: int) -> tuple[Integers, Integers]:
+    """One step of the firing phase, with soft reset: (spikes 0..most, v after it).
+
+    most = 1 is one binary spike per step; most = T is one graded spike for the whole phase.
+    """
+    spikes = np.clip(v // theta, 0, most)
+    return spikes, v - spikes * theta
+
+
+def rate_counts(u: Integers, theta: Integers, timesteps: int, signed: ArrayLike) -> Integers:
+    """Spike counts of a whole firing phase: ``coding.counts_from_total`` of u / theta."""
+    v, sign = fire_start(u, theta, signed)
+    return sign * fire(v, theta, timesteps)[0]
+
+
+def rate_steps(
+    u: Integers, theta: Integers, timesteps: int, signed: ArrayLike, phase: int
+) -> tuple[Integers, Integers]:
+    """The firing phase step by step: spikes and v, each (phase, ..., n).
+
+    phase: T steps of spikes -1, 0, 1, or one step of a graded spike -T..T.
+    """
+    v, sign = fire_start(u, theta, signed)
+    spikes, potentials = [], []
+    for _ in range(phase):
+        spike, v = fire(v, theta, timesteps // phase)
+        spikes.append(sign * spike)
+        potentials.append(v)
+    return np.stack(spikes), np.stack(potentials)
+
+
+def spread(counts: Integers, timesteps: int, phase: int) -> Integers:
+    """The spikes by which a rate neuron sends `counts`: (phase, *counts.shape), see `rate_steps`."""
+    if phase == 1:
+        return counts[None]
+    step = np.arange(timesteps).reshape(-1, *[1] * counts.ndim)
+    return np.sign(counts) * (step < np.abs(counts))
+
+
+# --- GELU neurons ---
+
+
+def gelu_fixed(u: Integers, mantissa: Integers, shift: Integers) -> Integers:
+    """A membrane in units of its row's scale -> fixed point with GELU_BITS fraction bits.
+
+    mantissa: (n,), one of GELU_MANTISSAS. shift: (n,), to the right if positive.
+    """
+    product = u * mantissa
+    return saturate(np.left_shift(shift_round(product, np.maximum(shift, 0)), np.maximum(-shift, 0)))
+
+
+def gelu(x: Integers, table: Integers) -> Integers:
+    """``max(x, 0) - d(\\|x\\|)``, d read from a table of GELU_ENTRIES entries and 0 beyond it.
+
+    That a GELU minus its ReLU is even in x makes one table enough. x: GELU_BITS fraction bits.
+    """
+    index = np.abs(x) >> (GELU_BITS - GELU_INDEX_BITS)
+    dip = np.where(index < GELU_ENTRIES, table[np.minimum(index, GELU_ENTRIES - 1)], 0)
+    return np.maximum(x, 0) - dip
+
+
+# --- spiking self-attention ---
+
+
+def ssa_written(key: Integers, value: Integers, write_shift: int) -> Integers:
+    """The Hebbian product of one token: (..., value, key) from counts (..., key), (..., value)."""
+    return (value[..., :, None] * key[..., None, :]) << write_shift
+
+
+def ssa_visible(
+    state: Integers, written: Integers, present: Integers, read_shift: int
+) -> Integers:
+    """What a query reads: the past, and the present with a weight of `present` / 2^PRESENT_BITS.
+
+    state, written: (..., heads, value, key). present: (heads,) integers.
+    """
+    share = (written * present[:, None, None]) >> PRESENT_BITS
+    most = 2 ** (STATE_BITS - 1 - read_shift) - 1
+    return np.clip(shift_round(saturate(state + share), read_shift), -most, most)
+
+
+def ssa_next(state: Integers, written: Integers, shift: Integers) -> Integers:
+    """The state after the token: ``W - round(W / 2^s) + written``, saturating. shift: (heads,)."""
+    return saturate(state - shift_round(state, shift[:, None, None]) + written)
+
+
+def with_witness(value: Integers) -> Integers:
+    """Value counts (..., n) with the value neuron that always fires once: (..., n + 1)."""
+    return np.concatenate([value, np.ones_like(value[..., :1])], axis=-1)
+
+
+def ssa_recurrent(
+    query: Integers,
+    key: Integers,
+    value: Integers,
+    forgetting: tuple[Integers, Integers],
+    timesteps: int,
+    state: Integers,
+) -> tuple[Integers, Integers]:
+    """Token after token. query, key, value: counts (batch, heads, length, dim).
+
+    forgetting: shift and present, (heads,). state: (batch, heads, dim + 1, dim).
+    Returns reads (batch, heads, length, dim + 1) and the state after the last token.
+    """
+    shift, present = forgetting
+    write_shift, read_shift = state_format(timesteps, key.shape[-1])
+    value = with_witness(value)
+    reads = np.empty_like(value)
+    for i in range(key.shape[-2]):
+        written = ssa_written(key[..., i, :], value[..., i, :], write_shift)
+        visible = ssa_visible(state, written, present, read_shift)
+        reads[..., i, :] = (visible * query[..., i, None, :]).sum(-1)
+        state = ssa_next(state, written, shift)
+    return reads, state
+
+
+def normalise(read: Integers, timesteps: int) -> Integers:
+    """Divide the values of a read by its last entry plus one: shifts and one table look-up.
+
+    read: (..., value + 1). Returns mean value counts (..., value) with MEAN_BITS fraction bits.
+    """
+    level_bits = math.ceil(math.log2(timesteps))
+    divisor = read[..., -1:] + 1
+    length = np.frexp(divisor.astype(np.float64))[1].astype(np.int64)
+    reciprocal = np.asarray(RECIPROCALS)[((divisor << WEIGHT_BITS) >> length) - 128]
+    right = length - (15 - level_bits)
+    scaled = shift_round(read[..., :-1] << np.maximum(-right, 0), np.maximum(right, 0))
+    scaled = np.clip(scaled, -(2**15 - 1), 2**15 - 1)
+    return shift_round(scaled * reciprocal, 22 - MEAN_BITS - level_bits)

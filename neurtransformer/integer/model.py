@@ -1,0 +1,187 @@
+"""IntegerGPT2: the whole network, with Loihi 2 arithmetic between the neurons that encode the
+residual stream and the membranes that are added to it.
+
+What is still float, on the host, in this version: embeddings, LayerNorm, the `encode` neurons that
+turn normalised values into spike counts, the residual addition (with the scale of each membrane)
+and the LM head. Everything between is integers of at most 24 bits.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from neurtransformer.errors import UserError
+from neurtransformer.integer import quantise
+from neurtransformer.integer.arithmetic import Integers
+from neurtransformer.integer.blocks import IntegerAttention, IntegerFeedForward
+from neurtransformer.recipe import MAX_TIMESTEPS
+from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+from neurtransformer.spiking.neuron import RateNeuron
+
+Size = Annotated[int, Field(strict=True, ge=1, le=2**24)]
+States = list[Integers | None]
+NETWORKS = ("attn", "mlp")
+
+
+class IntegerConfig(BaseModel):
+    """Sizes of an IntegerGPT2."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: Annotated[int, Field(strict=True, ge=1, le=1024)]
+    width: Size
+    heads: Size
+    hidden: Size
+    vocabulary: Size
+    positions: Size
+    timesteps: Annotated[int, Field(strict=True, ge=1, le=MAX_TIMESTEPS)]
+    epsilon: Annotated[float, Field(ge=0, lt=1)]
+
+
+class IntegerGPT2:
+    """The integer network. tensors: name -> array, see `quantise_model` for how they come about."""
+
+    def __init__(self, config: IntegerConfig, tensors: quantise.Tensors) -> None:
+        self.config = config
+        self.tensors = tensors
+        steps = config.timesteps
+        self.attention = [
+            IntegerAttention(tensors, f"h.{i}.attn", config.heads, steps)
+            for i in range(config.layers)
+        ]
+        self.feedforward = [
+            IntegerFeedForward(tensors, f"h.{i}.mlp", steps) for i in range(config.layers)
+        ]
+
+    def host(self, name: str) -> Tensor:
+        """A float tensor of the host."""
+        return torch.from_numpy(self.tensors[name])
+
+    # --- the host's part: float ---
+
+    def embed(self, ids: Tensor, past: int = 0) -> Tensor:
+        """Token ids (batch, length) to the residual stream (batch, length, width).
+
+        Raises UserError when the sequence is longer than the model has positions.
+        """
+        end = past + ids.shape[1]
+        if end > self.config.positions:
+            raise UserError(
+                f"{end} tokens are more than the {self.config.positions} positions of this model: "
+                "give a shorter text"
+            )
+        return F.embedding(ids, self.host("wte.weight")) + self.host("wpe.weight")[past:end]
+
+    def encode(self, x: Tensor, block: int, network: str) -> Integers:
+        """Residual stream (..., width) to the spike counts that enter a network of a block."""
+        norm = "ln_1" if network == "attn" else "ln_2"
+        neuron = RateNeuron(x.shape[-1], self.config.timesteps, signed=True, analogue=True).eval()
+        with torch.no_grad():
+            neuron.threshold.copy_(self.host(f"h.{block}.{network}.encode.threshold"))
+            neuron.center.copy_(self.host(f"h.{block}.{network}.encode.center"))
+            return neuron(self._norm(x, f"h.{block}.{norm}")).numpy().astype(np.int64)
+
+    def residual(self, membrane: Integers, block: int, network: str) -> Tensor:
+        """Membranes of c_proj to what is added to the residual stream."""
+        scale = self.host(f"h.{block}.{network}.c_proj.scale")
+        return torch.from_numpy(membrane).to(scale.dtype) * scale
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Residual stream (..., width) to logits (..., vocabulary)."""
+        head = self.tensors.get("lm_head.weight", self.tensors["wte.weight"])
+        return F.linear(self._norm(x, "ln_f"), torch.from_numpy(head))
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        weight, bias = self.host(f"{name}.weight"), self.host(f"{name}.bias")
+        return F.layer_norm(x, weight.shape, weight, bias, self.config.epsilon)
+
+    # --- the whole ---
+
+    def new_states(self) -> States:
+        """The empty states of all blocks."""
+        return [None] * self.config.layers
+
+    @torch.no_grad()
+    def __call__(self, ids: Tensor, states: States | None = None, past: int = 0) -> Tensor:
+        """Token ids (batch, length) int64 to logits (batch, length, vocabulary).
+
+        states: those of `past` tokens before, replaced in place by the ones after.
+        """
+        states = self.new_states() if states is None else states
+        x = self.embed(ids, past)
+        for i, (attention, feedforward) in enumerate(
+            zip(self.attention, self.feedforward, strict=True)
+        ):
+            state = states[i]
+            if state is None:
+                state = attention.new_state(len(ids))
+            u, states[i] = attention.counts(self.encode(x, i, "attn"), state)
+            x = x + self.residual(u, i, "attn")
+            u = feedforward.counts(self.encode(x, i, "mlp"))
+            x = x + self.residual(u, i, "mlp")
+        return self.logits(x)
+
+    def generate(self, ids: list[int], tokens: int, seed: int | None = None) -> Iterator[int]:
+        """Continue a prompt by up to `tokens` tokens, one at a time, with constant memory.
+
+        Greedy without a seed; with one, sampled from the whole distribution.
+        Raises UserError when prompt and continuation are longer than the model has positions.
+        """
+        if not ids:
+            raise UserError("the prompt is empty: give some text")
+        self.embed(torch.zeros(1, len(ids) + tokens, dtype=torch.long))
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        states, past = self.new_states(), 0
+        new = ids
+        for _ in range(tokens):
+            last = self(torch.tensor([new]), states, past)[0, -1]
+            past += len(new)
+            if generator is None:
+                new = [int(last.argmax())]
+            else:
+                new = [int(torch.multinomial(last.softmax(-1), 1, generator=generator))]
+            yield new[0]
+
+
+def quantise_model(model: SpikingGPT2LMHeadModel) -> IntegerGPT2:
+    """The integer network of a spiking one. Raises UserError if it holds NaN or infinities."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise UserError(f"{name} holds NaN or infinite weights: fine-tune or convert again")
+    c = model.config
+    config = IntegerConfig(
+        layers=c.n_layer,
+        width=c.n_embd,
+        heads=c.n_head,
+        hidden=c.n_inner or 4 * c.n_embd,
+        vocabulary=c.vocab_size,
+        positions=c.n_positions,
+        timesteps=c.timesteps,
+        epsilon=c.layer_norm_epsilon,
+    )
+    host = {
+        "wte.weight": model.transformer["wte"].weight,
+        "wpe.weight": model.transformer["wpe"].weight,
+        **{f"ln_f.{k}": v for k, v in model.transformer["ln_f"].named_parameters()},
+    }
+    if model.lm_head.weight is not model.transformer["wte"].weight:
+        host["lm_head.weight"] = model.lm_head.weight
+    tensors: quantise.Tensors = {}
+    for i, block in enumerate(model.blocks):
+        for norm in ("ln_1", "ln_2"):
+            for kind, parameter in getattr(block, norm).named_parameters():
+                host[f"h.{i}.{norm}.{kind}"] = parameter
+        tensors |= quantise.quantise_attention(block.attn, f"h.{i}.attn")
+        tensors |= quantise.quantise_feedforward(block.mlp, f"h.{i}.mlp")
+    tensors |= {k: _array(v) for k, v in host.items()}
+    return IntegerGPT2(config, tensors)
+
+
+def _array(x: Tensor) -> NDArray[np.float32]:
+    return x.detach().float().cpu().numpy()

@@ -1,0 +1,253 @@
+"""Our Lava processes: rate and GELU neurons, the SSA with its plastic state, membranes to read out.
+
+Time is cut into phases of P steps: P = T with one spike per step, P = 1 with one graded spike per
+phase. One phase handles one token, and every process is one or more phases behind the one before
+it, as in a pipeline. A process whose `start` is s takes step s + 1 as the first of its phase 0.
+
+- A neuron *integrates* the spikes of a phase in u, which starts at its bias; when the next phase
+  begins, u is handed to v, from which the neuron *fires* during that phase (soft reset), while u
+  integrates the next token. On the chip these are the two states of one neuron.
+- The SSA *counts* the spikes of key and value during a phase; when the next phase begins it writes
+  their product into its plastic state, and during that phase it *reads* the state with the query
+  spikes of the same token, which it has delayed by one phase.
+
+A signed population sends spikes of +1 and -1. All arithmetic is `integer/arithmetic.py`'s.
+Every process can log a quantity to a file per step (`logs`), because Lava's monitors move each
+number in a message of its own.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+
+import neurtransformer.loihi.lava_compat  # noqa: F401  (must come before Lava)
+from lava.magma.core.decorator import implements, requires, tag
+from lava.magma.core.model.py.model import PyLoihiProcessModel
+from lava.magma.core.model.py.ports import PyInPort, PyOutPort
+from lava.magma.core.model.py.type import LavaPyType
+from lava.magma.core.process.ports.ports import InPort, OutPort
+from lava.magma.core.process.process import AbstractProcess
+from lava.magma.core.process.variable import Var
+from lava.magma.core.resources import CPU
+from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
+
+from neurtransformer.integer import arithmetic
+from neurtransformer.integer.arithmetic import Integers
+from neurtransformer.integer.blocks import GeluNeurons, IntegerAttention
+
+STATE = LavaPyType(np.ndarray, np.int32, precision=arithmetic.STATE_BITS)
+SPIKES_IN = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=arithmetic.STATE_BITS)
+SPIKES_OUT = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=arithmetic.STATE_BITS)
+
+Logs = dict[str, Path]
+
+
+class RateNeurons(AbstractProcess):
+    """Soft-reset rate neurons. bias, theta, signed: (n,). Input is shifted left by `input_shift`."""
+
+    def __init__(
+        self,
+        *,
+        bias: Integers,
+        theta: Integers,
+        signed: np.ndarray,
+        input_shift: int = 0,
+        gelu: GeluNeurons | None = None,
+        timesteps: int,
+        phase: int,
+        start: int,
+        logs: Logs,
+    ) -> None:
+        super().__init__(
+            input_shift=input_shift,
+            gelu=gelu,
+            timesteps=timesteps,
+            phase=phase,
+            start=start,
+            logs=logs,
+        )
+        shape = bias.shape
+        self.a_in = InPort(shape=shape)
+        self.s_out = OutPort(shape=shape)
+        self.bias = Var(shape=shape, init=bias)
+        self.theta = Var(shape=shape, init=theta)
+        self.signed = Var(shape=shape, init=signed.astype(np.int32))
+        self.u = Var(shape=shape, init=bias)
+        self.v = Var(shape=shape, init=0)
+        self.sign = Var(shape=shape, init=1)
+
+
+class PhasedModel(PyLoihiProcessModel):
+    """What our process models share: where in its phase a process is, and its logs."""
+
+    def __init__(self, proc_params: Any) -> None:
+        super().__init__(proc_params)
+        self.phase: int = proc_params["phase"]
+        self.start: int = proc_params["start"]
+        self.files = {k: open_memmap(p, mode="r+") for k, p in proc_params["logs"].items()}
+
+    def step_in_phase(self) -> int:
+        """0 .. phase - 1, and -1 before phase 0 has begun."""
+        return -1 if self.time_step <= self.start else (self.time_step - 1 - self.start) % self.phase
+
+    def log(self, **values: Integers) -> None:
+        """Write quantities of this time step to those files that were asked for."""
+        for name in values.keys() & self.files.keys():
+            self.files[name][self.time_step - 1] = values[name]
+
+
+@implements(proc=RateNeurons, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PyRateNeurons(PhasedModel):
+    """RateNeurons on a CPU."""
+
+    a_in: PyInPort = SPIKES_IN
+    s_out: PyOutPort = SPIKES_OUT
+    bias: np.ndarray = STATE
+    theta: np.ndarray = STATE
+    signed: np.ndarray = STATE
+    u: np.ndarray = STATE
+    v: np.ndarray = STATE
+    sign: np.ndarray = STATE
+
+    def __init__(self, proc_params: Any) -> None:
+        super().__init__(proc_params)
+        self.input_shift: int = proc_params["input_shift"]
+        self.gelu: GeluNeurons | None = proc_params["gelu"]
+        self.most = proc_params["timesteps"] // self.phase
+
+    def run_spk(self) -> None:
+        arriving = self.a_in.recv()
+        step = self.step_in_phase()
+        if step < 0:
+            self.s_out.send(np.zeros_like(self.u))
+            return
+        if step == 0 and self.time_step > self.start + self.phase:
+            self.hand_over()
+        self.u = self.u + (arriving << self.input_shift)
+        fired, self.v = arithmetic.fire(self.v, self.theta, self.most)
+        spikes = (self.sign * fired).astype(np.int32)
+        self.s_out.send(spikes)
+        self.log(u=self.u, v=self.v, spikes=spikes)
+
+    def hand_over(self) -> None:
+        """From integrating to firing; integrating begins anew."""
+        u = self.u.astype(np.int64)
+        if self.gelu is not None:
+            u = self.gelu.membrane(u)
+        self.v, self.sign = arithmetic.fire_start(u, self.theta, self.signed.astype(bool))
+        self.u = self.bias.copy()
+
+
+class Readout(AbstractProcess):
+    """Membranes that the host reads at the end of each phase: neurons that do not fire."""
+
+    def __init__(self, *, bias: Integers, phase: int, start: int, logs: Logs) -> None:
+        super().__init__(phase=phase, start=start, logs=logs)
+        self.a_in = InPort(shape=bias.shape)
+        self.bias = Var(shape=bias.shape, init=bias)
+        self.u = Var(shape=bias.shape, init=bias)
+
+
+@implements(proc=Readout, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PyReadout(PhasedModel):
+    """Readout on a CPU."""
+
+    a_in: PyInPort = SPIKES_IN
+    bias: np.ndarray = STATE
+    u: np.ndarray = STATE
+
+    def run_spk(self) -> None:
+        arriving = self.a_in.recv()
+        step = self.step_in_phase()
+        if step < 0:
+            return
+        if step == 0:
+            self.u = self.bias.copy()
+        self.u = self.u + arriving
+        self.log(u=self.u)
+
+
+class SSA(AbstractProcess):
+    """Causal spiking self-attention of all heads of a block, its plastic state included.
+
+    Takes the spikes of query, key and value (3 * width,), and sends the mean value counts (width,)
+    in the last step of a phase.
+    """
+
+    def __init__(
+        self, *, attention: IntegerAttention, timesteps: int, phase: int, start: int, logs: Logs
+    ) -> None:
+        state = attention.new_state(1)[0]
+        width = len(attention.merged_theta)
+        super().__init__(
+            forgetting=(attention.shift, attention.present),
+            timesteps=timesteps,
+            phase=phase,
+            start=start,
+            logs=logs,
+        )
+        self.s_in = InPort(shape=(3 * width,))
+        self.s_out = OutPort(shape=(width,))
+        self.state = Var(shape=state.shape, init=state)
+        self.read = Var(shape=state.shape[:-1], init=0)
+        self.delayed = Var(shape=(phase, 3 * width), init=0)
+
+
+@implements(proc=SSA, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PySSA(PhasedModel):
+    """SSA on a CPU."""
+
+    s_in: PyInPort = SPIKES_IN
+    s_out: PyOutPort = SPIKES_OUT
+    state: np.ndarray = STATE
+    read: np.ndarray = STATE
+    delayed: np.ndarray = STATE
+
+    def __init__(self, proc_params: Any) -> None:
+        super().__init__(proc_params)
+        self.forgetting = proc_params["forgetting"]
+        self.timesteps: int = proc_params["timesteps"]
+        self.visible: Integers | None = None
+
+    def run_spk(self) -> None:
+        spikes = self.s_in.recv()
+        step = self.step_in_phase()
+        mean = np.zeros(spikes.shape[0] // 3, dtype=np.int32)
+        if step == 0 and self.time_step > self.start + self.phase:
+            self.write()
+        if step >= 0 and self.visible is not None:
+            query = self._heads(self.delayed[step], 0)
+            self.read = self.read + (self.visible * query[:, None, :]).sum(-1)
+            self.log(read=self.read, state=self.state)
+            if step == self.phase - 1:
+                mean = arithmetic.normalise(self.read, self.timesteps).reshape(-1).astype(np.int32)
+        if step >= 0:
+            self.delayed[step] = spikes
+        self.s_out.send(mean)
+
+    def write(self) -> None:
+        """The Hebbian write of the token whose spikes are all there; reading begins anew."""
+        counts = self.delayed.sum(0)
+        key, value = self._heads(counts, 1), arithmetic.with_witness(self._heads(counts, 2))
+        write_shift, read_shift = arithmetic.state_format(self.timesteps, key.shape[-1])
+        shift, present = self.forgetting
+        state = self.state.astype(np.int64)
+        written = arithmetic.ssa_written(key, value, write_shift)
+        self.visible = arithmetic.ssa_visible(state, written, present, read_shift)
+        self.state = arithmetic.ssa_next(state, written, shift)
+        self.read = np.zeros_like(self.read)
+
+    def _heads(self, spikes: Integers, part: int) -> Integers:
+        """Query (0), key (1) or value (2) out of (3 * width,): (heads, dim)."""
+        heads = self.state.shape[0]
+        return spikes.reshape(3, heads, -1)[part].astype(np.int64)
+
+

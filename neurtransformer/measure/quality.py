@@ -1,0 +1,114 @@
+"""How near a spiking network is to its dense teacher, on the same tokens."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import GPT2LMHeadModel
+
+from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+from neurtransformer.spiking.neuron import RateNeuron
+
+
+class SpikeCounter:
+    """Sums of spike counts per neuron layer while it listens. Tokens are (batch x length)."""
+
+    def __init__(self) -> None:
+        self.spikes: dict[str, Tensor] = {}
+        self.active: dict[str, Tensor] = {}
+        self.tokens: dict[str, int] = {}
+
+    def add(self, name: str, spikes: Tensor, steps: bool) -> None:
+        """spikes: counts (..., channels) or, with `steps`, spikes (T, ..., channels)."""
+        counts = (spikes.sum(0) if steps else spikes).abs().flatten(0, -2)
+        self.spikes[name] = self.spikes.get(name, 0) + counts.sum(0, dtype=torch.float64)
+        self.active[name] = self.active.get(name, 0) + (counts > 0).sum(0).double()
+        self.tokens[name] = self.tokens.get(name, 0) + len(counts)
+
+    def mean_counts(self) -> dict[str, float]:
+        """Mean spike count per neuron and token, for each layer of neurons."""
+        return {n: float(s.mean()) / self.tokens[n] for n, s in self.spikes.items()}
+
+
+@contextmanager
+def counting_spikes(model: SpikingGPT2LMHeadModel) -> Iterator[SpikeCounter]:
+    """Count the spikes of every `RateNeuron` of `model` while open."""
+    counter = SpikeCounter()
+
+    def listener(name: str) -> Callable[..., None]:
+        def hear(module: torch.nn.Module, args: Any, output: Tensor) -> None:
+            counter.add(name, output, model.steps)
+
+        return hear
+
+    hooks = [
+        module.register_forward_hook(listener(name.removeprefix("transformer.h.")))
+        for name, module in model.named_modules()
+        if isinstance(module, RateNeuron)
+    ]
+    try:
+        yield counter
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def evaluate(
+    model: SpikingGPT2LMHeadModel,
+    dense: GPT2LMHeadModel,
+    blocks: Tensor,
+    *,
+    batch: int = 8,
+    on_tokens: Callable[[int], None] = lambda tokens: None,
+) -> dict[str, Any]:
+    """Compare both models on blocks (n, length) int64.
+
+    Returns perplexities and their ratio, cosine similarity of final hidden states (after ln_f) and
+    of logits, both means over tokens, top-1 agreement, and spike counts per neuron and token.
+    """
+    nll = {"dense": 0.0, "spiking": 0.0}
+    cosine = cosine_logits = agreement = 0.0
+    predicted = seen = 0
+    with counting_spikes(model) as counter:
+        for chunk in blocks.split(batch):
+            theirs = dense(chunk, output_hidden_states=True)
+            ours = model(chunk)
+            nll["dense"] += _nll(theirs.logits, chunk)
+            nll["spiking"] += _nll(ours.logits, chunk)
+            hidden = theirs.hidden_states[-1]
+            cosine += float(F.cosine_similarity(hidden, ours.last_hidden_state, dim=-1).sum())
+            cosine_logits += float(F.cosine_similarity(theirs.logits, ours.logits, dim=-1).sum())
+            agreement += float((theirs.logits.argmax(-1) == ours.logits.argmax(-1)).sum())
+            predicted += chunk[:, 1:].numel()
+            seen += chunk.numel()
+            on_tokens(chunk.numel())
+    ppl = {name: math.exp(total / predicted) for name, total in nll.items()}
+    layers = counter.mean_counts()
+    timesteps = model.config.timesteps
+    neurons = sum(len(s) for s in counter.spikes.values())
+    mean_count = sum(float(s.sum()) / counter.tokens[n] for n, s in counter.spikes.items()) / neurons
+    return {
+        "ppl_dense": ppl["dense"],
+        "ppl_spiking": ppl["spiking"],
+        "ppl_ratio": ppl["spiking"] / ppl["dense"],
+        "cosine_similarity": cosine / seen,
+        "cosine_similarity_logits": cosine_logits / seen,
+        "token_agreement": agreement / seen,
+        "timesteps": timesteps,
+        "mean_spike_count": mean_count,
+        "mean_spike_rate": mean_count / timesteps,
+        "spike_rate_by_layer": {name: count / timesteps for name, count in layers.items()},
+        "tokens": seen,
+    }
+
+
+def _nll(logits: Tensor, tokens: Tensor) -> float:
+    """Summed next-token negative log-likelihood, nats."""
+    return float(
+        F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
+    )

@@ -1,0 +1,105 @@
+"""Recipes: what `configs/*.yaml` may say about converting and fine-tuning, checked by pydantic."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from neurtransformer.errors import UserError
+
+R = TypeVar("R", bound=BaseModel)
+MAX_TIMESTEPS = 64
+"""Longest code for which float32 sums of spikes stay exact (`spiking.coding.snap_weights`)."""
+
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+class Section(BaseModel):
+    """A mapping with no unknown keys, immutable once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Calibration(Section):
+    """How much text the thresholds are fitted to."""
+
+    tokens: Annotated[int, Field(ge=2)]
+    block: Annotated[int, Field(ge=2)]
+
+
+class Finetune(Section):
+    """Two stages: match each layer's attention output, then the teacher's logits."""
+
+    match_share: Annotated[float, Field(ge=0, le=1)]
+    steps: Annotated[int, Field(ge=1)]
+    batch: Annotated[int, Field(ge=1)]
+    block: Annotated[int, Field(ge=2)]
+    match_rate: Rate
+    distil_rate: Rate
+    train: Literal["ssa", "all"]
+    self_written: Annotated[int, Field(ge=0)]
+
+    def changed(self, **values: object) -> Self:
+        """With other values for what is given and not None."""
+        given = {key: value for key, value in values.items() if value is not None}
+        return self.model_validate({**self.model_dump(), **given})
+
+
+class Recipe(Section):
+    """One way to make a spiking network; `configs/default.yaml` explains each value."""
+
+    timesteps: Annotated[int, Field(ge=1, le=MAX_TIMESTEPS)]
+    calibration: Calibration
+    finetune: Finetune
+
+    @classmethod
+    def from_report(cls, report: dict[str, Any], run: Path) -> Self:
+        """The recipe that a run was converted with. Raises UserError if its report is damaged."""
+        return _checked(cls, report.get("recipe"), run / "report.json")
+
+
+def load_recipe(path: Path | None = None, timesteps: int | None = None) -> Recipe:
+    """The recipe in a YAML file, or the default one. Keys left out keep their default; `timesteps`,
+    if given, wins.
+
+    Raises UserError, in one line, for a file that is not there, not YAML, or says what is not known.
+    """
+    default = resources.files("neurtransformer.configs").joinpath("default.yaml").read_text()
+    values = yaml.safe_load(default)
+    if path is not None:
+        _merge(values, _read(path))
+    if timesteps is not None:
+        values["timesteps"] = timesteps
+    return _checked(Recipe, values, path)
+
+
+def _checked(model: type[R], values: object, path: Path | None) -> R:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        where = f"{path}: " if path else ""
+        got = f", not {first['input']}" if isinstance(first["input"], int | float | str) else ""
+        raise UserError(f"{where}{key}: {first['msg']}{got}") from None
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is no readable YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no mapping of settings: see configs/default.yaml")
+    return values
+
+
+def _merge(base: dict[str, object], over: dict[str, object]) -> None:
+    for key, value in over.items():
+        below = base.get(key)
+        if isinstance(below, dict) and isinstance(value, dict):
+            _merge(below, value)
+        else:
+            base[key] = value

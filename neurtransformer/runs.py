@@ -1,0 +1,291 @@
+"""Run and netlist folders: written whole or not at all, and the last one found again.
+
+A *run* is what `save_pretrained` writes plus `report.json`; a *netlist* has a `manifest.json`.
+Locks are `flock` locks: the kernel drops them when a process dies, however it dies. On a file
+system without them everything works, except that the leftovers of killed processes stay.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from neurtransformer.errors import UserError
+
+Kind = Literal["run", "netlist"]
+
+HOME: dict[Kind, str] = {"run": "runs", "netlist": "netlists"}
+MARKS: dict[Kind, tuple[str, ...]] = {
+    "run": ("report.json", "config.json"),
+    "netlist": ("manifest.json",),
+}
+MAKER: dict[Kind, str] = {
+    "run": "neurtx convert MODEL",
+    "netlist": "neurtx export --target loihi2",
+}
+_NEW = ".neurtx-new-"
+_OLD = ".neurtx-old-"
+
+
+# --- writing a folder whole or not at all ---
+
+
+@contextlib.contextmanager
+def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield an empty folder beside `target` that becomes `target` when the block ends well.
+
+    On an exception, Ctrl-C or SIGTERM it is removed and whatever stood at `target` stays.
+    With `force` a run or netlist (nothing else) at `target` is replaced.
+
+    Raises UserError if `target` exists and may not be replaced.
+    """
+    # a link to a folder stays a link: the folder behind it is the one that is written
+    target = target.expanduser().resolve()
+    _check_free(target, force)
+    parent = target.parent
+    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    parent.mkdir(parents=True, exist_ok=True)
+    with _locked(parent):
+        _clean(parent)
+        fresh = parent / f"{_NEW}{secrets.token_hex(4)}-{target.name}"
+        fresh.mkdir()
+        lock = _try_lock(fresh, wait=False)
+    try:
+        with _terminated_is_raised():
+            yield fresh
+            _put_in_place(fresh, target, force)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()  # goes only if nothing was put in it
+
+
+def _check_free(target: Path, force: bool) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise UserError(f"{target} is a file: name a folder that does not exist yet")
+    if not force:
+        raise UserError(f"{target} exists already: name another folder or add --force")
+    if not any(is_one(kind, target) for kind in MARKS):
+        raise UserError(
+            f"{target} is neither a run nor a netlist, so --force does not replace it: "
+            "name another folder"
+        )
+    for keep in (Path.cwd(), Path.home()):
+        if keep.resolve().is_relative_to(target):
+            raise UserError(f"{target} holds {keep}: name another folder")
+
+
+def _put_in_place(fresh: Path, target: Path, force: bool) -> None:
+    with _locked(target.parent):
+        _check_free(target, force)
+        if not target.exists():
+            fresh.rename(target)
+            return
+        old = fresh.with_name(_OLD + fresh.name.removeprefix(_NEW))
+        target.rename(old)
+        try:
+            fresh.rename(target)
+        except BaseException:
+            old.rename(target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _clean(parent: Path) -> None:
+    """Remove what killed processes left in `parent`. The caller holds the lock on `parent`."""
+    for leftover in parent.glob(f"{_NEW}*"):
+        lock = _try_lock(leftover, wait=False)
+        if lock is not None:
+            shutil.rmtree(leftover, ignore_errors=True)
+            os.close(lock)
+    for old in parent.glob(f"{_OLD}*"):
+        # killed between the two renames of _put_in_place: the old folder goes back
+        target = parent / old.name.removeprefix(_OLD).split("-", 1)[1]
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(target)
+
+
+def _try_lock(folder: Path, *, wait: bool) -> int | None:
+    """The descriptor that holds the lock on `folder`, or None when it cannot be had."""
+    descriptor = None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        if descriptor is not None:
+            os.close(descriptor)
+        return None
+    return descriptor
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = _try_lock(folder, wait=True)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+@contextlib.contextmanager
+def _terminated_is_raised() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP, which would end the process at once, into SystemExit."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    changed = []
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            # a handler that someone set, or `nohup`, has its say
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, leave)
+                changed.append(number)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
+
+
+# --- finding a folder ---
+
+
+def is_one(kind: Kind, folder: Path) -> bool:
+    """Whether `folder` looks like a run or a netlist."""
+    return all((folder / mark).is_file() for mark in MARKS[kind])
+
+
+def default_folder(kind: Kind, name: str) -> Path:
+    """A free path for a folder made from `name` (a model name, a path): ./runs/gpt2-nano-spiking,
+    ./runs/gpt2-nano-spiking-2 and so on."""
+    stem = re.sub(r"[^\w.-]+", "-", Path(name).expanduser().resolve().name).strip("-.") or "model"
+    if kind == "run":
+        stem += "-spiking"
+    first = Path.cwd() / HOME[kind] / stem
+    folder, number = first, 1
+    while folder.exists():
+        number += 1
+        folder = first.with_name(f"{stem}-{number}")
+    return folder
+
+
+def remember(kind: Kind, folder: Path) -> None:
+    """Note `folder` as the last one made here, for `latest`."""
+    # a convenience: a folder that cannot be written to must not fail work that is done
+    with contextlib.suppress(OSError):
+        note = _note(kind)
+        note.parent.mkdir(exist_ok=True)
+        _write_text(note, f"{folder.resolve()}\n")
+
+
+def latest(kind: Kind) -> Path:
+    """The last run or netlist made from the current folder, else the newest in ./runs or
+    ./netlists. Raises UserError if there is none."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        noted = Path(_note(kind).read_text().strip())
+        if is_one(kind, noted):
+            return noted
+    found = [path for path in (Path.cwd() / HOME[kind]).glob("[!.]*") if is_one(kind, path)]
+    if not found:
+        raise UserError(f"no {kind} here yet: make one with `{MAKER[kind]}`, or name its folder")
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def resolve(kind: Kind, given: str | None) -> Path:
+    """The folder that a command's RUN or NETLIST means; None is the last one made.
+
+    Raises UserError if there is no such folder or it is not of that kind.
+    """
+    if given is None:
+        return latest(kind)
+    folder = Path(given).expanduser().resolve()
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise UserError(f"{folder} {what}: make a {kind} with `{MAKER[kind]}`")
+    for mark in MARKS[kind]:
+        if not (folder / mark).is_file():
+            raise UserError(
+                f"{folder} is not a {kind} (no {mark} in it): make one with `{MAKER[kind]}`"
+            )
+    return folder
+
+
+def _note(kind: Kind) -> Path:
+    return Path.cwd() / ".neurtx" / f"last-{kind}"
+
+
+# --- JSON files ---
+
+
+def plain(value: Any) -> Any:
+    """`value` with nothing in it but what JSON can hold: paths become strings, NumPy and torch
+    scalars and arrays numbers and lists, NaN and infinities None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write `values` (see `plain`) to `path`, keys in the order given; the old file stays until
+    the new one is complete."""
+    _write_text(path, json.dumps(plain(values), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. Raises UserError if there is none."""
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder, not a JSON file") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): it may be cut short") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return values
+
+
+def update_report(run: Path, section: str, values: Mapping[str, Any]) -> None:
+    """Set `values` in one section of the run's report.json; other keys and sections stay."""
+    path = run / "report.json"
+    with _locked(run):
+        report = read_json(path)
+        report[section] = {**(report.get(section) or {}), **values}
+        write_json(path, report)
+
+
+def _write_text(path: Path, text: str) -> None:
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)

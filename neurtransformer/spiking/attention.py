@@ -1,0 +1,237 @@
+"""Causal spiking self-attention (SSA): a fast-weight matrix written by spikes.
+
+With key counts k, value counts v and query counts q of one token, a head does
+
+    [o, d] <- (W + u [v, 1] k^T) q        (read the past, and the present with weight u)
+    W <- W - W >> s + [v, 1] k^T          (forget by a power of two, then a Hebbian write)
+
+and passes on ``o / (d + 1)``. This is softmax-free causal attention whose weights are ``u q_i.k_i``
+for the token itself and ``(1 - 2^-s)^(i-j-1) q_i.k_j`` for the tokens before it, divided by their
+sum (linear attention as fast weights: arXiv 2006.16236, 2102.11174; on Loihi 2: 2410.08711; a
+weight of its own for the present as in RWKV: 2305.13048). The 1 beside v is a value neuron that
+always fires once. s = 0 with u = 0 is a head that sees just the token before, as softmax heads
+often do. The division is one reciprocal per head and token, read from a table (`normalise`).
+
+The module has both forms: `ssa_parallel`, over all pairs of tokens, differentiable, for training;
+and `ssa_recurrent`, the bounded integer state of the chip, for everything else.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from neurtransformer.spiking.neuron import RateNeuron, SpikeLinear
+
+STATE_BITS = 24
+"""Width of a state on Loihi 2, sign included; also what a float32 holds exactly."""
+
+NO_FORGETTING = STATE_BITS
+"""The shift that leaves a state as it is."""
+
+MEAN_BITS = 8
+"""Fraction bits of the mean value counts that a head passes on."""
+
+RECIPROCALS = tuple(round(2**16 / (2 * index + 1)) for index in range(128, 256))
+"""2^15 / x at the middle of [index, index + 1): 128 entries of 8 bits."""
+
+
+def state_format(timesteps: int, key_dim: int) -> tuple[int, int]:
+    """Fixed point of the SSA state: (write_shift, read_shift).
+
+    A product ``v k`` enters the state shifted left by `write_shift`, which leaves room for 256
+    full-scale products before saturation. A read drops `read_shift` bits, so that the sum over
+    `key_dim` keys of state times query count cannot leave 24 bits.
+    """
+    level_bits = math.ceil(math.log2(timesteps))
+    write_shift = STATE_BITS - 1 - 8 - 2 * level_bits
+    read_shift = math.ceil(math.log2(key_dim)) + level_bits
+    return write_shift, read_shift
+
+
+def forget(state: Tensor, shift: Tensor) -> Tensor:
+    """``W - round(W / 2^s)`` on integers held in floats.
+
+    state: (..., heads, value, key). shift: (heads,), 0 (forget all) to NO_FORGETTING.
+    """
+    return state - torch.floor(state * torch.exp2(-shift.to(state.dtype))[:, None, None] + 0.5)
+
+
+def ssa_token(
+    state: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    forgetting: tuple[Tensor, Tensor],
+    timesteps: int,
+) -> tuple[Tensor, Tensor]:
+    """Read and write one token.
+
+    state: (batch, heads, value + 1, key), integers held in floats. key: counts (batch, heads, key).
+    value: counts (batch, heads, value + 1), the last always 1. query: the spikes of R reads,
+    (R, batch, heads, key); a read is linear in the query, so T reads by single spikes add up to one
+    read by their counts, exactly. forgetting: shift s and present weight u, both (heads,).
+    Returns reads (batch, heads, value + 1), at most 24 bits, and the next state.
+    """
+    shift, present = forgetting
+    write_shift, read_shift = state_format(timesteps, key.shape[-1])
+    limit = float(2 ** (STATE_BITS - 1) - 1)
+    written = value.unsqueeze(-1) * key.unsqueeze(-2) * float(1 << write_shift)
+    visible = (state + present[:, None, None] * written).clamp_(-limit, limit)
+    most = float(2 ** (STATE_BITS - 1 - read_shift) - 1)
+    visible = torch.floor(visible * 2.0**-read_shift + 0.5).clamp_(-most, most)
+    membrane = torch.zeros_like(value)
+    for spikes in query:
+        membrane = membrane + torch.einsum("bhvk,bhk->bhv", visible, spikes)
+    return membrane, (forget(state, shift) + written).clamp_(-limit, limit)
+
+
+def ssa_recurrent(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    forgetting: tuple[Tensor, Tensor],
+    timesteps: int,
+    state: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Token after token on the integer state.
+
+    query: spikes (R, batch, heads, length, key), R = 1 for counts. key, value: counts
+    (batch, heads, length, dim). Returns the integer reads (batch, heads, length, value + 1) and the
+    state (batch, heads, value + 1, key) after the last token.
+    """
+    value = torch.cat([value, torch.ones_like(value[..., :1])], dim=-1)
+    reads = []
+    for i in range(key.shape[-2]):
+        token = query[..., i, :], key[..., i, :], value[..., i, :]
+        membrane, state = ssa_token(state, *token, forgetting, timesteps)
+        reads.append(membrane)
+    return torch.stack(reads, dim=-2), state
+
+
+def normalise(read: Tensor, timesteps: int) -> Tensor:
+    """Divide the values of a read by its last entry plus one, with shifts and one table look-up.
+
+    read: (..., value + 1), integers; the last is the sum of the attention weights. Returns mean
+    value counts (..., value) as integers with MEAN_BITS fraction bits; every intermediate fits 24
+    bits. The reciprocal is `RECIPROCALS` at the leading 8 bits of the sum, right to 1/256.
+    """
+    level_bits = math.ceil(math.log2(timesteps))
+    mantissa, exponent = torch.frexp(read[..., -1:] + 1)
+    index = torch.floor(mantissa * 256).long() - 128
+    reciprocal = torch.tensor(RECIPROCALS, dtype=read.dtype, device=read.device)[index]
+    headroom = 15 - level_bits
+    limit = float(2**15 - 1)
+    scaled = torch.floor(torch.ldexp(read[..., :-1], headroom - exponent) + 0.5)
+    product = scaled.clamp_(-limit, limit) * reciprocal
+    return torch.floor(product * 2.0 ** (MEAN_BITS - 7 - headroom) + 0.5)
+
+
+def read_unit(timesteps: int, key_dim: int) -> float:
+    """How many products of counts one unit of an integer read is worth."""
+    write_shift, read_shift = state_format(timesteps, key_dim)
+    return 2.0 ** (read_shift - write_shift)
+
+
+def age_weights(shift: Tensor, present: Tensor, length: int) -> Tensor:
+    """What a head keeps of token j when it reads at token i: (heads, i, j), 0 for j > i."""
+    position = torch.arange(length, device=shift.device)
+    age = position[:, None] - position[None, :]
+    keep = (1 - torch.exp2(-shift.float()))[:, None, None]
+    past = (keep ** (age - 1).clamp_min(0)).tril(-1)
+    return past + present[:, None, None] * torch.eye(length, device=shift.device)
+
+
+def ssa_weights(query: Tensor, key: Tensor, forgetting: tuple[Tensor, Tensor]) -> Tensor:
+    """The effective attention weights, (batch, heads, i, j), from counts (batch, heads, length, key)."""
+    return (query @ key.transpose(-1, -2)) * age_weights(*forgetting, query.shape[-2])
+
+
+def ssa_parallel(
+    query: Tensor, key: Tensor, value: Tensor, forgetting: tuple[Tensor, Tensor], timesteps: int
+) -> Tensor:
+    """All tokens at once, without rounding of the state: differentiable, for training.
+
+    query, key, value: counts (batch, heads, length, dim). timesteps: T of the counts.
+    Returns mean value counts (batch, heads, length, value).
+    """
+    weights = ssa_weights(query, key, forgetting)
+    least = read_unit(timesteps, key.shape[-1])
+    return weights @ value / (weights.sum(-1, keepdim=True) + least)
+
+
+class SpikingSelfAttention(nn.Module):
+    """GPT-2's attention with softmax replaced by SSA. `c_attn` and `c_proj` keep their names.
+
+    Keys and queries are unsigned populations (so attention weights are never negative), values and
+    outputs signed ones. `shift` and `present` (heads,) are the s and u of the rule above.
+    """
+
+    shift: Tensor
+    present: Tensor
+
+    def __init__(self, width: int, heads: int, timesteps: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.timesteps = timesteps
+        self.encode = RateNeuron(width, timesteps, signed=True, analogue=True)
+        self.c_attn = SpikeLinear(width, 3 * width, timesteps)
+        self.query = RateNeuron(width, timesteps, signed=False)
+        self.key = RateNeuron(width, timesteps, signed=False)
+        self.value = RateNeuron(width, timesteps, signed=True)
+        self.register_buffer("shift", torch.full((heads,), NO_FORGETTING, dtype=torch.int32))
+        self.register_buffer("present", torch.ones(heads))
+        self.merged = RateNeuron(width, timesteps, signed=True)
+        self.c_proj = SpikeLinear(width, width, timesteps)
+
+    def split_heads(self, spikes: Tensor) -> Tensor:
+        """(..., length, width) to (..., heads, length, width / heads)."""
+        return spikes.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
+
+    def new_state(self, batch: int) -> Tensor:
+        """The empty fast-weight matrix, (batch, heads, head_dim + 1, head_dim)."""
+        head_dim = self.c_proj.weight.shape[0] // self.heads
+        return self.present.new_zeros(batch, self.heads, head_dim + 1, head_dim)
+
+    def code(self, x: Tensor, steps: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """x (batch, length, width) to the spikes of query, key and value, heads split."""
+        spikes = self.encode(x, steps)
+        membrane = self.c_attn(spikes, self.encode.spike_value, steps)
+        q, k, v = membrane.chunk(3, dim=-1)
+        neurons = (self.query, q), (self.key, k), (self.value, v)
+        query, key, value = (self.split_heads(neuron(m, steps)) for neuron, m in neurons)
+        return query, key, value
+
+    def merge(self, mean: Tensor) -> Tensor:
+        """Mean value counts (batch, heads, length, head_dim) to values (batch, length, width)."""
+        return mean.transpose(1, 2).flatten(-2) * self.value.spike_value
+
+    def forward(
+        self,
+        x: Tensor,
+        steps: bool = False,
+        state: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """x: (batch, length, width), the normalised residual stream.
+
+        mask: (batch, length), 0 where a token is padding and must not be written.
+        Returns what is added to the residual stream, and the state after the last token (None in
+        training mode).
+        """
+        query, key, value = self.code(x, steps)
+        if mask is not None:
+            key = key * mask[:, None, :, None]
+        forgetting = self.shift, self.present
+        if self.training:
+            mean = ssa_parallel(query, key, value, forgetting, self.timesteps)
+        else:
+            reads = query if steps else query.unsqueeze(0)
+            if steps:
+                key, value = key.sum(0), value.sum(0)
+            if state is None:
+                state = self.new_state(x.shape[0])
+            read, state = ssa_recurrent(reads, key, value, forgetting, self.timesteps, state)
+            mean = normalise(read, self.timesteps) * 2.0**-MEAN_BITS
+        spikes = self.merged(self.merge(mean), steps)
+        return self.c_proj(spikes, self.merged.spike_value, steps), state

@@ -1,0 +1,178 @@
+"""Calibration: thresholds, centres and forgetting, measured on what the dense model does with text.
+
+Nothing here is trained. `record` runs the dense model once; `calibrate` fits each neuron layer to
+what it will have to code, and each head's forgetting to how far back the softmax head looks.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import GPT2LMHeadModel
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+
+from neurtransformer.spiking import coding
+from neurtransformer.spiking.attention import (
+    NO_FORGETTING,
+    SpikingSelfAttention,
+    age_weights,
+    ssa_parallel,
+)
+from neurtransformer.spiking.feedforward import SpikingFeedForward
+from neurtransformer.spiking.model import SpikingBlock, SpikingGPT2LMHeadModel
+from neurtransformer.spiking.neuron import RateNeuron, SpikeLinear
+
+CLIP_RATIOS = 24
+SHIFTS = (0, 1, 2, 3, 4, 5, 6, 7, NO_FORGETTING)
+PRESENTS = (0.0, 0.25, 0.5, 1.0, 2.0)
+PROFILE_TOKENS = 256
+Taps = dict[str, Tensor]
+
+
+def fit_threshold(
+    x: Tensor, timesteps: int, *, signed: bool, centred: bool
+) -> tuple[Tensor, Tensor]:
+    """The threshold of least squared coding error for each channel, and the channel's centre.
+
+    x: samples (n, channels). The threshold is searched among fractions of the largest value, the
+    usual clipping search of post-training quantisation. Returns two tensors (channels,).
+    """
+    center = x.mean(0) if centred else torch.zeros_like(x[0])
+    target = x - center
+    if not signed:
+        target = target.clamp_min(0)
+    largest = target.abs().amax(0).clamp_min(1e-3)
+    best, least = largest.clone(), torch.full_like(largest, float("inf"))
+    for ratio in torch.linspace(1 / CLIP_RATIOS, 1, CLIP_RATIOS).tolist():
+        spike_value = largest * (ratio / timesteps)
+        coded = coding.counts_from_total(target / spike_value, timesteps, signed) * spike_value
+        error = (coded - target).square_().sum(0)
+        better = error < least
+        least = torch.where(better, error, least)
+        best = torch.where(better, largest * ratio, best)
+    return best, center
+
+
+def fit_neuron(neuron: RateNeuron, x: Tensor, *, centred: bool) -> None:
+    """Set threshold and centre of `neuron` for driving values x (..., channels)."""
+    with torch.no_grad():
+        if neuron.activation is not None:
+            x = neuron.activation(x)
+        threshold, center = fit_threshold(
+            x.flatten(0, -2), neuron.timesteps, signed=neuron.signed, centred=centred
+        )
+        neuron.threshold.copy_(threshold)
+        neuron.center.copy_(center)
+
+
+def fit_forgetting(attention: Tensor) -> tuple[Tensor, Tensor]:
+    """For each head the (shift, present) whose age weights are nearest to its softmax weights.
+
+    attention: softmax weights (batch, heads, i, j). Nearest by cross-entropy, with the age weights
+    normalised over j. Returns two tensors (heads,).
+    """
+    heads, length = attention.shape[1], attention.shape[-1]
+    burn_in = min(32, length // 2)
+    mean = attention[:, :, burn_in:].mean(0)
+    best = torch.full((heads,), float("inf"), device=mean.device)
+    shift = torch.full((heads,), NO_FORGETTING, dtype=torch.int32, device=mean.device)
+    present = torch.ones(heads, device=mean.device)
+    for s, u in product(SHIFTS, PRESENTS):
+        weights = age_weights(shift.new_tensor([s]), present.new_tensor([u]), length)[0, burn_in:]
+        weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-9)
+        distance = -(mean * torch.log(weights + 1e-3)).sum(-1).mean(-1)
+        better = distance < best
+        best = torch.where(better, distance, best)
+        shift[better], present[better] = s, u
+    return shift, present
+
+
+@contextmanager
+def tapped(dense: GPT2LMHeadModel) -> Iterator[list[Taps]]:
+    """While open, every forward pass of `dense` leaves its activations here, one dict a block.
+
+    Keys, all (batch, length, channels): `attn_in` and `mlp_in` (after LayerNorm), `merged` (heads
+    joined, before c_proj), `attn_out`, `hidden` (after GELU).
+    """
+    taps: list[Taps] = [defaultdict(Tensor) for _ in dense.transformer.h]
+    hooks = []
+
+    def keep(store: Taps, name: str, inputs: bool):  # noqa: ANN202
+        def hook(module: torch.nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+            store[name] = args[0] if inputs else output
+
+        return hook
+
+    for store, block in zip(taps, cast("list[GPT2Block]", dense.transformer.h), strict=True):
+        for module, name, inputs in (
+            (block.attn.c_attn, "attn_in", True),
+            (block.attn.c_proj, "merged", True),
+            (block.attn.c_proj, "attn_out", False),
+            (block.mlp.c_fc, "mlp_in", True),
+            (block.mlp.c_proj, "hidden", True),
+        ):
+            hooks.append(module.register_forward_hook(keep(store, name, inputs)))
+    try:
+        yield taps
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def softmax_weights(block: GPT2Block, attn_in: Tensor) -> Tensor:
+    """The softmax attention of a dense block on its normalised input: (batch, heads, i, j)."""
+    attention = block.attn
+    query, key, _ = attention.c_attn(attn_in).split(attention.split_size, dim=2)
+    query, key = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (query, key))
+    scores = query @ key.transpose(-1, -2) * attention.scaling
+    hidden = torch.ones_like(scores, dtype=torch.bool).triu(1)
+    return scores.masked_fill(hidden, float("-inf")).softmax(-1)
+
+
+def absorb_center(neuron: RateNeuron, synapse: SpikeLinear) -> None:
+    """Let the bias of `synapse` carry the centre of the code in front of it."""
+    synapse.bias.add_(synapse.weight @ neuron.center)
+
+
+def calibrate_attention(attention: SpikingSelfAttention, block: GPT2Block, taps: Taps) -> None:
+    """Fit one SSA to the softmax attention it replaces. Its weights are already carried over."""
+    head = taps["attn_in"][:, :PROFILE_TOKENS]
+    shift, present = fit_forgetting(softmax_weights(block, head))
+    attention.shift.copy_(shift)
+    attention.present.copy_(present)
+    fit_neuron(attention.encode, taps["attn_in"], centred=True)
+    absorb_center(attention.encode, attention.c_attn)
+    membrane = attention.c_attn(attention.encode(taps["attn_in"]), attention.encode.spike_value)
+    for neuron, x in zip(
+        (attention.query, attention.key, attention.value), membrane.chunk(3, dim=-1), strict=True
+    ):
+        fit_neuron(neuron, x, centred=False)
+    query, key, value = attention.code(taps["attn_in"])
+    mean = ssa_parallel(query, key, value, (shift, present), attention.timesteps)
+    fit_neuron(attention.merged, attention.merge(mean), centred=True)
+    absorb_center(attention.merged, attention.c_proj)
+
+
+def calibrate_feedforward(mlp: SpikingFeedForward, taps: Taps) -> None:
+    """Fit the two neuron layers of one feed-forward block."""
+    fit_neuron(mlp.encode, taps["mlp_in"], centred=True)
+    absorb_center(mlp.encode, mlp.c_fc)
+    membrane = mlp.c_fc(mlp.encode(taps["mlp_in"]), mlp.encode.spike_value)
+    fit_neuron(mlp.hidden, membrane, centred=True)
+    absorb_center(mlp.hidden, mlp.c_proj)
+
+
+@torch.no_grad()
+def calibrate(model: SpikingGPT2LMHeadModel, dense: GPT2LMHeadModel, tokens: Tensor) -> None:
+    """Fit every threshold, centre and forgetting of `model` to `dense` on tokens (batch, length)."""
+    with tapped(dense) as taps:
+        dense(tokens)
+    dense_blocks = cast("list[GPT2Block]", dense.transformer.h)
+    for spiking, block, tap in zip(model.blocks, dense_blocks, taps, strict=True):
+        calibrate_attention(spiking.attn, block, tap)
+        calibrate_feedforward(spiking.mlp, tap)
+        tap.clear()

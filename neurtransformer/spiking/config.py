@@ -1,0 +1,15 @@
+"""The config of a spiking GPT-2."""
+
+from transformers import AutoConfig, GPT2Config
+
+
+class SpikingGPT2Config(GPT2Config):
+    """A GPT-2 config plus `timesteps`, the T of the rate code, and `dense`, what was converted."""
+
+    model_type = "spiking_gpt2"
+
+    timesteps: int = 8
+    dense: str | None = None
+
+
+AutoConfig.register(SpikingGPT2Config.model_type, SpikingGPT2Config, exist_ok=True)

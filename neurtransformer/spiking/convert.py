@@ -1,0 +1,74 @@
+"""Dense GPT-2 to spiking GPT-2: copy the weights, swap the blocks, calibrate."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import GPT2LMHeadModel
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+from transformers.pytorch_utils import Conv1D
+
+from neurtransformer.errors import UserError
+from neurtransformer.recipe import MAX_TIMESTEPS
+from neurtransformer.spiking.calibrate import calibrate
+from neurtransformer.spiking.config import SpikingGPT2Config
+from neurtransformer.spiking.model import SpikingBlock, SpikingGPT2LMHeadModel
+from neurtransformer.spiking.neuron import SpikeLinear
+
+
+def check_timesteps(timesteps: int) -> None:
+    """Raise UserError unless T is one that the code is exact for."""
+    if not 1 <= timesteps <= MAX_TIMESTEPS:
+        raise UserError(f"timesteps must be 1 to {MAX_TIMESTEPS}, not {timesteps}")
+
+
+def convert(
+    dense: GPT2LMHeadModel, tokens: Tensor, timesteps: int, source: str
+) -> SpikingGPT2LMHeadModel:
+    """The spiking network for `dense`, calibrated on tokens (batch, length) int64, in eval mode.
+
+    source: what `dense` was loaded from, kept in the config so that the teacher is found again.
+    Raises UserError for timesteps out of range.
+    """
+    check_timesteps(timesteps)
+    values = dense.config.to_dict()
+    for name in ("model_type", "architectures", "dtype", "transformers_version"):
+        values.pop(name, None)
+    config = SpikingGPT2Config(**values, timesteps=timesteps, dense=source)
+    model = SpikingGPT2LMHeadModel(config).eval()
+    carry_over(model, dense)
+    calibrate(model, dense, tokens)
+    return model
+
+
+@torch.no_grad()
+def carry_over(model: SpikingGPT2LMHeadModel, dense: GPT2LMHeadModel) -> None:
+    """Copy every pretrained parameter to where it lives in the spiking network."""
+    embeddings = (
+        (model.transformer["wte"], dense.transformer.wte),
+        (model.transformer["wpe"], dense.transformer.wpe),
+        (model.transformer["ln_f"], dense.transformer.ln_f),
+    )
+    for ours, theirs in embeddings:
+        ours.load_state_dict(theirs.state_dict())
+    dense_blocks = cast("list[GPT2Block]", dense.transformer.h)
+    for ours, theirs in zip(model.blocks, dense_blocks, strict=True):
+        _carry_block(ours, theirs)
+
+
+def _carry_block(ours: SpikingBlock, theirs: GPT2Block) -> None:
+    ours.ln_1.load_state_dict(theirs.ln_1.state_dict())
+    ours.ln_2.load_state_dict(theirs.ln_2.state_dict())
+    for module, conv in (
+        (ours.attn.c_attn, theirs.attn.c_attn),
+        (ours.attn.c_proj, theirs.attn.c_proj),
+        (ours.mlp.c_fc, theirs.mlp.c_fc),
+        (ours.mlp.c_proj, theirs.mlp.c_proj),
+    ):
+        _carry_linear(module, conv)
+
+
+def _carry_linear(ours: SpikeLinear, theirs: nn.Module) -> None:
+    assert isinstance(theirs, Conv1D)
+    ours.weight.copy_(theirs.weight.T)
+    ours.bias.copy_(theirs.bias)

@@ -1,0 +1,217 @@
+"""Fine-tuning: the spiking attention learns from its dense teacher, by surrogate gradients.
+
+Two stages, each with its own AdamW. *match*: every SSA, fed with what the teacher's attention is
+fed with, learns the teacher's attention output (all layers at once, errors relative to the output's
+variance). *distil*: the whole spiking network learns the teacher's next-token distribution
+(Kullback-Leibler). The order follows Hedgehog (arXiv 2402.04347).
+
+What happens in a step depends on the seed and the number of the step alone, so a run that was
+stopped and resumed ends with the same weights as one that was not.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+
+from neurtransformer.errors import UserError
+from neurtransformer.recipe import Finetune
+from neurtransformer.runs import new_folder, read_json, write_json
+from neurtransformer.spiking.calibrate import tapped
+from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+from neurtransformer.text import load_blocks, write_text
+
+Stage = Literal["match", "distil"]
+WARM_UP = 10
+CHECKPOINT_EVERY = 50
+GRADIENT_NORM = {"match": 5.0, "distil": 1.0}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimisation step did: number from 1, stage, loss."""
+
+    number: int
+    stage: Stage
+    loss: float
+
+
+class Distiller(nn.Module):
+    """Teacher and student together; its forward pass is the loss of one stage."""
+
+    def __init__(self, student: SpikingGPT2LMHeadModel, teacher: GPT2LMHeadModel) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = teacher.requires_grad_(False).eval()
+
+    def forward(self, tokens: Tensor, stage: Stage) -> Tensor:
+        """tokens: (batch, length) int64. Returns a scalar."""
+        return self.match(tokens) if stage == "match" else self.distil(tokens)
+
+    def match(self, tokens: Tensor) -> Tensor:
+        """Mean over layers of the squared error of attention outputs over their variance."""
+        with torch.no_grad(), tapped(self.teacher) as taps:
+            self.teacher.transformer(tokens)
+        losses = []
+        for block, tap in zip(self.student.blocks, taps, strict=True):
+            output, _ = block.attn(tap["attn_in"])
+            losses.append(F.mse_loss(output, tap["attn_out"]) / tap["attn_out"].var())
+        return torch.stack(losses).mean()
+
+    def distil(self, tokens: Tensor) -> Tensor:
+        """Kullback-Leibler divergence from teacher to student, nats per token."""
+        with torch.no_grad():
+            target = self.teacher(tokens).logits.log_softmax(-1)
+        logits = self.student(tokens).logits.log_softmax(-1)
+        return F.kl_div(logits, target, log_target=True, reduction="none").sum(-1).mean()
+
+
+def training_text(
+    teacher: GPT2LMHeadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str | None,
+    recipe: Finetune,
+    seed: int,
+) -> Tensor:
+    """Blocks (n, length) int64 of `text`; for None, CPython's text and the teacher's own."""
+    length = min(recipe.block, teacher.config.n_positions)
+    needed = recipe.steps * recipe.batch * length
+    blocks = load_blocks(text, tokenizer, length, split="train", limit_tokens=needed)
+    if text is not None or recipe.self_written == 0:
+        return blocks
+    return torch.cat([blocks, write_text(teacher, recipe.self_written, blocks.shape[1], seed)])
+
+
+def trainable(model: SpikingGPT2LMHeadModel, train: str) -> list[nn.Parameter]:
+    """Mark and return what is trained: the SSA of every block, or everything."""
+    model.requires_grad_(train == "all")
+    for block in model.blocks:
+        block.attn.requires_grad_(True)
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def rate_at(step: int, steps: int, peak: float) -> float:
+    """Learning rate of step 0..steps-1: linear warm-up, then linear decay to zero."""
+    return peak * min(1.0, (step + 1) / WARM_UP) * (1 - step / steps)
+
+
+def batch_at(step: int, blocks: Tensor, batch: int, seed: int) -> Tensor:
+    """Batch number `step` of endless shuffled passes over blocks (n, length): (batch, length)."""
+    size = min(batch, len(blocks))
+    per_pass = len(blocks) // size
+    shuffle = torch.Generator().manual_seed(seed * 1_000_003 + step // per_pass)
+    order = torch.randperm(len(blocks), generator=shuffle)
+    start = step % per_pass * size
+    return blocks[order[start : start + size]]
+
+
+def finetune(
+    model: SpikingGPT2LMHeadModel,
+    teacher: GPT2LMHeadModel,
+    blocks: Tensor,
+    recipe: Finetune,
+    *,
+    seed: int,
+    device: str,
+    checkpoint: Path,
+    resume: bool,
+    on_step: Callable[[Step], None],
+) -> list[Step]:
+    """Train `model` in place on blocks (n, length) int64; returns every step, for the loss curve.
+
+    checkpoint: folder that is written every CHECKPOINT_EVERY steps; with `resume` training goes on
+    from it. The caller removes it when all is saved.
+    Raises UserError if there is nothing to resume or the checkpoint belongs to other settings.
+    """
+    accelerator = Accelerator(cpu=device == "cpu")
+    parameters = trainable(model, recipe.train)
+    distiller = accelerator.prepare(Distiller(model, teacher))
+    model.train()
+    text = hashlib.sha256(blocks.numpy().tobytes()).hexdigest()
+    plan = {"recipe": recipe.model_dump(), "seed": seed, "text_sha256": text}
+    match_steps = round(recipe.steps * recipe.match_share)
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.0)
+    done = read_checkpoint(checkpoint, model, optimizer, plan) if resume else []
+    for number in range(len(done), recipe.steps):
+        stage: Stage = "match" if number < match_steps else "distil"
+        if number == match_steps:
+            optimizer.state.clear()
+        first, length, peak = (
+            (0, match_steps, recipe.match_rate)
+            if stage == "match"
+            else (match_steps, recipe.steps - match_steps, recipe.distil_rate)
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(number - first, length, peak)
+        share = number * accelerator.num_processes + accelerator.process_index
+        tokens = batch_at(share, blocks, recipe.batch, seed).to(accelerator.device)
+        loss = distiller(tokens, stage)
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"the loss is {loss.item()} at step {number + 1}")
+        optimizer.zero_grad()
+        accelerator.backward(loss)
+        nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM[stage])
+        optimizer.step()
+        done.append(Step(number + 1, stage, loss.item()))
+        on_step(done[-1])
+        if len(done) % CHECKPOINT_EVERY == 0 and accelerator.is_main_process:
+            write_checkpoint(checkpoint, model, optimizer, plan, done)
+    model.requires_grad_(False).eval()
+    return done
+
+
+def write_checkpoint(
+    folder: Path,
+    model: SpikingGPT2LMHeadModel,
+    optimizer: torch.optim.Optimizer,
+    plan: dict[str, object],
+    done: list[Step],
+) -> None:
+    """Write what `read_checkpoint` needs, replacing the checkpoint that was there whole."""
+    tensors = {f"model.{name}": p.detach().cpu() for name, p in model.named_parameters()}
+    for index, parameter in enumerate(optimizer.param_groups[0]["params"]):
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().contiguous()
+    steps = [[step.number, step.stage, step.loss] for step in done]
+    with new_folder(folder, force=True) as fresh:
+        save_file(tensors, fresh / "checkpoint.safetensors")
+        write_json(fresh / "report.json", {"plan": plan, "steps": steps})
+        write_json(fresh / "config.json", model.config.to_dict())
+
+
+def read_checkpoint(
+    folder: Path,
+    model: SpikingGPT2LMHeadModel,
+    optimizer: torch.optim.Optimizer,
+    plan: dict[str, object],
+) -> list[Step]:
+    """Put model and optimizer where the checkpoint left them; returns the steps done by then."""
+    if not folder.is_dir():
+        raise UserError(f"there is no checkpoint in {folder}: leave --resume out")
+    report = read_json(folder / "report.json")
+    if report.get("plan") != plan:
+        raise UserError("the checkpoint was made with other settings or text: give the same again")
+    try:
+        tensors = load_file(folder / "checkpoint.safetensors")
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(tensors[f"model.{name}"])
+        for index, parameter in enumerate(optimizer.param_groups[0]["params"]):
+            prefix = f"optimizer.{index}."
+            state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            for key, value in state.items():
+                state[key] = value if key == "step" else value.to(parameter.device)
+            optimizer.state[parameter] = state
+        return [Step(*values) for values in report["steps"]]
+    except (SafetensorError, OSError, KeyError, RuntimeError, TypeError) as error:
+        raise UserError(f"the checkpoint in {folder} is damaged: {error}") from error

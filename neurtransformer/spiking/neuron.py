@@ -1,0 +1,101 @@
+"""The rate-coding neuron and the synapse in front of it, as modules: counts or steps.
+
+Between modules travel *spikes*: in counts form a tensor (..., channels) of integers held in floats,
+in steps form (T, ..., channels) of single spikes. `steps=True` selects the second; the two are
+equal neuron for neuron in eval mode. In training mode gradients flow through the counts by the
+surrogate of `coding.surrogate_counts`.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from neurtransformer.spiking import coding
+
+
+class RateNeuron(nn.Module):
+    """A layer of rate-coding neurons with one threshold per channel.
+
+    The count n codes the value ``center + n * spike_value`` with ``spike_value = threshold / T``,
+    so `threshold` is the largest distance from `center` that can be told (NeurTransformer,
+    arXiv 2510.00133, sec. 3; soft reset and the half-threshold start as in QCFS,
+    arXiv 2303.04347).
+
+    channels: number of neurons. signed: pairs of neurons, counts -T..T, else 0..T.
+    analogue: driven by a constant current (the code of a real-valued activation) and not by spikes.
+    activation: applied to the membrane between integrating and firing.
+    """
+
+    threshold: nn.Parameter
+    center: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        timesteps: int,
+        *,
+        signed: bool,
+        analogue: bool = False,
+        activation: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.timesteps = timesteps
+        self.signed = signed
+        self.analogue = analogue
+        self.activation = activation
+        self.threshold = nn.Parameter(torch.ones(channels))
+        self.register_buffer("center", torch.zeros(channels))
+
+    @property
+    def spike_value(self) -> Tensor:
+        """What one spike is worth, (channels,), always positive."""
+        return self.threshold.abs().clamp_min(1e-6) / self.timesteps
+
+    def total(self, x: Tensor) -> Tensor:
+        """Membrane total in thresholds after integrating the value x of shape (..., channels)."""
+        if self.activation is not None:
+            x = self.activation(x)
+        if not self.analogue or self.training:
+            return (x - self.center) / self.spike_value
+        per_step = (x - self.center) / (self.spike_value * self.timesteps)
+        return coding.snap_current(per_step) * self.timesteps
+
+    def forward(self, x: Tensor, steps: bool = False) -> Tensor:
+        """Values (..., channels) to counts (..., channels), or to spikes (T, ..., channels)."""
+        z = self.total(x)
+        if self.training:
+            return coding.surrogate_counts(z, self.timesteps, self.signed)
+        fire = coding.spikes_from_total if steps else coding.counts_from_total
+        return fire(z, self.timesteps, self.signed)
+
+
+class SpikeLinear(nn.Module):
+    """Synapses from one layer of rate-coding neurons to the membranes of the next.
+
+    Integrates spikes to the value ``sum_i weight_ji spike_value_i n_i + bias_j``. In eval mode the
+    weights are snapped so that counts and steps agree exactly (`coding.snap_weights`).
+    """
+
+    def __init__(self, in_features: int, out_features: int, timesteps: int) -> None:
+        super().__init__()
+        self.timesteps = timesteps
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(out_features))
+        nn.init.normal_(self.weight, std=0.02)
+
+    def scaled_weight(self, spike_value: Tensor) -> Tensor:
+        """Weights with the presynaptic spike values folded in, (out, in)."""
+        scaled = self.weight * spike_value
+        return scaled if self.training else coding.snap_weights(scaled, self.timesteps)
+
+    def forward(self, spikes: Tensor, spike_value: Tensor, steps: bool = False) -> Tensor:
+        """Spikes in counts or steps form to membrane values (..., out_features)."""
+        weight = self.scaled_weight(spike_value)
+        if not steps:
+            return F.linear(spikes, weight) + self.bias
+        membrane = torch.zeros((), device=spikes.device)
+        for spike in spikes:
+            membrane = membrane + F.linear(spike, weight)
+        return membrane + self.bias

@@ -1,0 +1,222 @@
+"""Text from a file, standard input, a hub data set or CPython itself -> blocks of tokens."""
+
+import hashlib
+import io
+import itertools
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Literal
+
+import torch
+
+from neurtransformer import hub
+from neurtransformer.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+
+Split = Literal["train", "heldout"]
+# a stretch of text, and whether a document begins with it
+Piece = tuple[bool, str]
+
+SEPARATOR = "<|endoftext|>"
+_PIECE = 1 << 16  # characters tokenised at once
+_WRITERS = 64  # documents written side by side
+_HELDOUT_SHARE = 4  # one in so many of CPython's topics
+
+
+def load_blocks(
+    source: str | None,
+    tokenizer: "PreTrainedTokenizerBase",
+    block: int,
+    *,
+    split: Split,
+    limit_tokens: int | None = None,
+) -> torch.Tensor:
+    """Tokens of `source`, cut into blocks: (n, block) int64.
+
+    `source` is the path of a UTF-8 file, `-` for standard input, the name of a hub data set
+    (`owner/name`, with a configuration `name:configuration`), or None for the English text that
+    CPython ships. In a file a line `<|endoftext|>` separates documents; every document starts with
+    the tokenizer's bos token, if it has one. `split` picks a part of a data set or of CPython's
+    text; a file and standard input are taken whole for either split.
+
+    No more is read than `limit_tokens` needs. An unfinished block at the end is dropped, but text
+    shorter than one block makes one block of its own length: (1, length), length >= 2.
+
+    Raises UserError if the text cannot be had or is empty, not text, or too short.
+    """
+    if limit_tokens is not None and limit_tokens < 2:
+        raise UserError(
+            f"a limit of {limit_tokens} tokens leaves nothing to predict: give 2 or more"
+        )
+    what, pieces = _open(source, split, limited=limit_tokens is not None)
+    parts: list[torch.Tensor] = []
+    count = 0
+    for begins, text in pieces:
+        ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        if begins and tokenizer.bos_token_id is not None:
+            ids = [tokenizer.bos_token_id, *ids]
+        parts.append(torch.tensor(ids, dtype=torch.long))
+        count += len(ids)
+        if limit_tokens is not None and count >= limit_tokens:
+            break
+    if not parts:
+        raise UserError(f"{what} is empty: give some text")
+    tokens = torch.cat(parts)[:limit_tokens]
+    if len(tokens) < 2:
+        raise UserError(f"{what} is too short: 2 tokens are the least, it has {len(tokens)}")
+    length = min(block, len(tokens))
+    whole = len(tokens) // length * length
+    return tokens[:whole].view(-1, length)
+
+
+@torch.no_grad()
+def write_text(dense: "GPT2LMHeadModel", blocks: int, length: int, seed: int) -> torch.Tensor:
+    """Text that the dense model writes itself, sampled from its own distribution.
+
+    Each block is a document from its first token on. Returns (blocks, length) int64; the same seed
+    gives the same text on the same machine.
+    """
+    start = dense.config.bos_token_id
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        parts = [
+            dense.generate(
+                torch.full((min(_WRITERS, blocks - done), 1), start),
+                do_sample=True,
+                top_k=0,
+                min_new_tokens=length - 1,
+                max_new_tokens=length - 1,
+                pad_token_id=start,
+            )
+            for done in range(0, blocks, _WRITERS)
+        ]
+    return torch.cat(parts)
+
+
+def _open(source: str | None, split: Split, *, limited: bool) -> tuple[str, Iterable[Piece]]:
+    """What to call the source in a message, and its pieces."""
+    if source is None:
+        return "CPython's text", _python_text(split)
+    if source == "-":
+        return "standard input", _standard_input()
+    path = Path(source).expanduser()
+    if source and path.is_dir():
+        raise UserError(f"{source} is a folder: --text takes a file of text")
+    if source and path.exists():
+        return source, _file(path)
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+)?", source) or path.suffix in {
+        ".txt",
+        ".text",
+        ".md",
+    }:
+        raise UserError(f"there is no text file '{source}'")
+    return f"data set {source}", _data_set(source, split, limited=limited)
+
+
+def _python_text(split: Split) -> Iterator[Piece]:
+    """The topics of Python's `help()`; a topic's name decides for good which split it is in."""
+    from pydoc_data.topics import topics
+
+    for name in sorted(topics):
+        heldout = hashlib.sha256(name.encode()).digest()[0] % _HELDOUT_SHARE == 0
+        if heldout == (split == "heldout"):
+            yield True, topics[name]
+
+
+# --- files ---
+
+
+def _file(path: Path) -> Iterator[Piece]:
+    with path.open("rb") as file:
+        yield from _pieces(file, str(path))
+
+
+# What was read of standard input is kept, for it comes only once and both splits may ask for it.
+_read_so_far: Iterator[Piece] | None = None
+
+
+def _standard_input() -> Iterator[Piece]:
+    global _read_so_far
+    if _read_so_far is None:
+        _read_so_far = _pieces(sys.stdin.buffer, "standard input")
+    _read_so_far, again = itertools.tee(_read_so_far)
+    return again
+
+
+def _pieces(file: BinaryIO, what: str) -> Iterator[Piece]:
+    """Cut text at its separators and, where a document is long, between a word and the space after
+    it: a byte-level BPE never joins the two, so the tokens are those of the uncut text."""
+    begins, buffer = True, ""
+    for line in _lines(file, what):
+        if line.strip() == SEPARATOR:
+            if buffer.strip() or not begins:
+                yield begins, buffer
+            begins, buffer = True, ""
+            continue
+        buffer += line
+        if len(buffer) >= _PIECE:
+            cut = len(buffer[: max(buffer.rfind(" "), buffer.rfind("\n"), 0)].rstrip())
+            if cut == 0 and len(buffer) >= 16 * _PIECE:
+                cut = len(buffer)  # no spaces at all: any place will do
+            if cut:
+                yield begins, buffer[:cut]
+                begins, buffer = False, buffer[cut:]
+    if buffer.strip() or not begins:
+        yield begins, buffer
+
+
+def _lines(file: BinaryIO, what: str) -> Iterator[str]:
+    """Lines of UTF-8 text, very long ones in parts."""
+    text = io.TextIOWrapper(file, encoding="utf-8-sig")
+    try:
+        while line := text.readline(_PIECE):
+            if "\0" in line:
+                raise UserError(f"{what} is not text (it holds NUL bytes)")
+            yield line
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{what} is not UTF-8 text ({error.reason}): convert it with iconv"
+        ) from None
+    finally:
+        text.detach()  # the file belongs to the caller
+
+
+# --- data sets ---
+
+
+def _data_set(source: str, split: Split, *, limited: bool) -> Iterator[Piece]:
+    """Rows of a hub data set. A row that follows one ending in a line break goes on with the same
+    document, as in WikiText; otherwise every row is a document."""
+    online = hub.reachable()
+    import datasets
+    import huggingface_hub
+
+    if not online:
+        # what an earlier call left in the cache, and no half-minute of retries
+        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+    name, _, configuration = source.partition(":")
+    try:
+        parts = datasets.load_dataset(name, configuration or None, streaming=online and limited)
+    except Exception as error:  # the library raises dozens of kinds
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = line if online else f"no network to {hub.endpoint()}, and not in the local cache"
+        raise UserError(
+            f"no file and no data set '{source}' to be had ({reason}): give a text file"
+        ) from error
+    wanted = ("train",) if split == "train" else ("test", "validation", "train")
+    rows = next((parts[key] for key in wanted if key in parts), None)
+    if rows is None:
+        raise UserError(f"data set {source} has no part for {split}, only {', '.join(parts)}")
+    begins = True
+    for row in rows:
+        columns = [row["text"]] if "text" in row else row.values()
+        text = next((value for value in columns if isinstance(value, str)), None)
+        if text is None:
+            raise UserError(f"data set {source} has no column of text")
+        if text:
+            yield begins, text
+            begins = not text.endswith("\n")

@@ -1,0 +1,61 @@
+"""What several test files need."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+# two test workers on two cores: more threads would only get in each other's way
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+settings.register_profile("neurtx", deadline=None, max_examples=50)
+settings.load_profile("neurtx")
+
+NANO = Path(__file__).parent.parent / "neurtransformer" / "models" / "gpt2-nano"
+
+
+@pytest.fixture(scope="session")
+def nano_tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(NANO)
+
+
+@pytest.fixture(scope="session")
+def tiny_dense_folder(tmp_path_factory: pytest.TempPathFactory, nano_tokenizer: Any) -> Path:
+    """A random GPT-2 of 2 layers, 64 wide, 2 heads of 32, context 64, with the nano tokenizer.
+
+    For reading only: `copy_of` makes one to spoil.
+    """
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(nano_tokenizer),
+        n_positions=64,
+        n_embd=64,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    nano_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
+    """A function that copies a folder to a place where a test may spoil it."""
+
+    def copy(folder: Path) -> Path:
+        return Path(shutil.copytree(folder, tmp_path / f"copy-of-{folder.name}"))
+
+    return copy

@@ -1,0 +1,267 @@
+"""The command line itself: quick help, one line per mistake, JSON and nothing else."""
+
+import errno
+import importlib.util
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from neurtransformer.errors import UserError
+from neurtx import main as cli
+
+ROOT = Path(__file__).parent.parent
+Copy = Callable[[Path], Path]
+
+
+def neurtx(*words: str, cwd: Path, text: str = "") -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "neurtx.main", *words],
+        cwd=cwd,
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def exists(command: str) -> bool:
+    return importlib.util.find_spec(f"neurtx.{command}") is not None
+
+
+def one_line(done: "subprocess.CompletedProcess[str]", cwd: Path, *kept: str) -> str:
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("neurtx: error: "), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert sorted(path.name for path in cwd.iterdir()) == sorted(kept)
+    return done.stderr
+
+
+def test_help_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = """
+import sys
+sys.argv = ["neurtx", "--help"]
+from neurtx.main import main
+try:
+    main()
+finally:
+    heavy = {"neurtransformer", "torch", "transformers", "rich", "numpy", "huggingface_hub"}
+    print("heavy:", sorted(heavy & set(sys.modules)))
+"""
+    best = 9.0
+    for _ in range(3):
+        start = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        best = min(best, time.monotonic() - start)
+        assert done.stdout.endswith("heavy: []\n"), done.stdout + done.stderr
+    assert all(f"  {name} " in done.stdout for name in cli.COMMANDS)
+    assert best < 0.6  # 0.1 s on an idle machine; the tests share theirs
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    if not exists(command):
+        pytest.skip("not written yet")
+    loaded = cli.neurtx.get_command(None, command)
+    assert loaded is not None
+    with loaded.make_context(command, [], resilient_parsing=True) as context:
+        assert loaded.get_help(context).startswith("Usage:")
+    assert loaded.name == "command" or loaded.name == command
+    json_commands = {"models", "doctor", "convert", "finetune", "eval", "energy", "export"}
+    if command in json_commands | {"simulate"}:
+        assert any("--json" in parameter.opts for parameter in loaded.params)
+
+
+def test_models_as_json(tmp_path: Path) -> None:
+    done = neurtx("models", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = [model["name"] for model in json.loads(done.stdout)["models"]]
+    assert names[0] == "gpt2-nano"
+    assert done.stderr == ""
+
+
+@pytest.mark.slow
+def test_doctor_as_json(tmp_path: Path) -> None:
+    done = neurtx("doctor", "--json", cwd=tmp_path)
+    found = json.loads(done.stdout)
+    assert done.returncode == (0 if found["ok"] else 1)
+    assert {"python", "torch", "lava-dl", "spikingjelly", "gpt2-nano", "lava netx works"} <= {
+        check["name"] for check in found["checks"]
+    }
+    assert all(check["ok"] or check["fix"] for check in found["checks"])
+    assert found["device"] in ("cpu", "cuda")
+
+
+def test_a_spoilt_environment_is_told_what_to_type(tmp_path: Path) -> None:
+    """Without torch and the rest the doctor still answers."""
+    code = """
+import sys
+class Gone:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "transformers", "numpy", "rich", "spikingjelly", "lava"):
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+sys.meta_path.insert(0, Gone())
+sys.argv = ["neurtx", "doctor", *sys.argv[1:]]
+import neurtx.doctor
+neurtx.doctor._PROBES.clear()
+neurtx.doctor.version = lambda package: None
+from neurtx.main import main
+main()
+"""
+    run = [sys.executable, "-c", code]
+    done = subprocess.run([*run, "--json"], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert json.loads(done.stdout)["ok"] is False
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert "pip install 'torch==2.13.*'" in done.stdout
+    assert "neurtx install lava" in done.stdout
+
+
+def test_install_has_nothing_to_do_here(tmp_path: Path) -> None:
+    done = neurtx("install", "spikingjelly", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "already here: spikingjelly 2.0.0\n"
+
+
+@pytest.mark.parametrize(
+    "words", [["nonsense"], ["models", "--nonsense"], ["install", "nonsense"], ["--nonsense"]]
+)
+def test_usage_errors_are_one_line(tmp_path: Path, words: list[str]) -> None:
+    assert "--help" in one_line(neurtx(*words, cwd=tmp_path), tmp_path)
+
+
+@pytest.mark.skipif(not exists("convert"), reason="not written yet")
+def test_conversion_of_what_is_no_model(
+    tmp_path: Path, tiny_dense_folder: Path, copy_of: Copy
+) -> None:
+    """Every case of tests/test_dense.py ends like these."""
+    assert "unknown model" in one_line(neurtx("convert", "gpt3", cwd=tmp_path), tmp_path)
+    (tmp_path / "empty").mkdir()
+    line = one_line(neurtx("convert", "./empty", cwd=tmp_path), tmp_path, "empty")
+    assert "no config.json" in line
+    folder = copy_of(tiny_dense_folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    line = one_line(neurtx("convert", folder.name, cwd=tmp_path), tmp_path, "empty", folder.name)
+    assert "cut short" in line
+
+
+@pytest.mark.skipif(not exists("convert"), reason="not written yet")
+def test_a_silent_hub_is_given_up_within_ten_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:  # takes the call and never answers
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "none"))
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        start = time.monotonic()
+        line = one_line(neurtx("convert", "gpt2-small", cwd=tmp_path), tmp_path)
+    assert time.monotonic() - start < 10
+    assert "no network" in line
+    assert "openai-community/gpt2 --local-dir" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "code"),
+    [
+        (UserError("no such\nthing: do that"), "error: no such thing: do that", 2),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), "error: no space left", 2),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "error: no space", 2),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos"),
+            "error: no",
+            2,
+        ),
+        (OSError("1000000 requested and 262128 written"), "error: no space left", 2),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), "error: /x: Permission", 2),
+        (KeyboardInterrupt(), "interrupted: nothing half-written was left", 130),
+        (BrokenPipeError(), "", 1),
+        (ModuleNotFoundError("no", name="lava.magma"), "error: lava is not installed: type", 1),
+        (ValueError("two\nlines"), "error: ValueError: two lines (NEURTX_TRACEBACK=1", 1),
+    ],
+)
+def test_the_error_policy(error: BaseException, message: str, code: int) -> None:
+    line, number = cli.explain(error)
+    assert line.startswith(message)
+    assert "\n" not in line
+    assert number == code
+
+
+def test_a_cause_deep_down_counts() -> None:
+    outer = RuntimeError("could not save")
+    outer.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    assert cli.explain(outer)[1] == 2
+
+
+PRINTS = """
+import os, sys, click
+from neurtx.output import answer, json_option
+from neurtx import main
+@click.command()
+@json_option
+def command(as_json):
+    print("from python")
+    os.system("echo from a child")
+    os.write(1, b"from C\\n")
+    answer({"a": float("nan"), "b": {"c": 1.5}}, as_json=as_json)
+main.neurtx.add_command(command, "doctor")
+main.LazyGroup.get_command = lambda self, ctx, name: command
+main.main()
+"""
+
+
+def test_json_is_alone_on_standard_output(tmp_path: Path) -> None:
+    run = [sys.executable, "-c", PRINTS, "doctor"]
+    done = subprocess.run([*run, "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"a": None, "b": {"c": 1.5}}
+    assert all(f"from {who}" in done.stderr for who in ("python", "a child", "C"))
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert "b.c" in done.stdout
+    assert "1.5" in done.stdout
+
+
+def test_a_full_standard_output_is_one_line(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "neurtx.main", "models", "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("neurtx: error: no space left")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_everything(tmp_path: Path) -> None:
+    import zipfile
+
+    # from a copy, for setuptools leaves a build folder that finds its way into the next wheel
+    needed = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
+    source = tmp_path / "source"
+    for folder in ("neurtransformer", "cli", "configs"):
+        shutil.copytree(ROOT / folder, source / folder)
+    for name in needed:
+        shutil.copy(ROOT / name, source)
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir"]
+    subprocess.run([*build, str(tmp_path), str(source)], check=True)
+    (wheel,) = tmp_path.glob("neurtransformer-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert "neurtx/main.py" in names
+    assert "neurtransformer/models/gpt2-nano/model.safetensors" in names
+    for folder in ("neurtransformer", "cli", "configs"):
+        home = {"cli": "neurtx", "configs": "neurtransformer/configs"}.get(folder, folder)
+        for file in (source / folder).rglob("*"):
+            if file.suffix in (".py", ".yaml", ".html"):
+                assert f"{home}/{file.relative_to(source / folder)}" in names

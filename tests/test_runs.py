@@ -1,0 +1,232 @@
+"""Folders are written whole or not at all, and found again."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neurtransformer import runs
+from neurtransformer.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def make(folder: Path, text: str = "new", *, force: bool = False) -> None:
+    with runs.new_folder(folder, force=force) as fresh:
+        (fresh / "config.json").write_text("{}")
+        (fresh / "report.json").write_text("{}")
+        (fresh / "text").write_text(text)
+
+
+def test_a_folder_appears_only_when_complete(here: Path) -> None:
+    target = here / "deep" / "run"
+    with runs.new_folder(target) as fresh:
+        (fresh / "text").write_text("hello")
+        assert not target.exists()
+        assert fresh.parent == target.parent
+    assert (target / "text").read_text() == "hello"
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, OSError])
+@pytest.mark.parametrize("force", [False, True])
+def test_failure_leaves_everything_as_it_was(
+    here: Path, error: type[BaseException], force: bool
+) -> None:
+    target = here / "deep" / "run"
+    if force:
+        make(target, "old")
+    with pytest.raises(error), runs.new_folder(target, force=force) as fresh:
+        (fresh / "text").write_text("half")
+        raise error
+    if force:
+        assert (target / "text").read_text() == "old"
+        assert list(target.parent.iterdir()) == [target]
+    else:
+        assert list(here.iterdir()) == []
+
+
+def test_force_replaces_and_nothing_else_does(here: Path) -> None:
+    target = here / "run"
+    make(target, "old")
+    with pytest.raises(UserError, match="--force"):
+        make(target)
+    assert (target / "text").read_text() == "old"
+    make(target, force=True)
+    assert (target / "text").read_text() == "new"
+    assert list(here.iterdir()) == [target]
+
+
+def test_force_replaces_only_folders_of_ours(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = here / "home"
+    home.mkdir()
+    (home / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="neither a run nor a netlist"):
+        make(home, force=True)
+    # even if it looks like a run
+    (home / "config.json").write_text("{}")
+    (home / "report.json").write_text("{}")
+    monkeypatch.setenv("HOME", str(home))
+    with pytest.raises(UserError, match="holds"):
+        make(home, force=True)
+    (here / "file").write_text("x")
+    with pytest.raises(UserError, match="is a file"):
+        make(here / "file", force=True)
+    assert (home / "thesis.txt").exists()
+
+
+def test_a_link_to_a_run_stays_a_link(here: Path) -> None:
+    make(here / "real", "old")
+    (here / "link").symlink_to(here / "real")
+    make(here / "link", force=True)
+    assert (here / "link").is_symlink()
+    assert (here / "real" / "text").read_text() == "new"
+
+
+def test_someone_else_may_take_the_name_meanwhile(here: Path) -> None:
+    with pytest.raises(UserError, match="exists already"), runs.new_folder(here / "run"):
+        make(here / "run", "quicker")
+    assert (here / "run" / "text").read_text() == "quicker"
+    assert list(here.iterdir()) == [here / "run"]
+
+
+HANGS = """
+import sys, time
+from pathlib import Path
+from neurtransformer.runs import new_folder
+with new_folder(Path("run")) as fresh:
+    (fresh / "half").write_text("half")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def hanging() -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", HANGS], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_leave_nothing(here: Path, number: signal.Signals) -> None:
+    process = hanging()
+    process.send_signal(number)
+    assert process.wait(20) != 0
+    assert list(here.iterdir()) == []
+
+
+def test_leftovers_of_a_killed_process_go_and_those_of_a_living_one_stay(here: Path) -> None:
+    dead, living = hanging(), hanging()
+    dead.kill()
+    dead.wait(20)
+    assert len(list(here.iterdir())) == 2
+    make(here / "other")
+    assert len(list(here.glob(".neurtx-new-*"))) == 1
+    living.terminate()
+    living.wait(20)
+    assert list(here.iterdir()) == [here / "other"]
+
+
+def test_an_old_folder_comes_back_after_a_kill_between_the_renames(here: Path) -> None:
+    make(here / "my-run", "old")
+    (here / "my-run").rename(here / ".neurtx-old-0123abcd-my-run")
+    make(here / "other")
+    assert (here / "my-run" / "text").read_text() == "old"
+
+
+def test_names_are_numbered_when_taken(here: Path) -> None:
+    first = runs.default_folder("run", "owner/some model")
+    assert first == here / "runs" / "some-model-spiking"
+    make(first)
+    assert runs.default_folder("run", "./some model/").name == "some-model-spiking-2"
+    assert runs.default_folder("netlist", "gpt2-nano") == here / "netlists" / "gpt2-nano"
+
+
+def test_the_last_one_is_found_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="neurtx convert"):
+        runs.resolve("run", None)
+    with pytest.raises(UserError, match="neurtx export"):
+        runs.latest("netlist")
+    for name in ("a", "b", "c"):
+        make(here / "runs" / name)
+        os.utime(here / "runs" / name, (time.time(), {"a": 100, "b": 300, "c": 200}[name]))
+    assert runs.latest("run") == here / "runs" / "b"
+    runs.remember("run", here / "runs" / "c")
+    assert runs.latest("run") == here / "runs" / "c"
+    (here / "runs" / "c" / "report.json").unlink()
+    assert runs.latest("run") == here / "runs" / "b"
+
+
+def test_resolve_says_what_is_wrong(here: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        runs.resolve("run", "nowhere")
+    (here / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        runs.resolve("run", "file")
+    (here / "folder").mkdir()
+    with pytest.raises(UserError, match=r"not a netlist \(no manifest.json"):
+        runs.resolve("netlist", "folder")
+    make(here / "run")
+    assert runs.resolve("run", "run") == here / "run"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"a": "\ud800', "\0" * 9, "[" * 10**5])
+def test_json_that_is_none_is_refused(here: Path, content: str) -> None:
+    (here / "x.json").write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(UserError, match=r"x\.json"):
+        runs.read_json(here / "x.json")
+
+
+def without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text('aé\n"', max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.sampled_from("abc"), values))
+def test_json_comes_back_as_it_went(tmp_path_factory: pytest.TempPathFactory, sent: Any) -> None:
+    path = tmp_path_factory.getbasetemp() / "sent.json"
+    runs.write_json(path, sent)
+    assert runs.read_json(path) == without_nan(sent)
+
+
+def test_plain_takes_numpy_and_torch() -> None:
+    import numpy as np
+    import torch
+
+    sent = {"a": np.float32(1.5), "b": torch.tensor([1.0, math.nan]), 3: Path("x"), "d": (1, 2)}
+    assert runs.plain(sent) == {"a": 1.5, "b": [1.0, None], "3": "x", "d": [1, 2]}
+
+
+def test_sections_of_a_report_are_merged(here: Path) -> None:
+    make(here / "run")
+    runs.update_report(here / "run", "eval", {"ppl": 3.0, "tokens": 5})
+    runs.update_report(here / "run", "energy", {"joule": math.inf})
+    runs.update_report(here / "run", "eval", {"ppl": 2.0})
+    assert json.loads((here / "run" / "report.json").read_text()) == {
+        "eval": {"ppl": 2.0, "tokens": 5},
+        "energy": {"joule": None},
+    }
