@@ -8,8 +8,14 @@ from contextlib import contextmanager
 def bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
     """Yields `advance(amount, note)`; the note stands behind the title."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),
@@ -26,3 +32,12 @@ def bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
             progress.update(task, advance=amount, description=f"{title} {note}".rstrip())
 
         yield advance
+
+
+@contextmanager
+def status(title: str) -> Iterator[Callable[[str], None]]:
+    """Yields `note(text)` for work whose length is not known; the note stands behind the title."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(title) as shown:
+        yield lambda text: shown.update(f"{title}: {text}")

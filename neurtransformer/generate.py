@@ -1,7 +1,5 @@
 """Text from a prompt, by the spiking model in PyTorch or in integers."""
 
-from typing import Literal
-
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -18,7 +16,7 @@ def generate(
     prompt: str,
     tokens: int,
     *,
-    backend: Literal["torch", "integer"],
+    backend: str,
     seed: int,
 ) -> str:
     """The prompt and up to `tokens` more tokens. The same seed gives the same text.
@@ -31,16 +29,21 @@ def generate(
     if backend == "integer":
         from neurtransformer.integer.model import IntegerGPT2
 
-        return IntegerGPT2.from_spiking(model).generate(ids, tokens)
-    text = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=tokens,
-        do_sample=True,
-        temperature=TEMPERATURE,
-        top_k=TOP_K,
-        pad_token_id=tokenizer.eos_token_id,
-    )
+        network = IntegerGPT2.from_spiking(model)
+        text = network.generate(
+            ids, tokens, temperature=TEMPERATURE, top_k=TOP_K, stop=tokenizer.eos_token_id
+        )
+    else:
+        text = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=tokens,
+            use_cache=True,
+            do_sample=True,
+            temperature=TEMPERATURE,
+            top_k=TOP_K,
+            pad_token_id=tokenizer.eos_token_id,
+        )
     return str(tokenizer.decode(text[0], skip_special_tokens=True))
 
 
@@ -50,5 +53,6 @@ def check_length(prompt: int, tokens: int, positions: int) -> None:
         raise UserError("the prompt is empty: give some text to continue")
     if prompt + tokens > positions:
         raise UserError(
-            f"{prompt} tokens of prompt and {tokens} more are over the model's {positions} positions"
+            f"{prompt} tokens of prompt and {tokens} more are over the {positions} positions of "
+            "the model: shorten the prompt or ask for fewer tokens"
         )

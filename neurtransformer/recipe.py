@@ -64,7 +64,7 @@ def load_recipe(path: Path | None = None, timesteps: int | None = None) -> Recip
     """The recipe in a YAML file, or the default one. Keys left out keep their default; `timesteps`,
     if given, wins.
 
-    Raises UserError, in one line, for a file that is not there, not YAML, or says what is not known.
+    Raises UserError for a file that is not there, is not YAML, or says what is not known.
     """
     default = resources.files("neurtransformer.configs").joinpath("default.yaml").read_text()
     values = yaml.safe_load(default)
@@ -90,7 +90,9 @@ def _read(path: Path) -> dict[str, object]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is no readable YAML file: {' '.join(str(error).split())}") from None
+        raise UserError(
+            f"{path} is no readable YAML file: {' '.join(str(error).split())}"
+        ) from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no mapping of settings: see configs/default.yaml")
     return values

@@ -194,7 +194,7 @@ def remember(kind: Kind, folder: Path) -> None:
     with contextlib.suppress(OSError):
         note = _note(kind)
         note.parent.mkdir(exist_ok=True)
-        _write_text(note, f"{folder.resolve()}\n")
+        write_text(note, f"{folder.resolve()}\n")
 
 
 def latest(kind: Kind) -> Path:
@@ -255,7 +255,7 @@ def plain(value: Any) -> Any:
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write `values` (see `plain`) to `path`, keys in the order given; the old file stays until
     the new one is complete."""
-    _write_text(path, json.dumps(plain(values), indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(plain(values), indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -282,7 +282,8 @@ def update_report(run: Path, section: str, values: Mapping[str, Any]) -> None:
         write_json(path, report)
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path`; the old file stays until the new one is complete."""
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         fresh.write_text(text, encoding="utf-8")

@@ -83,16 +83,19 @@ def write_text(dense: "GPT2LMHeadModel", blocks: int, length: int, seed: int) ->
     start = dense.config.bos_token_id
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        starts = torch.full((blocks, 1), start).split(_WRITERS)
         parts = [
             dense.generate(
-                torch.full((min(_WRITERS, blocks - done), 1), start),
+                starting,
+                attention_mask=torch.ones_like(starting),
+                use_cache=True,
                 do_sample=True,
                 top_k=0,
                 min_new_tokens=length - 1,
                 max_new_tokens=length - 1,
                 pad_token_id=start,
             )
-            for done in range(0, blocks, _WRITERS)
+            for starting in starts
         ]
     return torch.cat(parts)
 

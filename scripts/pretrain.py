@@ -15,12 +15,13 @@ then brings the decay forward, a larger one puts it off. In DIR:
 The bundled model. Two processes of one thread are faster than one process of two threads on two
 cores (one meeting per step instead of one per operation), and suffer far less from other load:
 
-    C=corpus; OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 scripts/pretrain.py \\
-      --text $C/train/classic_books.txt=.30 --text $C/train/english_novels.txt=.24 \\
-      --text $C/train/openstax_textbooks.txt=.30 --text $C/train/wikipedia_articles.txt=.05 \\
-      --text $C/train/us_presidential_addresses.txt=.06 --text $C/train/tinystories_sample.txt=.01 \\
-      --text $C/train/onestop_english_news.txt=.04 --heldout $C/heldout/novels.txt \\
-      --heldout $C/heldout/textbooks.txt --tokenizer TOKENIZER --out run --minutes 105
+    export OMP_NUM_THREADS=1; T=corpus/train; H=corpus/heldout
+    torchrun --standalone --nproc-per-node 2 scripts/pretrain.py --out run --minutes 105 \\
+      --text $T/classic_books.txt=.30 --text $T/english_novels.txt=.24 \\
+      --text $T/openstax_textbooks.txt=.30 --text $T/us_presidential_addresses.txt=.06 \\
+      --text $T/wikipedia_articles.txt=.05 --text $T/onestop_english_news.txt=.04 \\
+      --text $T/tinystories_sample.txt=.01 --heldout $H/novels.txt --heldout $H/textbooks.txt \\
+      --tokenizer neurtransformer/models/gpt2-nano
 
 Without `--tokenizer`, a byte-level BPE of `--vocabulary` entries is trained on the same text.
 At real scale (GPT-2 small, one machine with 8 GPUs; the rates are a start, not tuned there):
@@ -75,6 +76,13 @@ class Mistake(click.ClickException):
 # --- two kernels: what a CPU spends most of its time on --------------------------------------
 
 
+def tiles(rows: int, group: int, length: int, tile: int) -> Iterator[tuple[slice, int, int]]:
+    """(rows, begin, end): which rows and which queries to do together."""
+    for a in range(0, rows, group):
+        for i in range(0, length, tile):
+            yield slice(a, a + group), i, min(i + tile, length)
+
+
 class BlockAttention(torch.autograd.Function):
     """Causal softmax attention in tiles that stay in the cache.
 
@@ -90,7 +98,7 @@ class BlockAttention(torch.autograd.Function):
         out = torch.empty_like(v, memory_format=torch.contiguous_format)
         future = torch.full((tile, tile), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
         kept = []
-        for rows, i, j in BlockAttention.tiles(len(q), group, length, tile):
+        for rows, i, j in tiles(len(q), group, length, tile):
             scores = q[rows, i:j] @ k[rows, :j].mT
             scores[..., i:].add_(future[: j - i, : j - i])
             kept.append(torch.softmax(scores, -1))
@@ -104,26 +112,15 @@ class BlockAttention(torch.autograd.Function):
         q, k, v, *kept = ctx.saved_tensors
         grad = grads[0].reshape(q.shape)
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for weights, (rows, i, j) in zip(
-            kept, BlockAttention.tiles(len(q), *ctx.tiling), strict=True
-        ):
+        for weights, (rows, i, j) in zip(kept, tiles(len(q), *ctx.tiling), strict=True):
             g = grad[rows, i:j]
             dv[rows, :j] += weights.mT @ g
-            dscores = torch.ops.aten._softmax_backward_data(
-                g @ v[rows, :j].mT, weights, -1, q.dtype
-            )
+            dweights = g @ v[rows, :j].mT
+            dscores = torch.ops.aten._softmax_backward_data(dweights, weights, -1, q.dtype)
             dq[rows, i:j] = dscores @ k[rows, :j]
             dk[rows, :j] += dscores.mT @ q[rows, i:j]
         dq.mul_(q.shape[-1] ** -0.5)
         return tuple(x.view(grads[0].shape) for x in (dq, dk, dv))
-
-    @staticmethod
-    def tiles(
-        rows: int, group: int, length: int, tile: int
-    ) -> Iterator[tuple[slice, int, int]]:
-        for a in range(0, rows, group):
-            for i in range(0, length, tile):
-                yield slice(a, a + group), i, min(i + tile, length)
 
 
 @torch.compiler.disable
@@ -273,7 +270,7 @@ def replace_folder(place: Path, write: Callable[[Path], None]) -> None:
 class Run:
     """Weights, optimizers and counters of one run, the same in every process.
 
-    `masters` are float32. The model computes with its own copy (`working`), bfloat16 by default.
+    `masters` are float32; the model computes with a bfloat16 copy of them (`working`).
     """
 
     def __init__(
@@ -301,23 +298,21 @@ class Run:
         self.elapsed = 0.0
         self.curve: list[dict[str, Any]] = []
 
-    @torch.no_grad()
-    def collect(self, loss: Tensor, share: float) -> None:
-        """Add one micro-batch's gradients and loss to the buffer."""
+    def update(
+        self, loss: Tensor, seconds: float, minutes: float, decay_from: float
+    ) -> tuple[float, float]:
+        """Exchange gradients, step both optimizers; the loss and the rate's share of its peak."""
         loss.backward()
         for name, p in self.working.items():
-            if p.grad is not None:
-                self.grads[name].add_(p.grad, alpha=share)
-                p.grad = None
-        self.flat[-1] += loss.detach() * share
-
-    def update(self, seconds: float, minutes: float, decay_from: float) -> tuple[float, float]:
-        """Exchange gradients, step both optimizers; the loss and the rate's share of its peak."""
+            assert p.grad is not None
+            self.grads[name].copy_(p.grad)
+            p.grad = None
+        self.flat[-1] = loss.detach()
         self.flat[-2] = seconds
         self.flat.copy_(self.accelerator.reduce(self.flat, "mean"))
-        self.elapsed, loss = self.flat[-2:].tolist()
-        if not math.isfinite(loss):
-            raise click.ClickException(f"the loss is {loss} at step {self.step}: lower the rates")
+        self.elapsed, value = self.flat[-2:].tolist()
+        if not math.isfinite(value):
+            raise click.ClickException(f"the loss is {value} at step {self.step}: lower the rates")
         left = 1 - self.elapsed / (60 * minutes)
         rate = min(1.0, (self.step + 1) / 100) * min(1.0, max(0.0, left / (1 - decay_from)))
         momentum = 0.85 + 0.1 * min(1.0, self.step / 300)
@@ -328,9 +323,8 @@ class Run:
             group["lr"] = self.adam_lr * rate
         self.adam.step()
         self.publish()
-        self.flat.zero_()
         self.step += 1
-        return loss, rate
+        return value, rate
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -448,22 +442,39 @@ RATE = click.FloatRange(min=0, min_open=True)
 @click.option("--width", default=256, type=POSITIVE)
 @click.option("--heads", default=4, type=POSITIVE)
 @click.option("--context", default=512, type=click.IntRange(min=4))
-@click.option("--batch-tokens", default=2048, type=POSITIVE, help="Of a process's micro-batch.")
-@click.option("--accumulate", default=1, type=POSITIVE, help="Micro-batches in a step.")
+@click.option("--batch-tokens", default=2048, type=POSITIVE, help="Of one process in one step.")
 @click.option("--muon-lr", default=0.02, type=RATE, help="Peak rate of the block matrices.")
 @click.option("--adam-lr", default=4e-3, type=RATE, help="Peak rate of everything else.")
-@click.option("--decay-from", default=0.4, type=click.FloatRange(0, 1, max_open=True),
-              help="Share of the time after which the rates fall, linearly, to 0.")
-@click.option("--precision", default="bf16", type=click.Choice(["bf16", "fp32"]))
+@click.option(
+    "--decay-from",
+    default=0.4,
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Share of the time after which the rates fall, linearly, to 0.",
+)
 @click.option("--compile/--no-compile", "compiled", default=True, help="Use torch.compile.")
 @click.option("--eval-every", default=2_000_000, type=POSITIVE, help="Tokens between measurements.")
 @click.option("--checkpoint-minutes", default=5.0, type=RATE)
 @click.option("--seed", default=0)
 def main(
-    texts: tuple[str, ...], heldout: tuple[str, ...], tokenizer_name: str | None, vocabulary: int,
-    out: Path, resume: bool, force: bool, minutes: float, layers: int, width: int, heads: int,
-    context: int, batch_tokens: int, accumulate: int, muon_lr: float, adam_lr: float,
-    decay_from: float, precision: str, compiled: bool, eval_every: int, checkpoint_minutes: float,
+    texts: tuple[str, ...],
+    heldout: tuple[str, ...],
+    tokenizer_name: str | None,
+    vocabulary: int,
+    out: Path,
+    resume: bool,
+    force: bool,
+    minutes: float,
+    layers: int,
+    width: int,
+    heads: int,
+    context: int,
+    batch_tokens: int,
+    muon_lr: float,
+    adam_lr: float,
+    decay_from: float,
+    compiled: bool,
+    eval_every: int,
+    checkpoint_minutes: float,
     seed: int,
 ) -> None:
     """Pretrain a GPT-2 from random weights within a given time (see the top of this script)."""
@@ -493,7 +504,8 @@ def main(
         (out / "tokens").mkdir(parents=True, exist_ok=True)
         streams = [read_tokens(f, tokenizer, out / "tokens") for f in files]
         measured = {Path(h).stem: read_tokens(Path(h), tokenizer, out / "tokens") for h in heldout}
-    for ids, file in zip((*streams, *measured.values()), (*files, *map(Path, heldout)), strict=True):
+    sources = (*files, *map(Path, heldout))
+    for file, ids in zip(sources, (*streams, *measured.values()), strict=True):
         if len(ids) <= context:
             raise Mistake(f"{file} has {len(ids)} tokens: too few for --context {context}")
         accelerator.print(f"{file.stem}: {len(ids):,} tokens")
@@ -501,9 +513,17 @@ def main(
     torch.manual_seed(seed)
     start = tokenizer.bos_token_id
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=context, n_embd=width, n_layer=layers, n_head=heads,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
-        bos_token_id=start, eos_token_id=start,
+        vocab_size=len(tokenizer),
+        n_positions=context,
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        use_cache=False,
+        bos_token_id=start,
+        eos_token_id=start,
     )
     config._attn_implementation = "sdpa" if device.type == "cuda" else "blocks"
     model = GPT2LMHeadModel(config).to(device)
@@ -511,7 +531,7 @@ def main(
         if name.endswith("c_proj.weight"):
             nn.init.zeros_(p)  # each block begins as the identity
     run = Run(model, accelerator, muon_lr, adam_lr)
-    model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    model.to(torch.bfloat16)  # after the masters have been copied from it
     if resume:
         run.load(out / "checkpoint")
     run.publish()
@@ -519,8 +539,8 @@ def main(
         model.transformer.compile(dynamic=False)
     head = run.working["transformer.wte.weight"]
 
-    def batch(length: int, micro: int) -> Tensor:
-        rng = np.random.default_rng([seed, run.step, accelerator.process_index, micro])
+    def batch(length: int) -> Tensor:
+        rng = np.random.default_rng([seed, run.step, accelerator.process_index])
         rows = []
         for _ in range(max(1, batch_tokens // length)):
             ids = streams[rng.choice(len(streams), p=shares)]
@@ -530,28 +550,31 @@ def main(
 
     console = Console(stderr=True)
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console,
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeRemainingColumn(),
+        console=console,
         disable=not (accelerator.is_main_process and console.is_terminal),
     )
-    task = bar.add_task("pretraining", total=minutes * 60, completed=run.elapsed)
+    task = bar.add_task("pretraining", total=minutes * 60, completed=int(run.elapsed))
     zero = time.monotonic() - run.elapsed
     logged, saved, tokens_then, mean = run.elapsed, run.elapsed, run.tokens, 0.0
     with bar:
         while (progress := run.elapsed / (60 * minutes)) < 1:
             # Short rows first: they are cheaper, and words come before chapters.
             length = context // (4 if progress < 0.08 else 2 if progress < 0.25 else 1)
-            for micro in range(accumulate):
-                ids = batch(length, micro)
-                inputs, targets = ids[:, :-1], ids[:, 1:].flatten()
-                loss = ChunkedCrossEntropy.apply(run.hidden(inputs), head, targets)
-                run.collect(loss, 1 / accumulate)
-                run.tokens += len(targets) * accelerator.num_processes
-            value, rate = run.update(time.monotonic() - zero, minutes, decay_from)
+            rows = batch(length)
+            inputs, targets = rows[:, :-1], rows[:, 1:].flatten()
+            loss = ChunkedCrossEntropy.apply(run.hidden(inputs), head, targets)
+            value, rate = run.update(loss, time.monotonic() - zero, minutes, decay_from)
+            run.tokens += len(targets) * accelerator.num_processes
             mean = 0.98 * mean + 0.02 * value if mean else value
             if run.elapsed - logged > 20:
                 speed = (run.tokens - tokens_then) / (run.elapsed - logged)
-                line = (f"{run.tokens / 1e6:.2f} M tokens, loss {mean:.3f}, rate {rate:.2f}, "
-                        f"length {length}, {speed:.0f} tokens/s")
+                line = (
+                    f"{run.tokens / 1e6:.2f} M tokens, loss {mean:.3f}, rate {rate:.2f}, "
+                    f"length {length}, {speed:.0f} tokens/s"
+                )
                 bar.update(task, completed=run.elapsed, description=line)
                 if not console.is_terminal:
                     accelerator.print(f"{run.elapsed / 60:.1f}/{minutes:g} min: {line}", flush=True)
@@ -560,9 +583,16 @@ def main(
             if last or run.tokens - run.evaluated >= eval_every:
                 run.evaluated = run.tokens
                 losses = run.evaluate(measured, context, max(1, batch_tokens // context))
-                run.curve.append({"tokens": run.tokens, "train_loss": round(mean, 4),
-                                  "heldout_loss": losses, "minutes": round(run.elapsed / 60, 1)})
-                bar.console.print(f"held out: {losses}") if accelerator.is_main_process else None
+                run.curve.append(
+                    {
+                        "tokens": run.tokens,
+                        "train_loss": round(mean, 4),
+                        "heldout_loss": losses,
+                        "minutes": round(run.elapsed / 60, 1),
+                    }
+                )
+                if accelerator.is_main_process:
+                    console.print(f"held out: {losses}")
             if last or run.elapsed - saved > 60 * checkpoint_minutes:
                 run.save(out, tokenizer)
                 saved = run.elapsed

@@ -51,6 +51,42 @@ def tiny_dense_folder(tmp_path_factory: pytest.TempPathFactory, nano_tokenizer: 
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_dense_folder: Path, nano_tokenizer: Any
+) -> Path:
+    """A run as `neurtx convert` writes it: the tiny dense model, T = 4, nothing trained.
+
+    For reading only: `copy_of` makes one to spoil.
+    """
+    import torch
+
+    from neurtransformer import runs
+    from neurtransformer.dense import load_dense
+    from neurtransformer.recipe import load_recipe
+    from neurtransformer.spiking.convert import convert
+
+    recipe = load_recipe(timesteps=4)
+    dense, _ = load_dense(str(tiny_dense_folder))
+    tokens = torch.randint(
+        dense.config.vocab_size, (2, 32), generator=torch.Generator().manual_seed(0)
+    )
+    spiking = convert(dense, tokens, recipe.timesteps, str(tiny_dense_folder))
+    folder = tmp_path_factory.mktemp("runs") / "tiny-spiking"
+    spiking.save_pretrained(folder)
+    nano_tokenizer.save_pretrained(folder)
+    values = {
+        "model": str(tiny_dense_folder),
+        "timesteps": recipe.timesteps,
+        "parameters": spiking.num_parameters(),
+        "calibration_tokens": tokens.numel(),
+        "seconds": 0.1,
+        "text": None,
+    }
+    runs.write_json(folder / "report.json", {"convert": values, "recipe": recipe.model_dump()})
+    return folder
+
+
 @pytest.fixture
 def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
     """A function that copies a folder to a place where a test may spoil it."""

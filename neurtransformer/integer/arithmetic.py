@@ -17,7 +17,7 @@ from neurtransformer.spiking.attention import (
     state_format,
 )
 
-Integers = NDArray[np.integer]
+Integers = NDArray[np.int64]
 
 LIMIT = 2 ** (STATE_BITS - 1) - 1
 """Largest magnitude of a state."""
@@ -103,11 +103,11 @@ def rate_steps(
 
 
 def spread(counts: Integers, timesteps: int, phase: int) -> Integers:
-    """The spikes by which a rate neuron sends `counts`: (phase, *counts.shape), see `rate_steps`."""
+    """The spikes that carry `counts`: (phase, *counts.shape), see `rate_steps`."""
     if phase == 1:
         return counts[None]
     step = np.arange(timesteps).reshape(-1, *[1] * counts.ndim)
-    return np.sign(counts) * (step < np.abs(counts))
+    return np.where(step < np.abs(counts), np.sign(counts), 0)
 
 
 # --- GELU neurons ---
@@ -119,7 +119,9 @@ def gelu_fixed(u: Integers, mantissa: Integers, shift: Integers) -> Integers:
     mantissa: (n,), one of GELU_MANTISSAS. shift: (n,), to the right if positive.
     """
     product = u * mantissa
-    return saturate(np.left_shift(shift_round(product, np.maximum(shift, 0)), np.maximum(-shift, 0)))
+    return saturate(
+        np.left_shift(shift_round(product, np.maximum(shift, 0)), np.maximum(-shift, 0))
+    )
 
 
 def gelu(x: Integers, table: Integers) -> Integers:
@@ -140,9 +142,7 @@ def ssa_written(key: Integers, value: Integers, write_shift: int) -> Integers:
     return (value[..., :, None] * key[..., None, :]) << write_shift
 
 
-def ssa_visible(
-    state: Integers, written: Integers, present: Integers, read_shift: int
-) -> Integers:
+def ssa_visible(state: Integers, written: Integers, present: Integers, read_shift: int) -> Integers:
     """What a query reads: the past, and the present with a weight of `present` / 2^PRESENT_BITS.
 
     state, written: (..., heads, value, key). present: (heads,) integers.

@@ -7,6 +7,7 @@ sequence, with every spike and state of every time step (a `Trace`), to be compa
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,8 @@ from neurtransformer.spiking.attention import state_format
 
 Tensors = Mapping[str, NDArray]
 Trace = dict[str, Integers]
-"""`node.quantity` -> (tokens, phase, ...); `ssa.state` (tokens, heads, value + 1, key), the state
-when the token has been written."""
+"""`node.quantity` -> (tokens, phase, ...), nodes as in loihi/graph.py; `ssa.state` is that after
+the token has been written, (tokens, heads, value + 1, key)."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,13 @@ class Projection:
         bias = tensors[f"{name}.bias"].astype(np.int64)
         return cls(tensors[f"{name}.weight"], bias, tensors[f"{name}.scale"])
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_transposed", self.weight.T.astype(np.float32))
+    @cached_property
+    def _transposed(self) -> NDArray[np.float32]:
+        return self.weight.T.astype(np.float32)
 
     def synapses(self, spikes: Integers) -> Integers:
         """Spikes or counts (..., in) to what they add to the membranes, (..., out)."""
-        return (spikes.astype(np.float32) @ self._transposed).astype(np.int64)  # type: ignore[attr-defined]
+        return (spikes.astype(np.float32) @ self._transposed).astype(np.int64)
 
     def counts(self, counts: Integers) -> Integers:
         """Counts (..., in) to membranes (..., out) at the end of a phase."""
@@ -84,7 +86,8 @@ class IntegerAttention:
         self.c_attn = Projection.of(tensors, f"{name}.c_attn")
         self.c_proj = Projection.of(tensors, f"{name}.c_proj")
         self.qkv_theta = tensors[f"{name}.qkv.theta"].astype(np.int64)
-        self.qkv_signed = tensors[f"{name}.qkv.signed"].astype(bool)
+        # query and key unsigned, value signed
+        self.qkv_signed = np.arange(len(self.qkv_theta)) >= len(self.qkv_theta) // 3 * 2
         self.shift = tensors[f"{name}.ssa.shift"].astype(np.int64)
         self.present = tensors[f"{name}.ssa.present"].astype(np.int64)
         self.merged_theta = tensors[f"{name}.merged.theta"].astype(np.int64)
@@ -95,19 +98,20 @@ class IntegerAttention:
         dim = len(self.merged_theta) // self.heads
         return np.zeros((batch, self.heads, dim + 1, dim), dtype=np.int64)
 
-    def split(self, qkv: Integers) -> list[Integers]:
+    def split(self, qkv: Integers) -> tuple[Integers, Integers, Integers]:
         """(..., length, 3 width) to query, key and value, each (..., heads, length, dim)."""
         parts = np.split(qkv, 3, axis=-1)
-        return [x.reshape(*x.shape[:-1], self.heads, -1).swapaxes(-2, -3) for x in parts]
+        query, key, value = (
+            x.reshape(*x.shape[:-1], self.heads, -1).swapaxes(-2, -3) for x in parts
+        )
+        return query, key, value
 
     def counts(self, encoded: Integers, state: Integers) -> tuple[Integers, Integers]:
-        """Counts (batch, length, width) to membranes of c_proj (batch, length, width), and state."""
+        """Counts (batch, length, width) to membranes of c_proj, the same shape, and state."""
         u = self.c_attn.counts(encoded)
         qkv = arithmetic.rate_counts(u, self.qkv_theta, self.timesteps, self.qkv_signed)
         forgetting = self.shift, self.present
-        reads, state = arithmetic.ssa_recurrent(
-            *self.split(qkv), forgetting, self.timesteps, state
-        )
+        reads, state = arithmetic.ssa_recurrent(*self.split(qkv), forgetting, self.timesteps, state)
         mean = arithmetic.normalise(reads, self.timesteps).swapaxes(1, 2)
         u = (mean.reshape(encoded.shape) << MERGE_SHIFT) + self.merged_bias
         merged = arithmetic.rate_counts(u, self.merged_theta, self.timesteps, signed=True)
@@ -128,7 +132,7 @@ class IntegerAttention:
         trace["merged.spikes"], trace["merged.v"] = arithmetic.rate_steps(
             trace["merged.u"][-1], self.merged_theta, self.timesteps, True, phase
         )
-        trace["c_proj.u"] = self.c_proj.steps(trace["merged.spikes"])
+        trace["readout.u"] = self.c_proj.steps(trace["merged.spikes"])
         return _by_token(trace)
 
     def _ssa_steps(self, spikes: Integers) -> tuple[Integers, Integers]:
@@ -165,12 +169,12 @@ class IntegerFeedForward:
     def steps(self, encoded: Integers, phase: int) -> Trace:
         """Counts (length, width) of one sequence to all that happens."""
         trace: Trace = {"encode.spikes": arithmetic.spread(encoded, self.timesteps, phase)}
-        trace["c_fc.u"] = self.c_fc.steps(trace["encode.spikes"])
-        y = self.hidden.membrane(trace["c_fc.u"][-1])
+        trace["hidden.u"] = self.c_fc.steps(trace["encode.spikes"])
+        y = self.hidden.membrane(trace["hidden.u"][-1])
         trace["hidden.spikes"], trace["hidden.v"] = arithmetic.rate_steps(
             y, self.hidden.theta, self.timesteps, True, phase
         )
-        trace["c_proj.u"] = self.c_proj.steps(trace["hidden.spikes"])
+        trace["readout.u"] = self.c_proj.steps(trace["hidden.spikes"])
         return _by_token(trace)
 
 

@@ -6,13 +6,11 @@ turn normalised values into spike counts, the residual addition (with the scale 
 and the LM head. Everything between is integers of at most 24 bits.
 """
 
-from collections.abc import Iterator
-from typing import Annotated
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,32 +18,17 @@ from neurtransformer.errors import UserError
 from neurtransformer.integer import quantise
 from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.integer.blocks import IntegerAttention, IntegerFeedForward
-from neurtransformer.recipe import MAX_TIMESTEPS
-from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+from neurtransformer.integer.config import IntegerConfig
+from neurtransformer.spiking.model import SpikingBlock, SpikingGPT2LMHeadModel
 from neurtransformer.spiking.neuron import RateNeuron
 
-Size = Annotated[int, Field(strict=True, ge=1, le=2**24)]
+Network = Literal["attn", "mlp"]
 States = list[Integers | None]
-NETWORKS = ("attn", "mlp")
-
-
-class IntegerConfig(BaseModel):
-    """Sizes of an IntegerGPT2."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    layers: Annotated[int, Field(strict=True, ge=1, le=1024)]
-    width: Size
-    heads: Size
-    hidden: Size
-    vocabulary: Size
-    positions: Size
-    timesteps: Annotated[int, Field(strict=True, ge=1, le=MAX_TIMESTEPS)]
-    epsilon: Annotated[float, Field(ge=0, lt=1)]
+NETWORKS: tuple[Network, ...] = ("attn", "mlp")
 
 
 class IntegerGPT2:
-    """The integer network. tensors: name -> array, see `quantise_model` for how they come about."""
+    """The integer network. tensors: name -> array, see layout.py."""
 
     def __init__(self, config: IntegerConfig, tensors: quantise.Tensors) -> None:
         self.config = config
@@ -58,6 +41,25 @@ class IntegerGPT2:
         self.feedforward = [
             IntegerFeedForward(tensors, f"h.{i}.mlp", steps) for i in range(config.layers)
         ]
+
+    @classmethod
+    def from_spiking(cls, model: SpikingGPT2LMHeadModel) -> "IntegerGPT2":
+        """Quantise a spiking network. Raises UserError if it holds NaN or infinities."""
+        for name, parameter in model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise UserError(f"{name} holds NaN or infinite weights: fine-tune or convert again")
+        c = model.config
+        config = IntegerConfig(
+            layers=c.n_layer,
+            width=c.n_embd,
+            heads=c.n_head,
+            hidden=c.n_inner or 4 * c.n_embd,
+            vocabulary=c.vocab_size,
+            positions=c.n_positions,
+            timesteps=c.timesteps,
+            epsilon=c.layer_norm_epsilon,
+        )
+        return cls(config, _tensors(model))
 
     def host(self, name: str) -> Tensor:
         """A float tensor of the host."""
@@ -78,7 +80,7 @@ class IntegerGPT2:
             )
         return F.embedding(ids, self.host("wte.weight")) + self.host("wpe.weight")[past:end]
 
-    def encode(self, x: Tensor, block: int, network: str) -> Integers:
+    def encode(self, x: Tensor, block: int, network: Network) -> Integers:
         """Residual stream (..., width) to the spike counts that enter a network of a block."""
         norm = "ln_1" if network == "attn" else "ln_2"
         neuron = RateNeuron(x.shape[-1], self.config.timesteps, signed=True, analogue=True).eval()
@@ -87,7 +89,7 @@ class IntegerGPT2:
             neuron.center.copy_(self.host(f"h.{block}.{network}.encode.center"))
             return neuron(self._norm(x, f"h.{block}.{norm}")).numpy().astype(np.int64)
 
-    def residual(self, membrane: Integers, block: int, network: str) -> Tensor:
+    def residual(self, membrane: Integers, block: int, network: Network) -> Tensor:
         """Membranes of c_proj to what is added to the residual stream."""
         scale = self.host(f"h.{block}.{network}.c_proj.scale")
         return torch.from_numpy(membrane).to(scale.dtype) * scale
@@ -127,60 +129,51 @@ class IntegerGPT2:
             x = x + self.residual(u, i, "mlp")
         return self.logits(x)
 
-    def generate(self, ids: list[int], tokens: int, seed: int | None = None) -> Iterator[int]:
-        """Continue a prompt by up to `tokens` tokens, one at a time, with constant memory.
+    def generate(
+        self,
+        ids: Tensor,
+        tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 1,
+        stop: int | None = None,
+    ) -> Tensor:
+        """Continue a prompt, ids (1, length), by up to `tokens` tokens, with constant memory.
 
-        Greedy without a seed; with one, sampled from the whole distribution.
-        Raises UserError when prompt and continuation are longer than the model has positions.
+        Sampled from the `top_k` likeliest tokens by torch's own generator (`torch.manual_seed`);
+        top_k = 1 is greedy. Ends after the token `stop`. Returns (1, length + new tokens).
+        Raises UserError when the sequence outgrows the model's positions.
         """
-        if not ids:
-            raise UserError("the prompt is empty: give some text")
-        self.embed(torch.zeros(1, len(ids) + tokens, dtype=torch.long))
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        states, past = self.new_states(), 0
-        new = ids
+        states, past, new = self.new_states(), 0, ids
         for _ in range(tokens):
-            last = self(torch.tensor([new]), states, past)[0, -1]
-            past += len(new)
-            if generator is None:
-                new = [int(last.argmax())]
-            else:
-                new = [int(torch.multinomial(last.softmax(-1), 1, generator=generator))]
-            yield new[0]
+            logits, likeliest = self(new, states, past)[0, -1].topk(top_k)
+            past += new.shape[1]
+            chosen = torch.multinomial((logits / temperature).softmax(-1), 1)
+            new = likeliest[chosen][None]
+            ids = torch.cat([ids, new], dim=1)
+            if int(new) == stop:
+                break
+        return ids
 
 
-def quantise_model(model: SpikingGPT2LMHeadModel) -> IntegerGPT2:
-    """The integer network of a spiking one. Raises UserError if it holds NaN or infinities."""
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise UserError(f"{name} holds NaN or infinite weights: fine-tune or convert again")
-    c = model.config
-    config = IntegerConfig(
-        layers=c.n_layer,
-        width=c.n_embd,
-        heads=c.n_head,
-        hidden=c.n_inner or 4 * c.n_embd,
-        vocabulary=c.vocab_size,
-        positions=c.n_positions,
-        timesteps=c.timesteps,
-        epsilon=c.layer_norm_epsilon,
-    )
-    host = {
-        "wte.weight": model.transformer["wte"].weight,
-        "wpe.weight": model.transformer["wpe"].weight,
-        **{f"ln_f.{k}": v for k, v in model.transformer["ln_f"].named_parameters()},
+def _tensors(model: SpikingGPT2LMHeadModel) -> quantise.Tensors:
+    """All tensors of the integer network of a spiking one, see layout.py."""
+    transformer = model.transformer
+    host: dict[str, Any] = {
+        "wte.weight": transformer["wte"].weight,
+        "wpe.weight": transformer["wpe"].weight,
+        **{f"ln_f.{kind}": x for kind, x in transformer["ln_f"].named_parameters()},
     }
-    if model.lm_head.weight is not model.transformer["wte"].weight:
+    if model.lm_head.weight is not transformer["wte"].weight:
         host["lm_head.weight"] = model.lm_head.weight
     tensors: quantise.Tensors = {}
-    for i, block in enumerate(model.blocks):
+    for i, block in enumerate(cast("list[SpikingBlock]", model.blocks)):
         for norm in ("ln_1", "ln_2"):
-            for kind, parameter in getattr(block, norm).named_parameters():
-                host[f"h.{i}.{norm}.{kind}"] = parameter
+            for kind, x in getattr(block, norm).named_parameters():
+                host[f"h.{i}.{norm}.{kind}"] = x
         tensors |= quantise.quantise_attention(block.attn, f"h.{i}.attn")
         tensors |= quantise.quantise_feedforward(block.mlp, f"h.{i}.mlp")
-    tensors |= {k: _array(v) for k, v in host.items()}
-    return IntegerGPT2(config, tensors)
+    return tensors | {name: _array(x) for name, x in host.items()}
 
 
 def _array(x: Tensor) -> NDArray[np.float32]:

@@ -42,6 +42,11 @@ class Rows:
         }
 
 
+def worst_sums(weight: NDArray, bias: NDArray, timesteps: int) -> NDArray:
+    """The largest magnitude a membrane can reach in a phase: (out,) from (out, in) and (out,)."""
+    return timesteps * np.abs(weight).sum(1, dtype=np.int64) + np.abs(bias)
+
+
 def quantise_rows(
     weight: Floats,
     bias: Floats,
@@ -57,7 +62,7 @@ def quantise_rows(
     spike_value: (out,), thresholds of the neurons driven, whose integers must fit beside the
     membrane. snap: rounds scales up to those that are allowed. gain: what the membrane is
     multiplied by at most before it is shifted.
-    A row whose worst sum ``T * sum|w| + |bias| + theta`` would not fit has its scale doubled until
+    A row whose worst sum ``T * sum|w| + |bias| + theta`` would not fit has its scale raised until
     it does: coarser weights in place of an overflow.
     """
     scale = np.abs(weight).max(axis=1) / WEIGHT_LIMIT
@@ -68,11 +73,11 @@ def quantise_rows(
     while True:
         integers = 2 * np.rint(weight / (2 * scale[:, None]))
         bias_integers = np.rint(bias / scale)
-        worst = timesteps * np.abs(integers).sum(1) + np.abs(bias_integers) + step / scale + 1
-        over = worst * gain > LIMIT
-        if not over.any():
+        worst = worst_sums(integers, bias_integers, timesteps) + step / scale + 1
+        excess = worst * gain / LIMIT
+        if (excess <= 1).all():
             return Rows(integers.astype(np.int16), bias_integers.astype(np.int32), scale)
-        scale = snap(np.where(over, scale * 2, scale))
+        scale = snap(np.where(excess > 1, scale * np.maximum(excess, 1.05), scale))
 
 
 def quantise_threshold(spike_value: Floats, unit: Floats | float, timesteps: int) -> Floats:
@@ -93,7 +98,7 @@ def gelu_multiplier(scale: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]
 
 
 def gelu_table(activation: Callable[[Tensor], Tensor]) -> NDArray[np.int64]:
-    """``ReLU(x) - activation(x)`` at the middle of each of the GELU_ENTRIES intervals of \\|x\\|."""
+    """``ReLU(x) - activation(x)`` in the middle of each of GELU_ENTRIES intervals of \\|x\\|."""
     x = (torch.arange(arithmetic.GELU_ENTRIES, dtype=torch.float64) + 0.5) / (
         1 << arithmetic.GELU_INDEX_BITS
     )
@@ -115,7 +120,9 @@ def quantise_attention(attention: SpikingSelfAttention, name: str) -> Tensors:
     unit = value_spike * 2.0 ** -(MEAN_BITS + arithmetic.MERGE_SHIFT)
     merged_theta = quantise_threshold(_floats(attention.merged.spike_value), unit, timesteps)
     # a third of the range for each of: membrane, centre, half a threshold
-    merged_center = np.clip(np.rint(_floats(attention.merged.center) / unit), -LIMIT // 3, LIMIT // 3)
+    merged_center = np.clip(
+        np.rint(_floats(attention.merged.center) / unit), -LIMIT // 3, LIMIT // 3
+    )
     c_proj = quantise_rows(*_folded(attention.c_proj, merged_theta * unit), timesteps)
     present = _floats(attention.present) * (1 << arithmetic.PRESENT_BITS)
     return {
@@ -123,11 +130,8 @@ def quantise_attention(attention: SpikingSelfAttention, name: str) -> Tensors:
         f"{name}.encode.center": _floats(encode.center).astype(np.float32),
         **c_attn.tensors(f"{name}.c_attn"),
         f"{name}.qkv.theta": theta.astype(np.int32),
-        f"{name}.qkv.signed": np.repeat([neuron.signed for neuron in neurons], width).astype(
-            np.uint8
-        ),
         f"{name}.ssa.shift": attention.shift.numpy().astype(np.int32),
-        f"{name}.ssa.present": np.rint(present).astype(np.int32),
+        f"{name}.ssa.present": np.rint(present).clip(0, 255).astype(np.int32),
         f"{name}.merged.theta": merged_theta.astype(np.int32),
         f"{name}.merged.bias": -merged_center.astype(np.int32),
         **c_proj.tensors(f"{name}.c_proj"),

@@ -4,7 +4,7 @@ lava-nc 0.10.0 and lava-dl 0.6.0 are archived and were written for Python 3.8 to
 stand in the way, and all three are mended from outside, for nothing on disk may change:
 
 - `lava.magma.compiler.var_model` has dataclass defaults that are unhashable, which 3.11 refuses;
-- `lava.lib.dl.slayer` imports all of SLAYER (cv2, torchvision) although netx needs one of its files;
+- `lava.lib.dl.slayer` imports all of SLAYER (cv2, torchvision) for the one file that netx needs;
 - Lava sets the start method of multiprocessing, which fails where one has been set already.
 """
 

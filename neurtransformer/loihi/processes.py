@@ -21,8 +21,11 @@ from typing import Any
 
 import numpy as np
 from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
 
 import neurtransformer.loihi.lava_compat  # noqa: F401  (must come before Lava)
+
+# isort: split
 from lava.magma.core.decorator import implements, requires, tag
 from lava.magma.core.model.py.model import PyLoihiProcessModel
 from lava.magma.core.model.py.ports import PyInPort, PyOutPort
@@ -35,7 +38,7 @@ from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import Integers
-from neurtransformer.integer.blocks import GeluNeurons, IntegerAttention
+from neurtransformer.integer.blocks import GeluNeurons
 
 STATE = LavaPyType(np.ndarray, np.int32, precision=arithmetic.STATE_BITS)
 SPIKES_IN = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=arithmetic.STATE_BITS)
@@ -45,15 +48,18 @@ Logs = dict[str, Path]
 
 
 class RateNeurons(AbstractProcess):
-    """Soft-reset rate neurons. bias, theta, signed: (n,). Input is shifted left by `input_shift`."""
+    """Soft-reset rate neurons. bias, theta: (n,). The first `unsigned` of them are unsigned.
+
+    What arrives is shifted left by `input_shift`. With `gelu` the membrane passes a GELU first.
+    """
 
     def __init__(
         self,
         *,
         bias: Integers,
         theta: Integers,
-        signed: np.ndarray,
-        input_shift: int = 0,
+        unsigned: int,
+        input_shift: int,
         gelu: GeluNeurons | None = None,
         timesteps: int,
         phase: int,
@@ -73,26 +79,31 @@ class RateNeurons(AbstractProcess):
         self.s_out = OutPort(shape=shape)
         self.bias = Var(shape=shape, init=bias)
         self.theta = Var(shape=shape, init=theta)
-        self.signed = Var(shape=shape, init=signed.astype(np.int32))
+        self.signed = Var(shape=shape, init=(np.arange(len(bias)) >= unsigned).astype(np.int32))
         self.u = Var(shape=shape, init=bias)
         self.v = Var(shape=shape, init=0)
         self.sign = Var(shape=shape, init=1)
 
 
 class PhasedModel(PyLoihiProcessModel):
-    """What our process models share: where in its phase a process is, and its logs."""
+    """What our process models share: where in its phase a process is, and its logs.
+
+    (The base class has `phase`, `start` and `log` of its own, of other meanings.)
+    """
 
     def __init__(self, proc_params: Any) -> None:
         super().__init__(proc_params)
-        self.phase: int = proc_params["phase"]
-        self.start: int = proc_params["start"]
+        self.period: int = proc_params["phase"]
+        self.begin: int = proc_params["start"]
         self.files = {k: open_memmap(p, mode="r+") for k, p in proc_params["logs"].items()}
 
     def step_in_phase(self) -> int:
         """0 .. phase - 1, and -1 before phase 0 has begun."""
-        return -1 if self.time_step <= self.start else (self.time_step - 1 - self.start) % self.phase
+        return (
+            -1 if self.time_step <= self.begin else (self.time_step - 1 - self.begin) % self.period
+        )
 
-    def log(self, **values: Integers) -> None:
+    def record(self, **values: NDArray) -> None:
         """Write quantities of this time step to those files that were asked for."""
         for name in values.keys() & self.files.keys():
             self.files[name][self.time_step - 1] = values[name]
@@ -117,7 +128,7 @@ class PyRateNeurons(PhasedModel):
         super().__init__(proc_params)
         self.input_shift: int = proc_params["input_shift"]
         self.gelu: GeluNeurons | None = proc_params["gelu"]
-        self.most = proc_params["timesteps"] // self.phase
+        self.most = proc_params["timesteps"] // self.period
 
     def run_spk(self) -> None:
         arriving = self.a_in.recv()
@@ -125,17 +136,17 @@ class PyRateNeurons(PhasedModel):
         if step < 0:
             self.s_out.send(np.zeros_like(self.u))
             return
-        if step == 0 and self.time_step > self.start + self.phase:
+        if step == 0 and self.time_step > self.begin + self.period:
             self.hand_over()
         self.u = self.u + (arriving << self.input_shift)
         fired, self.v = arithmetic.fire(self.v, self.theta, self.most)
         spikes = (self.sign * fired).astype(np.int32)
         self.s_out.send(spikes)
-        self.log(u=self.u, v=self.v, spikes=spikes)
+        self.record(u=self.u, v=self.v, spikes=spikes)
 
     def hand_over(self) -> None:
         """From integrating to firing; integrating begins anew."""
-        u = self.u.astype(np.int64)
+        u: Integers = self.u.astype(np.int64)
         if self.gelu is not None:
             u = self.gelu.membrane(u)
         self.v, self.sign = arithmetic.fire_start(u, self.theta, self.signed.astype(bool))
@@ -170,32 +181,36 @@ class PyReadout(PhasedModel):
         if step == 0:
             self.u = self.bias.copy()
         self.u = self.u + arriving
-        self.log(u=self.u)
+        self.record(u=self.u)
 
 
 class SSA(AbstractProcess):
     """Causal spiking self-attention of all heads of a block, its plastic state included.
 
-    Takes the spikes of query, key and value (3 * width,), and sends the mean value counts (width,)
-    in the last step of a phase.
+    shift, present: (heads,), how fast it forgets and what the present weighs. Takes the spikes of
+    query, key and value (3 * width,), and sends the mean value counts (width,) in the last step of
+    a phase.
     """
 
     def __init__(
-        self, *, attention: IntegerAttention, timesteps: int, phase: int, start: int, logs: Logs
+        self,
+        *,
+        shift: Integers,
+        present: Integers,
+        dim: int,
+        timesteps: int,
+        phase: int,
+        start: int,
+        logs: Logs,
     ) -> None:
-        state = attention.new_state(1)[0]
-        width = len(attention.merged_theta)
-        super().__init__(
-            forgetting=(attention.shift, attention.present),
-            timesteps=timesteps,
-            phase=phase,
-            start=start,
-            logs=logs,
-        )
+        super().__init__(timesteps=timesteps, phase=phase, start=start, logs=logs)
+        heads, width = len(shift), len(shift) * dim
         self.s_in = InPort(shape=(3 * width,))
         self.s_out = OutPort(shape=(width,))
-        self.state = Var(shape=state.shape, init=state)
-        self.read = Var(shape=state.shape[:-1], init=0)
+        self.shift = Var(shape=shift.shape, init=shift)
+        self.present = Var(shape=present.shape, init=present)
+        self.state = Var(shape=(heads, dim + 1, dim), init=0)
+        self.read = Var(shape=(heads, dim + 1), init=0)
         self.delayed = Var(shape=(phase, 3 * width), init=0)
 
 
@@ -207,13 +222,14 @@ class PySSA(PhasedModel):
 
     s_in: PyInPort = SPIKES_IN
     s_out: PyOutPort = SPIKES_OUT
+    shift: np.ndarray = STATE
+    present: np.ndarray = STATE
     state: np.ndarray = STATE
     read: np.ndarray = STATE
     delayed: np.ndarray = STATE
 
     def __init__(self, proc_params: Any) -> None:
         super().__init__(proc_params)
-        self.forgetting = proc_params["forgetting"]
         self.timesteps: int = proc_params["timesteps"]
         self.visible: Integers | None = None
 
@@ -221,13 +237,13 @@ class PySSA(PhasedModel):
         spikes = self.s_in.recv()
         step = self.step_in_phase()
         mean = np.zeros(spikes.shape[0] // 3, dtype=np.int32)
-        if step == 0 and self.time_step > self.start + self.phase:
+        if step == 0 and self.time_step > self.begin + self.period:
             self.write()
         if step >= 0 and self.visible is not None:
             query = self._heads(self.delayed[step], 0)
             self.read = self.read + (self.visible * query[:, None, :]).sum(-1)
-            self.log(read=self.read, state=self.state)
-            if step == self.phase - 1:
+            self.record(read=self.read, state=self.state)
+            if step == self.period - 1:
                 mean = arithmetic.normalise(self.read, self.timesteps).reshape(-1).astype(np.int32)
         if step >= 0:
             self.delayed[step] = spikes
@@ -238,16 +254,13 @@ class PySSA(PhasedModel):
         counts = self.delayed.sum(0)
         key, value = self._heads(counts, 1), arithmetic.with_witness(self._heads(counts, 2))
         write_shift, read_shift = arithmetic.state_format(self.timesteps, key.shape[-1])
-        shift, present = self.forgetting
         state = self.state.astype(np.int64)
         written = arithmetic.ssa_written(key, value, write_shift)
-        self.visible = arithmetic.ssa_visible(state, written, present, read_shift)
-        self.state = arithmetic.ssa_next(state, written, shift)
+        self.visible = arithmetic.ssa_visible(state, written, self.present, read_shift)
+        self.state = arithmetic.ssa_next(state, written, self.shift)
         self.read = np.zeros_like(self.read)
 
     def _heads(self, spikes: Integers, part: int) -> Integers:
         """Query (0), key (1) or value (2) out of (3 * width,): (heads, dim)."""
         heads = self.state.shape[0]
         return spikes.reshape(3, heads, -1)[part].astype(np.int64)
-
-

@@ -91,7 +91,9 @@ def evaluate(
     layers = counter.mean_counts()
     timesteps = model.config.timesteps
     neurons = sum(len(s) for s in counter.spikes.values())
-    mean_count = sum(float(s.sum()) / counter.tokens[n] for n, s in counter.spikes.items()) / neurons
+    mean_count = (
+        sum(float(s.sum()) / counter.tokens[n] for n, s in counter.spikes.items()) / neurons
+    )
     return {
         "ppl_dense": ppl["dense"],
         "ppl_spiking": ppl["spiking"],

@@ -143,7 +143,10 @@ def age_weights(shift: Tensor, present: Tensor, length: int) -> Tensor:
 
 
 def ssa_weights(query: Tensor, key: Tensor, forgetting: tuple[Tensor, Tensor]) -> Tensor:
-    """The effective attention weights, (batch, heads, i, j), from counts (batch, heads, length, key)."""
+    """The effective attention weights, (batch, heads, i, j), before they are divided by their sum.
+
+    query, key: counts (batch, heads, length, key).
+    """
     return (query @ key.transpose(-1, -2)) * age_weights(*forgetting, query.shape[-2])
 
 

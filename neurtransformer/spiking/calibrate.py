@@ -5,7 +5,7 @@ what it will have to code, and each head's forgetting to how far back the softma
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
 from typing import cast
@@ -23,7 +23,7 @@ from neurtransformer.spiking.attention import (
     ssa_parallel,
 )
 from neurtransformer.spiking.feedforward import SpikingFeedForward
-from neurtransformer.spiking.model import SpikingBlock, SpikingGPT2LMHeadModel
+from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 from neurtransformer.spiking.neuron import RateNeuron, SpikeLinear
 
 CLIP_RATIOS = 24
@@ -101,7 +101,7 @@ def tapped(dense: GPT2LMHeadModel) -> Iterator[list[Taps]]:
     taps: list[Taps] = [defaultdict(Tensor) for _ in dense.transformer.h]
     hooks = []
 
-    def keep(store: Taps, name: str, inputs: bool):  # noqa: ANN202
+    def keep(store: Taps, name: str, inputs: bool) -> Callable[..., None]:
         def hook(module: torch.nn.Module, args: tuple[Tensor], output: Tensor) -> None:
             store[name] = args[0] if inputs else output
 
@@ -168,7 +168,7 @@ def calibrate_feedforward(mlp: SpikingFeedForward, taps: Taps) -> None:
 
 @torch.no_grad()
 def calibrate(model: SpikingGPT2LMHeadModel, dense: GPT2LMHeadModel, tokens: Tensor) -> None:
-    """Fit every threshold, centre and forgetting of `model` to `dense` on tokens (batch, length)."""
+    """Fit thresholds, centres and forgetting of `model` to `dense` on tokens (batch, length)."""
     with tapped(dense) as taps:
         dense(tokens)
     dense_blocks = cast("list[GPT2Block]", dense.transformer.h)

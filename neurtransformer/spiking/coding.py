@@ -76,7 +76,7 @@ def snap_weights(weight: Tensor, timesteps: int) -> Tensor:
     """Round each row of a weight matrix to a grid on which float32 sums of spikes are exact.
 
     weight: (out, in). The grid of row j is the power of two g with T * sum|w_j| <= 2^23 g. Every
-    partial sum of ``w_ji * n_i`` with \\|n_i\\| <= T, in any order and any grouping in time, is then
+    partial sum of ``w_ji * n_i`` with abs(n_i) <= T, in any order and any grouping in time, is then
     a multiple of g below 2^24 g, hence a float32: integrating spike by spike and multiplying by the
     counts at once give the same number, not nearly the same. What is lost is below 2^-13 of the
     largest weight for rows of up to about 1,000 inputs.

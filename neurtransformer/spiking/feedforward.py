@@ -1,7 +1,6 @@
 """The rate-coded feed-forward block: code, synapses, GELU neuron, synapses."""
 
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
 from neurtransformer.spiking.neuron import RateNeuron, SpikeLinear
 
@@ -17,11 +16,13 @@ class SpikingFeedForward(nn.Module):
         super().__init__()
         self.encode = RateNeuron(width, timesteps, signed=True, analogue=True)
         self.c_fc = SpikeLinear(width, hidden, timesteps)
-        self.hidden = RateNeuron(hidden, timesteps, signed=True, activation=ACT2FN[activation])
+        # torch's own GELU; transformers' gelu_new is the same curve by way of slow powers
+        gelu = nn.GELU("none" if activation == "gelu" else "tanh")
+        self.hidden = RateNeuron(hidden, timesteps, signed=True, activation=gelu)
         self.c_proj = SpikeLinear(hidden, width, timesteps)
 
     def forward(self, x: Tensor, steps: bool = False) -> Tensor:
-        """x: (batch, length, width), the normalised residual stream; returns what is added to it."""
+        """x: (batch, length, width), normalised. Returns what is added to the residual stream."""
         spikes = self.encode(x, steps)
         membrane = self.c_fc(spikes, self.encode.spike_value, steps)
         spikes = self.hidden(membrane, steps)

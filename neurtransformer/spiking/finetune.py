@@ -52,7 +52,7 @@ class Distiller(nn.Module):
     def __init__(self, student: SpikingGPT2LMHeadModel, teacher: GPT2LMHeadModel) -> None:
         super().__init__()
         self.student = student
-        self.teacher = teacher.requires_grad_(False).eval()
+        self.teacher: GPT2LMHeadModel = teacher.requires_grad_(False).eval()
 
     def forward(self, tokens: Tensor, stage: Stage) -> Tensor:
         """tokens: (batch, length) int64. Returns a scalar."""
@@ -123,14 +123,14 @@ def finetune(
     *,
     seed: int,
     device: str,
-    checkpoint: Path,
+    checkpoint: Path | None,
     resume: bool,
     on_step: Callable[[Step], None],
 ) -> list[Step]:
     """Train `model` in place on blocks (n, length) int64; returns every step, for the loss curve.
 
-    checkpoint: folder that is written every CHECKPOINT_EVERY steps; with `resume` training goes on
-    from it. The caller removes it when all is saved.
+    checkpoint: folder that is written every CHECKPOINT_EVERY steps, None for no folder; with
+    `resume` training goes on from it. The caller removes it when all is saved.
     Raises UserError if there is nothing to resume or the checkpoint belongs to other settings.
     """
     accelerator = Accelerator(cpu=device == "cpu")
@@ -141,7 +141,9 @@ def finetune(
     plan = {"recipe": recipe.model_dump(), "seed": seed, "text_sha256": text}
     match_steps = round(recipe.steps * recipe.match_share)
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.0)
-    done = read_checkpoint(checkpoint, model, optimizer, plan) if resume else []
+    done: list[Step] = []
+    if resume and checkpoint is not None:
+        done = read_checkpoint(checkpoint, model, optimizer, plan)
     for number in range(len(done), recipe.steps):
         stage: Stage = "match" if number < match_steps else "distil"
         if number == match_steps:
@@ -164,7 +166,8 @@ def finetune(
         optimizer.step()
         done.append(Step(number + 1, stage, loss.item()))
         on_step(done[-1])
-        if len(done) % CHECKPOINT_EVERY == 0 and accelerator.is_main_process:
+        due = len(done) % CHECKPOINT_EVERY == 0 and accelerator.is_main_process
+        if checkpoint is not None and due:
             write_checkpoint(checkpoint, model, optimizer, plan, done)
     model.requires_grad_(False).eval()
     return done

@@ -57,7 +57,9 @@ def load_teacher(model: SpikingGPT2LMHeadModel) -> GPT2LMHeadModel:
     ours, theirs = model.config, dense.config
     for name in ("n_layer", "n_embd", "n_head", "vocab_size", "n_positions"):
         if getattr(ours, name) != getattr(theirs, name):
-            raise UserError(f"{source} is not the model this run was converted from: {name} differs")
+            raise UserError(
+                f"{source} is not the model this run was converted from: {name} differs"
+            )
     return dense
 
 

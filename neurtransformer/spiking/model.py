@@ -5,7 +5,7 @@ ones. LayerNorm, embeddings and the tied LM head stay as they are.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -93,9 +93,9 @@ class SpikingGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     @property
-    def blocks(self) -> nn.ModuleList:
+    def blocks(self) -> list[SpikingBlock]:
         """The transformer blocks, in order."""
-        return self.transformer["h"]
+        return cast("list[SpikingBlock]", self.transformer["h"])
 
     def get_input_embeddings(self) -> nn.Module:
         return self.transformer["wte"]
@@ -116,7 +116,8 @@ class SpikingGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
     ) -> SpikingGPT2Output:
         """input_ids (batch, length) to logits (batch, length or logits_to_keep, vocab).
 
-        attention_mask: (batch, past + length), 0 for padding. labels: (batch, length), -100 ignored.
+        attention_mask: (batch, past + length), 0 for padding. labels: (batch, length), -100 is
+        ignored.
         """
         past = past_key_values.tokens_seen if past_key_values is not None else 0
         length = input_ids.shape[1]

@@ -1,0 +1,103 @@
+"""`neurtx energy`: an estimate of a run's energy beside the dense model's."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from .output import answer, json_option, rows_table
+
+_PARTS = {
+    "attention": "attention blocks",
+    "feed_forward": "feed-forward blocks",
+    "model": "whole model",
+}
+_FORMS = ("dense", "spiking", "graded")
+
+
+@click.command()
+@click.argument("run", required=False)
+@click.option("--text", help="Text to count spikes on: a file, - or a hub data set.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=2),
+    default=4096,
+    show_default=True,
+    help="Tokens to count spikes on.",
+)
+@json_option
+def command(run: str | None, text: str | None, limit: int, as_json: bool) -> None:
+    """Estimate the energy per token of RUN beside the dense model it was made from.
+
+    Operations are counted, with spikes measured on held-out text, and multiplied by published
+    energies of 45 nm silicon. Nothing is measured on a chip.
+    """
+    from neurtransformer import runs
+
+    folder = runs.resolve("run", run)
+
+    from neurtransformer.measure.energy import estimate, measure_spikes
+    from neurtransformer.spiking.load import load_run
+    from neurtransformer.text import load_blocks
+
+    from .progress import bar
+
+    model, tokenizer = load_run(folder)
+    blocks = load_blocks(
+        text, tokenizer, model.config.n_positions, split="heldout", limit_tokens=limit
+    )
+    with bar("counting spikes", blocks.numel()) as advance:
+        counter = measure_spikes(model, blocks, on_tokens=lambda tokens: advance(tokens, ""))
+    values = {"text": text, "tokens": blocks.numel(), **estimate(model, counter)}
+    runs.update_report(folder, "energy", values)
+    values = {"run": folder, **values}
+    answer(values, as_json=as_json, table=lambda: _tables(values))
+
+
+def _tables(values: Mapping[str, Any]) -> Any:
+    """The estimate for a person: arithmetic, memory traffic, other prices."""
+    from rich.console import Group
+
+    low, high = values["paper_reduction_percent"]
+    used = values["constants"]
+    columns = ("per token, microjoules", "dense", "spiking", "graded spikes", "spiking saves %")
+
+    def rows(prefix: str) -> list[tuple[Any, ...]]:
+        return [
+            (
+                title,
+                *(values[part][f"{prefix}{form}_j"] * 1e6 for form in _FORMS),
+                values[part][f"{prefix}reduction_percent"],
+            )
+            for part, title in _PARTS.items()
+        ]
+
+    paper = {"attention blocks": f"{low} to {high}"}
+    return Group(
+        rows_table(
+            (*columns, "the paper %"),
+            [(*row, paper.get(row[0], "")) for row in rows("")],
+            title=f"ESTIMATED energy of arithmetic: T = {values['timesteps']}, context "
+            f"{values['context']}, {used['mac_pj']} pJ a MAC, {used['ac_pj']} pJ an AC",
+        ),
+        rows_table(
+            columns,
+            rows("memory_"),
+            title="ESTIMATED energy of memory traffic beside it: everything in SRAM at "
+            f"{used['sram_pj_per_64_bits']:g} pJ per 64 bits",
+        ),
+        rows_table(
+            (
+                "arithmetic priced as",
+                "pJ a MAC",
+                "pJ an AC",
+                "attention %",
+                "feed-fwd %",
+                "model %",
+            ),
+            [tuple(row.values()) for row in values["alternatives"]],
+            title="what spiking saves at other prices of the same source",
+        ),
+        f" {used['source']}.\n Spikes counted on {values['tokens']:,} tokens of text. Graded spikes"
+        " carry a count: fewer weights read, but each one multiplied.\n",
+    )

@@ -1,0 +1,38 @@
+"""`neurtx report`: what is known of a run, as one HTML page."""
+
+from pathlib import Path
+
+import click
+
+from .output import answer, rows_table
+
+
+@click.command()
+@click.argument("run", required=False)
+@click.option("--out", type=click.Path(path_type=Path), help="The page; default RUN/report.html.")
+@click.option("--force", is_flag=True, help="Replace a file that stands at --out.")
+def command(run: str | None, out: Path | None, force: bool) -> None:
+    """Gather what is known of RUN in one HTML page that needs nothing else to be read.
+
+    What has not been measured yet is named there, with the command that measures it.
+    """
+    from neurtransformer import runs
+    from neurtransformer.errors import UserError
+
+    folder = runs.resolve("run", run)
+    own = folder / "report.html"
+    target = (out or own).expanduser().resolve()
+    if target.is_dir():
+        raise UserError(f"{target} is a folder: --out names a file, such as report.html")
+    if not target.parent.is_dir():
+        raise UserError(f"{target.parent} does not exist: name a place that does")
+    if target.exists() and target != own and not force:
+        raise UserError(f"{target} exists already: name another file or add --force")
+
+    from neurtransformer.measure.report import page
+    from neurtransformer.measure.summary import summary_rows
+
+    runs.write_text(target, page(folder))
+    rows = summary_rows(runs.read_json(folder / "report.json"))
+    answer({}, as_json=False, table=lambda: rows_table(("", "number", "meaning"), rows))
+    click.echo(target)

@@ -1,0 +1,55 @@
+"""`neurtx simulate`: a prompt through a netlist, checked integer for integer."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .output import answer, json_option
+
+if TYPE_CHECKING:
+    from neurtransformer.loihi.simulate import Backend
+
+
+@click.command()
+@click.argument("netlist", required=False)
+@click.option("--prompt", required=True, help="The text to run.")
+@click.option(
+    "--backend",
+    type=click.Choice(["lava", "integer"]),
+    default="lava",
+    show_default=True,
+    help="lava: Lava against the integer model. integer: its time steps against its counts.",
+)
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context, netlist: str | None, prompt: str, backend: "Backend", as_json: bool
+) -> None:
+    """Run a prompt through NETLIST in Lava, in fixed point, and through the integer model.
+
+    Every spike and state of every time step is compared. Exit code 1 if any differs.
+    """
+    from neurtransformer import runs
+
+    folder = runs.resolve("netlist", netlist)
+
+    from neurtransformer.loihi.netlist import read
+    from neurtransformer.loihi.simulate import simulate
+
+    if backend == "lava":
+        import neurtransformer.loihi.lava_compat  # noqa: F401  (says so if Lava is missing)
+
+    from .progress import bar
+
+    loaded = read(folder)
+    with bar(f"simulating ({backend})", len(loaded.manifest.networks)) as advance:
+        values = simulate(loaded, prompt, backend, on_network=lambda name: advance(1, name))
+    if loaded.manifest.run is not None:
+        run = Path(loaded.manifest.run)
+        if runs.is_one("run", run):
+            runs.update_report(run, "simulate", values)
+    values = {"netlist": folder, **values}
+    answer(values, as_json=as_json, title="Lava beside the integer model")
+    if values["mismatches"]:
+        ctx.exit(1)

@@ -1,0 +1,44 @@
+"""What the integers cost: the integer network beside the spiking and the dense one."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import GPT2LMHeadModel
+
+from neurtransformer.integer.model import IntegerGPT2
+from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+
+
+@torch.no_grad()
+def evaluate_integer(
+    model: IntegerGPT2, spiking: SpikingGPT2LMHeadModel, dense: GPT2LMHeadModel | None, ids: Tensor
+) -> dict[str, Any]:
+    """Perplexities on the same tokens, ids (n, length) int64, block by block.
+
+    Returns `ppl_integer`, `ppl_spiking`, `ppl_ratio_to_spiking`, `tokens`, and where there is a
+    dense model `ppl_dense` and `ppl_ratio`, integer to dense.
+    """
+    forms: dict[str, Callable[[Tensor], Tensor]] = {
+        "integer": model,
+        "spiking": lambda x: spiking(x).logits,
+    }
+    if dense is not None:
+        forms["dense"] = lambda x: dense(x).logits
+    ppl = {name: _perplexity(form, ids) for name, form in forms.items()}
+    values = {f"ppl_{name}": value for name, value in ppl.items()}
+    values["ppl_ratio_to_spiking"] = ppl["integer"] / ppl["spiking"]
+    if dense is not None:
+        values["ppl_ratio"] = ppl["integer"] / ppl["dense"]
+    return {**values, "tokens": ids.numel()}
+
+
+def _perplexity(form: Callable[[Tensor], Tensor], ids: Tensor) -> float:
+    losses = [
+        F.cross_entropy(form(block)[0, :-1], block[0, 1:], reduction="sum")
+        for block in ids.split(1)
+    ]
+    return math.exp(float(torch.stack(losses).sum()) / ids[:, 1:].numel())

@@ -1,0 +1,199 @@
+"""The graph of a netlist: which nodes each network of a block has, how wired, and when they start.
+
+Everything here follows from the sizes of the model; a manifest holds it so that others can read it,
+and is believed only if it says the same.
+"""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from neurtransformer.integer import arithmetic
+from neurtransformer.integer.config import IntegerConfig
+from neurtransformer.spiking.attention import MEAN_BITS, state_format
+
+Spikes = Literal["rate", "graded"]
+Count = Annotated[int, Field(strict=True, ge=0)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Node(Strict):
+    """What all nodes have. start: time steps before its first phase begins."""
+
+    name: str
+    outputs: Count
+    start: Count
+
+
+class Source(Node):
+    """Spikes from the host: signed counts of the neurons that encode the residual stream."""
+
+    kind: Literal["source"] = "source"
+
+
+class Synapses(Node):
+    """A projection in a netx file. Spikes take one step to pass, as in Lava's Dense."""
+
+    kind: Literal["synapses"] = "synapses"
+    file: str
+    inputs: Count
+    weight_bits: Literal[8] = 8
+    silent_inputs: Literal[0, 1] = 0
+
+
+class RateNeurons(Node):
+    """Soft-reset rate neurons; what arrives is shifted left. Tensors: theta, bias."""
+
+    kind: Literal["rate_neurons"] = "rate_neurons"
+    unsigned: Count
+    """The first so many send spikes 0 or 1, the others -1, 0 or 1."""
+    input_shift: Count
+    state_bits: Literal[24] = 24
+    bias: str
+
+
+class GeluNeurons(Node):
+    """Rate neurons that fire the GELU of their membrane. Tensors: mantissa, shift, center, theta,
+    table, bias."""
+
+    kind: Literal["gelu_neurons"] = "gelu_neurons"
+    fraction_bits: Literal[14] = 14
+    table_entries: Literal[256] = 256
+    state_bits: Literal[24] = 24
+    bias: str
+
+
+class SSA(Node):
+    """Spiking self-attention with its plastic state, (heads, dim + 1, dim). Tensors: shift,
+    present."""
+
+    kind: Literal["ssa"] = "ssa"
+    heads: Count
+    dim: Count
+    write_shift: int
+    read_shift: int
+    mean_bits: Count
+    state_bits: Literal[24] = 24
+
+
+class Readout(Node):
+    """Membranes that the host reads when a phase ends and adds, times `scale`, to the stream."""
+
+    kind: Literal["readout"] = "readout"
+    state_bits: Literal[24] = 24
+    bias: str
+
+
+AnyNode = Annotated[
+    Source | Synapses | RateNeurons | GeluNeurons | SSA | Readout, Field(discriminator="kind")
+]
+
+
+class Network(Strict):
+    """One Lava network. The node `x` of network `h.0.attn` has its tensors under `h.0.attn.x.`"""
+
+    name: str
+    block: Count
+    nodes: list[AnyNode]
+    wires: list[tuple[str, str]]
+    latency: Count
+    """Steps from the first spike of a token to the first step in which its result integrates."""
+
+
+def phase_steps(config: IntegerConfig, spikes: Spikes) -> int:
+    """Time steps of a phase: T binary spikes, or one graded spike."""
+    return config.timesteps if spikes == "rate" else 1
+
+
+def networks(
+    config: IntegerConfig, spikes: Spikes, silent: Mapping[str, Literal[0, 1]]
+) -> list[Network]:
+    """The graph of a model. silent: netx file -> silent inputs, where there are any."""
+    phase = phase_steps(config, spikes)
+    found = []
+    for block in range(config.layers):
+        found.append(_attention(config, block, phase, silent))
+        found.append(_feedforward(config, block, phase, silent))
+    return found
+
+
+def _synapses(
+    network: str, name: str, shape: tuple[int, int], start: int, silent: Mapping[str, Literal[0, 1]]
+) -> Synapses:
+    file = f"netx/{network}.{name}.net"
+    outputs, inputs = shape
+    return Synapses(
+        name=name,
+        outputs=outputs,
+        inputs=inputs,
+        start=start,
+        file=file,
+        silent_inputs=silent.get(file, 0),
+    )
+
+
+def _attention(
+    config: IntegerConfig, block: int, phase: int, silent: Mapping[str, Literal[0, 1]]
+) -> Network:
+    name, width = f"h.{block}.attn", config.width
+    dim = width // config.heads
+    write_shift, read_shift = state_format(config.timesteps, dim)
+    nodes: list[AnyNode] = [
+        Source(name="encode", outputs=width, start=0),
+        _synapses(name, "c_attn", (3 * width, width), 0, silent),
+        RateNeurons(
+            name="qkv",
+            outputs=3 * width,
+            start=1,
+            unsigned=2 * width,
+            input_shift=0,
+            bias="c_attn.bias",
+        ),
+        SSA(
+            name="ssa",
+            outputs=width,
+            start=1 + phase,
+            heads=config.heads,
+            dim=dim,
+            write_shift=write_shift,
+            read_shift=read_shift,
+            mean_bits=MEAN_BITS,
+        ),
+        # the SSA reads, and its mean arrives, one phase after the spikes of key and value
+        RateNeurons(
+            name="merged",
+            outputs=width,
+            start=1 + 2 * phase,
+            unsigned=0,
+            input_shift=arithmetic.MERGE_SHIFT,
+            bias="merged.bias",
+        ),
+        _synapses(name, "c_proj", (width, width), 1 + 3 * phase, silent),
+        Readout(name="readout", outputs=width, start=2 + 3 * phase, bias="c_proj.bias"),
+    ]
+    return _chain(name, block, nodes)
+
+
+def _feedforward(
+    config: IntegerConfig, block: int, phase: int, silent: Mapping[str, Literal[0, 1]]
+) -> Network:
+    name, width, hidden = f"h.{block}.mlp", config.width, config.hidden
+    nodes: list[AnyNode] = [
+        Source(name="encode", outputs=width, start=0),
+        _synapses(name, "c_fc", (hidden, width), 0, silent),
+        GeluNeurons(name="hidden", outputs=hidden, start=1, bias="c_fc.bias"),
+        _synapses(name, "c_proj", (width, hidden), 1 + phase, silent),
+        Readout(name="readout", outputs=width, start=2 + phase, bias="c_proj.bias"),
+    ]
+    return _chain(name, block, nodes)
+
+
+def _chain(name: str, block: int, nodes: list[AnyNode]) -> Network:
+    names = [node.name for node in nodes]
+    wires = list(pairwise(names))
+    return Network(name=name, block=block, nodes=nodes, wires=wires, latency=nodes[-1].start)

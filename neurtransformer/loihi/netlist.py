@@ -1,0 +1,242 @@
+"""A netlist folder: the integer network as files, complete without the run it came from.
+
+    manifest.json            the graph, every size and bit width, the hash of every other file
+    netx/<network>.<projection>.net   static projections, which stock netx loads
+    chip.safetensors         biases, thresholds, the SSA's constants, the GELU table: integers
+    host.safetensors         what is still float: embeddings, LayerNorm, encode, scales, LM head
+    tokenizer/               the tokenizer
+
+What is read is believed only after every hash, shape, range and wire has been checked.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from neurtransformer.errors import UserError
+from neurtransformer.integer.config import IntegerConfig
+from neurtransformer.integer.layout import check, layout
+from neurtransformer.integer.model import IntegerGPT2
+from neurtransformer.loihi import netx
+from neurtransformer.loihi.graph import Count, Network, Spikes, Strict, Synapses, networks
+from neurtransformer.runs import read_json, write_json
+
+VERSION: Literal[1] = 1
+CHIP, HOST, TOKENIZER = "chip.safetensors", "host.safetensors", "tokenizer"
+Progress = Callable[[str], None]
+
+_HOST = (
+    "still float, on the host: embeddings, LayerNorm, the encode neurons (source nodes), residual "
+    "addition, LM head"
+)
+_TRANSPORT: dict[Spikes, str] = {
+    "rate": "a phase is T steps; a neuron sends at most one spike a step, of payload +1, or -1 or "
+    "+1 where it is signed (a graded spike of one bit and sign)",
+    "graded": "a phase is one step; a neuron sends one graded spike that carries its count, 0..T, "
+    "or -T..T where it is signed",
+}
+
+
+class FileEntry(Strict):
+    """One file of the netlist."""
+
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    bytes: Count
+
+
+class Totals(Strict):
+    """What the static part of the network amounts to."""
+
+    synapses: Count
+    neurons: Count
+    weight_bits: Literal[8] = 8
+
+
+class Manifest(Strict):
+    """manifest.json."""
+
+    format: Literal["neurtx netlist"] = "neurtx netlist"
+    version: Literal[1] = VERSION
+    config: IntegerConfig
+    spikes: Spikes
+    transport: str
+    host: str
+    run: str | None = None
+    """The run it was made from, not needed any more."""
+    totals: Totals
+    networks: list[Network]
+    files: dict[str, FileEntry]
+
+
+@dataclass(frozen=True)
+class Netlist:
+    """A netlist that was read and checked."""
+
+    folder: Path
+    manifest: Manifest
+    model: IntegerGPT2
+    tokenizer: PreTrainedTokenizerBase
+
+
+# --- writing ---
+
+
+def write(
+    folder: Path,
+    model: IntegerGPT2,
+    tokenizer: PreTrainedTokenizerBase,
+    spikes: Spikes,
+    *,
+    made_from: Path | None = None,
+    progress: Progress = lambda _: None,
+) -> Manifest:
+    """Write all files of a netlist into an empty folder. made_from: the run, noted for reports.
+
+    Raises UserError for weights that netx would not read back as they are.
+    """
+    config, tensors = model.config, model.tensors
+    silent: dict[str, Literal[0, 1]] = {}
+    graph = networks(config, spikes, silent)
+    (folder / "netx").mkdir()
+    for network in graph:
+        progress(f"writing {network.name}")
+        for node, behind in pairwise(network.nodes):
+            if isinstance(node, Synapses):
+                name = f"{network.name}.{node.name}"
+                weight = tensors[f"{name}.weight"]
+                theta = tensors.get(f"{network.name}.{behind.name}.theta")
+                netx.write_projection(
+                    folder / node.file, weight, tensors[f"{name}.bias"], theta, config.timesteps
+                )
+                silent[node.file] = netx.silent_inputs(weight)
+    homes = {name: entry.home for name, entry in layout(config).items()}
+    for file, home in ((CHIP, "chip"), (HOST, "host")):
+        progress(f"writing {file}")
+        parts = {k: v for k, v in tensors.items() if homes.get(k, "host") == home}
+        save_file({k: np.ascontiguousarray(v) for k, v in parts.items()}, folder / file)
+    tokenizer.save_pretrained(folder / TOKENIZER)
+    manifest = Manifest(
+        config=config,
+        spikes=spikes,
+        transport=_TRANSPORT[spikes],
+        host=_HOST,
+        run=None if made_from is None else str(made_from),
+        totals=_totals(graph),
+        networks=networks(config, spikes, silent),
+        files=_entries(folder),
+    )
+    write_json(folder / "manifest.json", manifest.model_dump())
+    return manifest
+
+
+def _totals(graph: list[Network]) -> Totals:
+    nodes = [node for network in graph for node in network.nodes]
+    return Totals(
+        synapses=sum(n.inputs * n.outputs for n in nodes if isinstance(n, Synapses)),
+        neurons=sum(n.outputs for n in nodes if n.kind in ("rate_neurons", "gelu_neurons")),
+    )
+
+
+def _entries(folder: Path) -> dict[str, FileEntry]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): _entry(path) for path in files}
+
+
+def _entry(path: Path) -> FileEntry:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(sha256=digest, bytes=path.stat().st_size)
+
+
+# --- reading ---
+
+
+def read(folder: Path) -> Netlist:
+    """Read a netlist. Raises UserError if anything in it is missing, damaged or inconsistent."""
+    manifest = _read_manifest(folder)
+    _check_files(folder, manifest)
+    tensors: dict[str, NDArray] = _tensors(folder / CHIP) | _tensors(folder / HOST)
+    for network in manifest.networks:
+        for node in network.nodes:
+            if isinstance(node, Synapses):
+                weight = netx.read_projection(folder / node.file, node.inputs, node.outputs)
+                tensors[f"{network.name}.{node.name}.weight"] = weight
+    check(manifest.config, tensors, lambda complaint: _refuse(folder, complaint))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _refuse(folder, f"its tokenizer does not load: {error}")
+    if len(tokenizer) > manifest.config.vocabulary:
+        _refuse(folder, "its tokenizer has more tokens than the model")
+    return Netlist(folder, manifest, IntegerGPT2(manifest.config, tensors), tokenizer)
+
+
+def _refuse(folder: Path, why: Any) -> NoReturn:
+    raise UserError(f"{folder} is no sound netlist: {why}; export the run again")
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    values = read_json(folder / "manifest.json")
+    if values.get("format") != "neurtx netlist":
+        _refuse(folder, "manifest.json is not a neurtx netlist's")
+    if values.get("version") != VERSION:
+        _refuse(folder, f"its version is {values.get('version')!r}, this neurtx reads {VERSION}")
+    try:
+        manifest = Manifest.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        _refuse(folder, f"manifest.json: {where}: {first['msg']}")
+    silent = {
+        node.file: node.silent_inputs
+        for network in manifest.networks
+        for node in network.nodes
+        if isinstance(node, Synapses)
+    }
+    graph = networks(manifest.config, manifest.spikes, silent)
+    if len(graph) != len(manifest.networks):
+        _refuse(folder, f"manifest.json has {len(manifest.networks)} networks, not {len(graph)}")
+    for found, wanted in zip(manifest.networks, graph, strict=True):
+        if found != wanted:
+            _refuse(folder, f"manifest.json: network {found.name} does not fit the config")
+    if manifest.totals != _totals(graph):
+        _refuse(folder, "manifest.json: its totals do not fit its networks")
+    return manifest
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    needed = {
+        CHIP,
+        HOST,
+        *(n.file for net in manifest.networks for n in net.nodes if n.kind == "synapses"),
+    }
+    for name in sorted(needed - manifest.files.keys()):
+        _refuse(folder, f"manifest.json does not list {name}")
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            _refuse(folder, f"manifest.json names {name}, outside the folder")
+        if not path.is_file():
+            _refuse(folder, f"{name} is missing")
+        size = path.stat().st_size
+        if size != entry.bytes:
+            _refuse(folder, f"{name} has {size} bytes, the manifest says {entry.bytes}")
+        if _entry(path) != entry:
+            _refuse(folder, f"{name} is not the file that the manifest describes")
+
+
+def _tensors(path: Path) -> dict[str, NDArray]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): export the run again") from error

@@ -1,0 +1,228 @@
+"""One network of a netlist in Lava: its processes, built from the manifest's nodes, and a run.
+
+Synapses come out of the stock netx Network that reads their file, and run in Lava's own Dense;
+neurons and SSA are ours (`processes.py`).
+"""
+
+import contextlib
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+
+import neurtransformer.loihi.lava_compat  # noqa: F401  (must come before Lava)
+
+# isort: split
+from lava.lib.dl.netx import hdf5
+from lava.magma.core.run_conditions import RunSteps
+from lava.magma.core.run_configs import Loihi2SimCfg
+from lava.proc.dense.models import PyDenseModelBitAcc
+from lava.proc.dense.process import Dense
+from lava.proc.io.source import PySendModelFixed, RingBuffer
+
+from neurtransformer.integer.arithmetic import Integers
+from neurtransformer.integer.blocks import Trace
+from neurtransformer.loihi import graph
+from neurtransformer.loihi.netlist import Netlist
+from neurtransformer.loihi.processes import (
+    SSA,
+    Logs,
+    PyRateNeurons,
+    PyReadout,
+    PySSA,
+    RateNeurons,
+    Readout,
+)
+
+PAYLOAD_BITS = 8
+"""Width of a spike's payload: counts up to 64, and their sign."""
+
+_LOGGED = {
+    # node kind -> quantity -> whether it belongs to the token of the phase before
+    "rate_neurons": {"u": False, "v": True, "spikes": True},
+    "gelu_neurons": {"u": False, "v": True, "spikes": True},
+    "ssa": {"read": True, "state": True},
+    "readout": {"u": False},
+}
+_MODELS = {
+    # all tagged fixed_pt
+    RingBuffer: PySendModelFixed,
+    Dense: PyDenseModelBitAcc,
+    RateNeurons: PyRateNeurons,
+    SSA: PySSA,
+    Readout: PyReadout,
+}
+log = logging.getLogger(__name__)
+
+
+class LavaFailed(RuntimeError):
+    """A Lava process stopped with an error."""
+
+
+def run_network(netlist: Netlist, network: graph.Network, spikes: Integers) -> tuple[Trace, int]:
+    """Run one network in Lava, in fixed point, from empty states.
+
+    spikes: (tokens, phase, width), what its source sends.
+    Returns what happened, in the form of `IntegerAttention.steps` but with the SSA state of every
+    step, (tokens, phase, ...), and the number of time steps. Raises LavaFailed.
+    """
+    tokens, phase, _ = spikes.shape
+    steps = tokens * phase + network.latency
+    with tempfile.TemporaryDirectory(prefix="neurtx-") as folder, _lava_off_stdout():
+        builder = _Builder(netlist, network, spikes, steps, Path(folder))
+        run_lava(builder.build(), steps)
+        return builder.trace(), steps
+
+
+class _Builder:
+    """Processes for the nodes of one network, and the files they log to."""
+
+    def __init__(
+        self, netlist: Netlist, network: graph.Network, spikes: Integers, steps: int, folder: Path
+    ) -> None:
+        self.netlist, self.network, self.spikes = netlist, network, spikes
+        self.steps, self.folder = steps, folder
+        self.timesteps = netlist.manifest.config.timesteps
+        self.phase = graph.phase_steps(netlist.manifest.config, netlist.manifest.spikes)
+
+    def build(self) -> list[Any]:
+        """All processes, wired."""
+        made = {node.name: self._process(node) for node in self.network.nodes}
+        for source, target in self.network.wires:
+            made[source][1].connect(made[target][0])
+        return [process for _, _, process in made.values()]
+
+    def _process(self, node: graph.AnyNode) -> tuple[Any, Any, Any]:
+        """(input port, output port, process) for one node."""
+        if isinstance(node, graph.Source):
+            process = self._source(node)
+            return None, process.s_out, process
+        if isinstance(node, graph.Synapses):
+            process = stock_synapses(self.netlist.folder / node.file, node.inputs)
+            return process.s_in, process.a_out, process
+        common: dict[str, Any] = {
+            "phase": self.phase,
+            "start": node.start,
+            "logs": self._logs(node),
+        }
+        if isinstance(node, graph.Readout):
+            process = Readout(bias=self._tensor(node.bias), **common)
+            return process.a_in, None, process
+        common["timesteps"] = self.timesteps
+        if isinstance(node, graph.SSA):
+            process = SSA(
+                shift=self._tensor("ssa.shift"),
+                present=self._tensor("ssa.present"),
+                dim=node.dim,
+                **common,
+            )
+            return process.s_in, process.s_out, process
+        if isinstance(node, graph.RateNeurons):
+            common |= {"unsigned": node.unsigned, "input_shift": node.input_shift}
+        else:
+            hidden = self.netlist.model.feedforward[self.network.block].hidden
+            common |= {"unsigned": 0, "input_shift": 0, "gelu": hidden}
+        process = RateNeurons(
+            bias=self._tensor(node.bias), theta=self._tensor(f"{node.name}.theta"), **common
+        )
+        return process.a_in, process.s_out, process
+
+    def _tensor(self, name: str) -> Integers:
+        return self.netlist.model.tensors[f"{self.network.name}.{name}"]
+
+    def _source(self, node: graph.Source) -> Any:
+        data = np.zeros((node.outputs, self.steps), dtype=np.int32)
+        flat = self.spikes.reshape(-1, node.outputs)
+        data[:, : len(flat)] = flat.T
+        return RingBuffer(data=data)
+
+    def _logs(self, node: graph.AnyNode) -> Logs:
+        shapes = {"read": (0, 0), "state": (0, 0, 0)}
+        if isinstance(node, graph.SSA):
+            shapes = {
+                "read": (node.heads, node.dim + 1),
+                "state": (node.heads, node.dim + 1, node.dim),
+            }
+        logs = {}
+        for quantity in _LOGGED[node.kind]:
+            shape = shapes[quantity] if node.kind == "ssa" else (node.outputs,)
+            logs[quantity] = self.folder / f"{node.name}.{quantity}.npy"
+            open_memmap(logs[quantity], mode="w+", dtype=np.int32, shape=(self.steps, *shape))
+        return logs
+
+    def trace(self) -> Trace:
+        """What the processes logged, cut into tokens and the steps of their phases."""
+        tokens = len(self.spikes)
+        found: Trace = {"encode.spikes": self.spikes}
+        for node in self.network.nodes:
+            for quantity, later in _LOGGED.get(node.kind, {}).items():
+                rows = np.load(self.folder / f"{node.name}.{quantity}.npy")
+                first = node.start + later * self.phase
+                rows = rows[first : first + tokens * self.phase]
+                found[f"{node.name}.{quantity}"] = rows.reshape(tokens, self.phase, *rows.shape[1:])
+        return found
+
+
+def stock_synapses(path: Path, inputs: int) -> Any:
+    """Lava's Dense with the weights and exponents that stock netx reads from `path`."""
+    network = hdf5.Network(net_config=str(path), input_message_bits=PAYLOAD_BITS)
+    synapse = network.layers[0].synapse
+    return Dense(
+        weights=synapse.weights.init[:, :inputs],
+        weight_exp=synapse.proc_params["weight_exp"],
+        num_weight_bits=synapse.proc_params["num_weight_bits"],
+        num_message_bits=PAYLOAD_BITS,
+    )
+
+
+def run_lava(processes: list[Any], steps: int) -> None:
+    """Run connected processes. Raises LavaFailed; Lava itself would wait for ever for a dead one.
+
+    Each process is told its model: left to search, Lava executes every file in the folder of every
+    process anew, which takes seconds.
+    """
+    models = {process: _MODELS[type(process)] for process in processes}
+    config = Loihi2SimCfg(select_tag="fixed_pt", exception_proc_model_map=models)
+    processes[0].create_runtime(run_cfg=config)
+    runtime = processes[0].runtime
+    infrastructure = runtime._messaging_infrastructure
+    actors = list(infrastructure.actors)
+    try:
+        runtime.start(RunSteps(num_steps=steps, blocking=False))
+        answers = runtime.service_to_runtime[0]
+        while not answers.probe():
+            for actor in actors:
+                if actor.exception is not None or not actor.is_alive():
+                    raise LavaFailed(f"a Lava process stopped: {_reason(actor)}")
+            time.sleep(0.002)
+        runtime.wait()
+        runtime.stop()
+    except BaseException as error:
+        runtime._is_started = False  # else it waits for the dead when it is collected
+        for actor in actors:
+            actor.terminate()
+        infrastructure.smm.shutdown()
+        if isinstance(error, RuntimeError) and not isinstance(error, LavaFailed):
+            raise LavaFailed(f"Lava stopped: {error}") from error
+        raise
+
+
+def _reason(actor: Any) -> str:
+    if actor.exception is None:
+        return f"exit code {actor.exitcode}"
+    error, trace = actor.exception
+    log.debug("%s", trace)
+    return f"{type(error).__name__}: {error}"
+
+
+@contextlib.contextmanager
+def _lava_off_stdout() -> Iterator[None]:
+    """Lava and netx print warnings and tables; an answer may be all that belongs on stdout."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield

@@ -1,0 +1,190 @@
+"""An estimate of energy per token: operation counts times published constants.
+
+Nothing is measured on a chip. Each operation that `operations` counts is multiplied by what
+Horowitz measured for it in 45 nm silicon, with spikes counted on text. Usual estimates of spiking
+transformers count the synapses alone; here forgetting, neuron updates and normalisation are counted
+too, and what both models do alike (LayerNorm, embeddings, GELU, LM head) stands in both.
+
+The energy of arithmetic and that of memory traffic are two separate numbers: the first is what the
+paper reports, the second is ten times larger and goes another way.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neurtransformer.measure.operations import (
+    Forms,
+    LayerSpikes,
+    Ops,
+    Shape,
+    operations,
+    total,
+)
+from neurtransformer.measure.quality import SpikeCounter, counting_spikes
+from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+
+PAPER_REDUCTION_PERCENT = (64.71, 85.28)
+"""The attention block of GPT-2 in NeurTransformer, arXiv 2510.00133: least and largest saving."""
+
+SOURCE = "M. Horowitz, Computing's energy problem, ISSCC 2014, fig. 1.1.9 (45 nm, 0.9 V)"
+SRAM_PJ = 100.0
+"""One 64-bit access to a 1 MB SRAM; the same table has 10 for 8 kB and 20 for 32 kB."""
+DRAM_PJ = 1300.0
+"""One 64-bit access to DRAM, the lower end of 1.3 to 2.6 nJ."""
+WORD_BITS = 32
+"""Width of every weight, cache entry, state and membrane, in every form."""
+
+
+# --- prices ---
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Energy of one operation, pJ. A MAC is a multiplication and an addition."""
+
+    number_format: str
+    mac_pj: float
+    ac_pj: float
+
+
+FLOAT = Prices("32-bit float", mac_pj=4.6, ac_pj=0.9)
+"""What the paper uses: 3.7 for the product, 0.9 for the sum."""
+ALTERNATIVES = (
+    FLOAT,
+    Prices("32-bit integer", mac_pj=3.2, ac_pj=0.1),
+    Prices("8-bit weights, 32-bit sums", mac_pj=0.3, ac_pj=0.1),
+)
+
+
+def joules(ops: Ops, prices: Prices = FLOAT) -> float:
+    """Energy of the arithmetic, J."""
+    return (ops.mac * prices.mac_pj + ops.ac * prices.ac_pj) * 1e-12
+
+
+def memory_joules(ops: Ops, access_pj: float = SRAM_PJ) -> float:
+    """Energy of the memory traffic, J; access_pj is the price of 64 bits."""
+    return ops.words * WORD_BITS / 64 * access_pj * 1e-12
+
+
+def reduction_percent(dense: float, spiking: float) -> float:
+    """How much less than dense, in percent; negative if it is more."""
+    return 100 * (1 - spiking / dense)
+
+
+# --- spikes ---
+
+
+@torch.no_grad()
+def measure_spikes(
+    model: SpikingGPT2LMHeadModel,
+    blocks: Tensor,
+    *,
+    batch: int = 8,
+    on_tokens: Callable[[int], None] = lambda tokens: None,
+) -> SpikeCounter:
+    """Count every neuron's spikes on blocks (n, length) int64."""
+    with counting_spikes(model) as counter:
+        for chunk in blocks.split(batch):
+            model(chunk, logits_to_keep=1)
+            on_tokens(chunk.numel())
+    return counter
+
+
+def layer_spikes(
+    model: SpikingGPT2LMHeadModel, sums: Mapping[str, Tensor], tokens: Mapping[str, int]
+) -> list[LayerSpikes]:
+    """Per block and token what a `SpikeCounter` summed over tokens: `spikes` or `active`."""
+
+    def per_token(name: str) -> Tensor:
+        return sums[name] / tokens[name]
+
+    layers = []
+    for i, block in enumerate(model.blocks):
+        key = per_token(f"{i}.attn.key").unflatten(0, (block.attn.heads, -1)).sum(-1)
+        layers.append(
+            LayerSpikes(
+                encode=float(per_token(f"{i}.attn.encode").sum()),
+                query=float(per_token(f"{i}.attn.query").sum()),
+                key=float(key.sum()),
+                present=float(key[block.attn.present != 0].sum()),
+                value=float(per_token(f"{i}.attn.value").sum()),
+                merged=float(per_token(f"{i}.attn.merged").sum()),
+                mlp_encode=float(per_token(f"{i}.mlp.encode").sum()),
+                hidden=float(per_token(f"{i}.mlp.hidden").sum()),
+            )
+        )
+    return layers
+
+
+# --- the estimate ---
+
+
+def estimate(model: SpikingGPT2LMHeadModel, counter: SpikeCounter) -> dict[str, Any]:
+    """The answer of `neurtx energy`: joules per token, all blocks together."""
+    shape = Shape.of(model.config)
+    spikes = layer_spikes(model, counter.spikes, counter.tokens)
+    active = layer_spikes(model, counter.active, counter.tokens)
+    parts = operations(shape, spikes, active)
+    sums = {name: {form: total([p]) for form, p in forms.items()} for name, forms in parts.items()}
+    sums["model"] = {
+        form: total(forms[form] for forms in parts.values())
+        for form in ("dense", "spiking", "graded")
+    }
+    del sums["shared"]
+    rates = {name: count / shape.timesteps for name, count in counter.mean_counts().items()}
+    return {
+        "timesteps": shape.timesteps,
+        "context": shape.context,
+        **{name: compare(forms) for name, forms in sums.items()},
+        "paper_reduction_percent": list(PAPER_REDUCTION_PERCENT),
+        "constants": {
+            **asdict(FLOAT),
+            "sram_pj_per_64_bits": SRAM_PJ,
+            "dram_pj_per_64_bits": DRAM_PJ,
+            "word_bits": WORD_BITS,
+            "source": SOURCE,
+        },
+        "alternatives": [_alternative(prices, sums) for prices in ALTERNATIVES],
+        "operations": {name: _breakdown(forms) for name, forms in parts.items()},
+        "spike_rate_by_layer": rates,
+    }
+
+
+def compare(forms: Mapping[str, Ops]) -> dict[str, float]:
+    """Joules per token of the dense, spiking and graded form, and what the spiking one saves."""
+    values = {f"{form}_j": joules(ops) for form, ops in forms.items()}
+    values["reduction_percent"] = reduction_percent(values["dense_j"], values["spiking_j"])
+    for form, ops in forms.items():
+        values[f"memory_{form}_j"] = memory_joules(ops)
+        values[f"memory_{form}_dram_j"] = memory_joules(ops, DRAM_PJ)
+    values["memory_reduction_percent"] = reduction_percent(
+        values["memory_dense_j"], values["memory_spiking_j"]
+    )
+    return values
+
+
+def _alternative(prices: Prices, sums: Mapping[str, Mapping[str, Ops]]) -> dict[str, Any]:
+    saved = {
+        f"{name}_reduction_percent": reduction_percent(
+            joules(forms["dense"], prices), joules(forms["spiking"], prices)
+        )
+        for name, forms in sums.items()
+    }
+    return {**asdict(prices), **saved}
+
+
+def _breakdown(forms: Forms) -> dict[str, dict[str, float]]:
+    """For each operation its MACs, ACs and words per token; 0 where a form has no such one."""
+    names = {name: None for part in forms.values() for name in part}
+    return {
+        name: {
+            f"{form}_{unit}": getattr(part.get(name, Ops()), field)
+            for form, part in forms.items()
+            for unit, field in (("macs", "mac"), ("acs", "ac"), ("words", "words"))
+        }
+        for name in names
+    }

@@ -1,0 +1,152 @@
+"""The pictures of the report page, as SVG: one width, one type size, colours told apart by all.
+
+Every picture is drawn on white and narrow enough to be read on a phone without zooming.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from neurtransformer.spiking.attention import age_weights
+
+WIDTH = 5.2  # inches: at 72 points each about the width of a phone
+DENSE, SPIKING, GRADED = "#8c8c8c", "#0072b2", "#56b4e9"  # Okabe and Ito's, and a grey
+STAGES = {"match": "#d55e00", "distil": "#0072b2"}
+HEAT = "cividis"
+STYLE = {
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#666666",
+    "figure.constrained_layout.use": True,
+    "svg.hashsalt": "neurtx",  # the same numbers give the same file
+}
+POPULATIONS = {
+    "attn.encode": "attention input",
+    "attn.query": "query",
+    "attn.key": "key",
+    "attn.value": "value",
+    "attn.merged": "attention output",
+    "mlp.encode": "feed-forward input",
+    "mlp.hidden": "feed-forward hidden",
+}
+FAR = 256  # tokens back that the picture of forgetting reaches
+
+
+def spike_rates(rates: Mapping[str, float]) -> bytes:
+    """Heat map of spikes per neuron and step. rates: by `<layer>.<population>`, 0 to 1."""
+    layers = sorted({int(name.partition(".")[0]) for name in rates})
+    grid = [[rates.get(f"{i}.{name}", math.nan) for i in layers] for name in POPULATIONS]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 2.5))
+        axes = figure.subplots()
+        image = axes.imshow(grid, cmap=HEAT, vmin=0, aspect="auto")
+        axes.set_yticks(range(len(POPULATIONS)), list(POPULATIONS.values()))
+        every = math.ceil(len(layers) / 12)
+        axes.set_xticks(range(0, len(layers), every), [str(i) for i in layers[::every]])
+        axes.set_xlabel("layer")
+        if len(layers) <= 8:
+            _write_values(axes, grid)
+        figure.colorbar(image, label="spikes per neuron and step")
+        return _svg(figure)
+
+
+def energy_bars(energy: Mapping[str, Any]) -> bytes:
+    """Bars of microjoules per token, arithmetic and memory side by side, by part of the model."""
+    parts = {"attention": "attention", "feed_forward": "feed-\nforward", "model": "whole\nmodel"}
+    forms = (("dense", DENSE), ("spiking", SPIKING), ("graded", GRADED))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 2.6))
+        panels = figure.subplots(1, 2)
+        for axes, prefix, title in zip(
+            panels, ("", "memory_"), ("arithmetic", "memory traffic"), strict=True
+        ):
+            for place, (form, colour) in enumerate(forms):
+                heights = [energy[part][f"{prefix}{form}_j"] * 1e6 for part in parts]
+                middles = [i + (place - 1) * 0.27 for i in range(len(parts))]
+                axes.bar(middles, heights, 0.25, color=colour, label=_FORM_NAMES[form])
+            axes.set_xticks(range(len(parts)), list(parts.values()))
+            axes.set_title(f"{title}, µJ per token")
+        panels[0].legend(frameon=False, fontsize=8)
+        return _svg(figure)
+
+
+def loss_curve(curve: Sequence[Sequence[Any]]) -> bytes:
+    """Loss of each fine-tuning stage in a panel of its own, for they are different losses.
+
+    curve: [step, stage, loss] in order; the stages are `match` and `distil`.
+    """
+    stages = list(dict.fromkeys(stage for _, stage, _ in curve))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 2.2))
+        panels = figure.subplots(1, len(stages), squeeze=False)[0]
+        for axes, stage in zip(panels, stages, strict=True):
+            points = [(step, loss) for step, of, loss in curve if of == stage and loss is not None]
+            steps = [step for step, _ in points]
+            losses = [loss for _, loss in points]
+            colour = STAGES.get(stage, SPIKING)
+            axes.plot(steps, losses, color=colour, alpha=0.35, linewidth=0.8)
+            axes.plot(steps, _smooth(losses), color=colour, linewidth=1.6)
+            axes.set_title(_STAGE_NAMES.get(stage, stage))
+            axes.set_xlabel("step")
+        panels[0].set_ylabel("loss")
+        return _svg(figure)
+
+
+def forgetting(shift: Tensor, present: Tensor, context: int) -> bytes:
+    """What each head keeps of a token so many tokens back; (layers, heads) both."""
+    layers, heads = shift.shape
+    far = min(context, FAR)
+    layer_by_layer = zip(shift, present, strict=True)
+    kept = torch.cat([age_weights(s, u, far)[:, -1].flip(-1) for s, u in layer_by_layer])
+    # four columns to the octave
+    ages = [0, *sorted({age for i in range(32) if (age := round(2 ** (i / 4))) < far})]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, min(1.4 + 0.14 * layers * heads, 5.0)))
+        axes = figure.subplots()
+        image = axes.imshow(kept[:, ages].tolist(), cmap=HEAT, vmin=0, vmax=1, aspect="auto")
+        shown = [i for i, age in enumerate(ages) if age == 0 or age & (age - 1) == 0]
+        axes.set_xticks(shown, [str(ages[i]) for i in shown])
+        axes.set_xlabel("tokens back (0 is the token itself)")
+        every = math.ceil(layers / 12)
+        axes.set_yticks(
+            [heads * i + (heads - 1) / 2 for i in range(0, layers, every)],
+            [f"layer {i}" for i in range(0, layers, every)],
+        )
+        for i in range(1, layers):
+            axes.axhline(heads * i - 0.5, color="white", linewidth=1.5)
+        figure.colorbar(image, label="kept", extend="max" if kept.max() > 1 else "neither")
+        return _svg(figure)
+
+
+_FORM_NAMES = {"dense": "dense", "spiking": "spiking", "graded": "spiking, graded"}
+_STAGE_NAMES = {"match": "1. match attention outputs", "distil": "2. match the teacher's logits"}
+
+
+def _smooth(losses: Sequence[float], window: int = 10) -> list[float]:
+    """Mean of the last `window` values."""
+    recent = [losses[max(0, i + 1 - window) : i + 1] for i in range(len(losses))]
+    return [sum(values) / len(values) for values in recent]
+
+
+def _write_values(axes: Any, grid: Sequence[Sequence[float]]) -> None:
+    """Write each value into its cell, dark on light and light on dark."""
+    largest = max((value for row in grid for value in row if not math.isnan(value)), default=1.0)
+    for y, row in enumerate(grid):
+        for x, value in enumerate(row):
+            colour = "black" if value > 0.6 * largest else "white"
+            axes.text(x, y, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=7.5)
+
+
+def _svg(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()

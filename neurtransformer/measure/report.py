@@ -1,0 +1,229 @@
+"""The report page of a run: one HTML file that holds everything it shows."""
+
+import base64
+import importlib.metadata
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from safetensors import SafetensorError, safe_open
+
+from neurtransformer.measure import figures
+from neurtransformer.measure.summary import section, shown, summary_rows
+from neurtransformer.runs import read_json
+
+PACKAGES = ("neurtransformer", "torch", "transformers", "spikingjelly", "lava-nc", "lava-dl")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step between two forms. result is None if `command` has not been run yet."""
+
+    name: str
+    promise: str
+    result: str | None
+    command: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An SVG, what it shows, and how to read it."""
+
+    title: str
+    caption: str
+    svg: bytes
+
+    @property
+    def address(self) -> str:
+        """The picture itself, as a data: address."""
+        return "data:image/svg+xml;base64," + base64.b64encode(self.svg).decode()
+
+
+def page(run: Path) -> str:
+    """The page for a run folder. Raises UserError if report.json or config.json is damaged."""
+    report, config = read_json(run / "report.json"), read_json(run / "config.json")
+    return render(report, config, run.name, head_forgetting(run, config.get("n_layer", 0)))
+
+
+def render(
+    report: Mapping[str, Any],
+    config: Mapping[str, Any],
+    name: str,
+    heads: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> str:
+    """The page for what report.json and config.json say; sections may be missing.
+
+    heads: shift and present weight of every head, (layers, heads) both.
+    """
+    environment = Environment(
+        loader=PackageLoader("neurtransformer", "measure"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["shown"] = shown
+    energy = section(report, "energy")
+    return environment.get_template("report.html.j2").render(
+        name=name,
+        facts=facts(report, config),
+        summary=summary_rows(report),
+        steps=steps(report),
+        pictures=pictures(report, config, heads),
+        energy=energy if "model" in energy else None,
+        generated=section(report, "generate"),
+        recipe=list(_flat(section(report, "recipe"))),
+        versions=versions(),
+    )
+
+
+def facts(report: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What this run is, in words."""
+    converted = section(report, "convert")
+    layers, heads = config.get("n_layer"), config.get("n_head")
+    found = {
+        "made from": converted.get("model") or config.get("dense"),
+        "size": f"{layers} layers, {config.get('n_embd')} wide, {heads} heads",
+        "parameters": shown(converted.get("parameters"), "{:,}"),
+        "context": f"{config.get('n_positions')} tokens",
+        "time steps T": config.get("timesteps"),
+        "calibrated on": f"{shown(converted.get('calibration_tokens'), '{:,}') or '?'} tokens",
+        "fine-tuned": _trained(section(report, "finetune")),
+    }
+    return [(name, str(value)) for name, value in found.items() if value is not None]
+
+
+def steps(report: Mapping[str, Any]) -> list[Step]:
+    """The steps through the four forms and what each one cost."""
+    quality, simulated = section(report, "eval"), section(report, "simulate")
+    measured = {
+        "perplexity ratio": shown(quality.get("ppl_ratio"), "{:.3f}"),
+        "cosine similarity": shown(quality.get("cosine_similarity"), "{:.3f}"),
+        "token agreement": shown(quality.get("token_agreement"), "{:.1%}"),
+    }
+    equality = {
+        "mismatches": shown(simulated.get("mismatches"), "{:,}"),
+        "largest difference": shown(simulated.get("max_abs_difference")),
+        "on": simulated.get("backend"),
+        "time steps": shown(simulated.get("steps"), "{:,}"),
+        "tokens": shown(simulated.get("tokens"), "{:,}"),
+    }
+    integer = {
+        name.replace("_", " "): shown(value) for name, value in section(report, "integer").items()
+    }
+    return [
+        Step("dense → spiking", "measured loss", _listed(measured), "neurtx eval"),
+        Step(
+            "spiking, step by step → spiking, counts",
+            "equal, neuron for neuron",
+            "equal by construction, which the tests prove; "
+            "neurtx eval --mode steps simulates this run step by step",
+            "neurtx eval --mode steps",
+        ),
+        Step(
+            "spiking → integer",
+            "measured loss",
+            _listed(integer),
+            "neurtx export --target loihi2",
+        ),
+        Step(
+            "integer → Lava",
+            "equal, integer for integer",
+            _listed(equality),
+            "neurtx simulate --prompt TEXT",
+        ),
+    ]
+
+
+def pictures(
+    report: Mapping[str, Any],
+    config: Mapping[str, Any],
+    heads: tuple[torch.Tensor, torch.Tensor] | None,
+) -> list[Picture]:
+    """The pictures that can be drawn from what is there."""
+    energy, curve = section(report, "energy"), section(report, "finetune").get("curve")
+    rates = section(section(report, "eval"), "spike_rate_by_layer")
+    rates = rates or section(energy, "spike_rate_by_layer")
+    drawn: list[tuple[str, str, Any, Callable[[], bytes]]] = [
+        (
+            "Spike rates",
+            "Mean spikes per neuron and time step, by layer and population: 0 is silence, 1 a spike"
+            " in every step.",
+            rates,
+            lambda: figures.spike_rates(rates),
+        ),
+        (
+            "Forgetting",
+            "What each head, a row, keeps of a token so far back. A row bright to the end remembers"
+            " the whole past; one that is bright at 1 alone sees just the token before.",
+            heads,
+            lambda: figures.forgetting(*heads, int(config["n_positions"])) if heads else b"",
+        ),
+        (
+            "Fine-tuning",
+            "Loss by step, and its mean over the last ten steps. The two stages have different"
+            " losses and scales.",
+            curve,
+            lambda: figures.loss_curve(curve or []),
+        ),
+        (
+            "Energy",
+            "Estimates, not measurements. Graded spikes carry a count: fewer weights are read, but"
+            " each one is multiplied.",
+            "model" in energy,
+            lambda: figures.energy_bars(energy),
+        ),
+    ]
+    return [Picture(title, caption, draw()) for title, caption, there, draw in drawn if there]
+
+
+def head_forgetting(run: Path, layers: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Shift and present weight of every head, (layers, heads) both; None if they cannot be read."""
+    try:
+        with safe_open(run / "model.safetensors", framework="pt") as weights:
+            shift, present = (
+                torch.stack(
+                    [weights.get_tensor(f"transformer.h.{i}.attn.{name}") for i in range(layers)]
+                )
+                for name in ("shift", "present")
+            )
+    except (SafetensorError, OSError, RuntimeError):
+        return None
+    return shift, present
+
+
+def versions() -> list[tuple[str, str]]:
+    """Python and packages, as installed where the page is made."""
+    found = [("Python", platform.python_version())]
+    for package in PACKAGES:
+        try:
+            found.append((package, importlib.metadata.version(package)))
+        except importlib.metadata.PackageNotFoundError:
+            found.append((package, "not installed"))
+    return found
+
+
+def _trained(values: Mapping[str, Any]) -> str:
+    if not values:
+        return "not yet: neurtx finetune"
+    tokens = shown(values.get("tokens"), "{:,}")
+    return f"{values.get('steps')} steps, {tokens} tokens, seed {values.get('seed')}"
+
+
+def _listed(values: Mapping[str, str | None]) -> str | None:
+    """`name value, name value` of what is there; None if nothing is."""
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value) or None
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, str(value)))
+    return rows

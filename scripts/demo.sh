@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# The main job on the bundled model, as `make demo` runs it: every step is a command of its own.
+set -euo pipefail
+
+run=runs/demo netlist=netlists/demo
+prompt="The history of the world is"
+say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+
+say "1  dense -> spiking: swap the attention, rate code the feed-forward blocks, calibrate"
+neurtx convert gpt2-nano --out "$run" --force
+
+say "2  what the naive conversion is worth, before any training"
+neurtx eval "$run" --limit 4096
+
+say "3  fine-tune the spiking attention on the dense teacher (a few minutes)"
+neurtx finetune "$run"
+
+say "4  spiking beside dense, on text held out from training"
+neurtx eval "$run"
+
+say "5  energy, an estimate from the spikes just counted"
+neurtx energy "$run"
+
+say "6  integers, and a netlist for Loihi 2"
+neurtx export "$run" --target loihi2 --out "$netlist" --force
+
+say "7  the netlist in Lava against the integer model, spike for spike"
+neurtx simulate "$netlist" --prompt "$prompt"
+
+say "8  text, from spikes"
+neurtx generate "$run" --prompt "$prompt"
+
+say "9  the report"
+neurtx report "$run"

@@ -1,0 +1,102 @@
+"""Counts and steps are one code: neuron for neuron, for every float and every grouping in time."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from spikingjelly.activation_based.surrogate import MultiLevelSpikeCount
+from torch import Tensor
+
+from neurtransformer.spiking import coding
+from neurtransformer.spiking.neuron import RateNeuron, SpikeLinear
+
+TIMESTEPS = st.integers(1, 64)
+SIGNED = st.booleans()
+# any float32, and the edges where a count changes
+TOTALS = st.one_of(
+    st.floats(-1e6, 1e6, width=32),
+    st.integers(-70, 70).map(lambda n: n + 0.5),
+    st.integers(-70, 70).map(float),
+)
+
+
+def totals(values: list[float]) -> Tensor:
+    z = torch.tensor(values, dtype=torch.float32)
+    return torch.cat([z, torch.nextafter(z, z + 1), torch.nextafter(z, z - 1)])
+
+
+@given(st.lists(TOTALS, min_size=1, max_size=20), TIMESTEPS, SIGNED)
+def test_steps_add_up_to_counts(values: list[float], timesteps: int, signed: bool) -> None:
+    z = totals(values)
+    spikes = coding.spikes_from_total(z, timesteps, signed)
+    assert spikes.shape == (timesteps, *z.shape)
+    assert set(spikes.unique().tolist()) <= ({-1.0, 0.0, 1.0} if signed else {0.0, 1.0})
+    assert torch.equal(spikes.sum(0), coding.counts_from_total(z, timesteps, signed))
+
+
+@given(st.lists(st.floats(-80, 80, width=32), min_size=1), TIMESTEPS)
+def test_count_is_the_formula(values: list[float], timesteps: int) -> None:
+    z = torch.tensor(values, dtype=torch.float64)
+    expected = torch.floor(z + 0.5).clamp(0, timesteps)
+    assert torch.equal(coding.counts_from_total(z, timesteps, signed=False), expected)
+    both = coding.counts_from_total(z, timesteps, signed=False) - coding.counts_from_total(
+        -z, timesteps, signed=False
+    )
+    assert torch.equal(coding.counts_from_total(z, timesteps, signed=True), both)
+
+
+@given(st.lists(st.floats(-3, 12, width=32), min_size=1), st.integers(1, 10))
+def test_surrogate_is_spikingjellys(values: list[float], timesteps: int) -> None:
+    z = torch.tensor(values, requires_grad=True)
+    other = z.detach().clone().requires_grad_()
+    coding.surrogate_counts(z, timesteps, signed=False).sum().backward()
+    MultiLevelSpikeCount(timesteps, grad_window=(-0.5, timesteps + 0.5))(other).sum().backward()
+    edge = ((z - (timesteps + 0.5)).abs() < 1e-6) | ((z + 0.5).abs() < 1e-6)
+    assert z.grad is not None and other.grad is not None
+    assert torch.equal(z.grad[~edge], other.grad[~edge])
+
+
+@given(st.integers(1, 96), st.integers(1, 8), TIMESTEPS, st.integers(0, 2**16), st.floats(-12, 6))
+def test_integration_is_exact_in_any_order(
+    inputs: int, outputs: int, timesteps: int, seed: int, scale: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(outputs, inputs, generator=generator) * 10.0**scale
+    snapped = coding.snap_weights(weight, timesteps)
+    spikes = torch.randint(-1, 2, (timesteps, inputs), generator=generator).float()
+    at_once = spikes.sum(0) @ snapped.T
+    one_by_one = torch.zeros(outputs)
+    for spike in spikes[torch.randperm(timesteps, generator=generator)]:
+        one_by_one = one_by_one + spike @ snapped.T
+    exact = (spikes.sum(0).double() @ snapped.double().T).float()
+    assert torch.equal(at_once, exact) and torch.equal(one_by_one, exact)
+    error = (snapped - weight).abs().amax(1)
+    assert bool((error <= weight.abs().amax(1) * inputs * timesteps * 2.0**-22).all())
+
+
+@given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1), TIMESTEPS)
+def test_constant_current_adds_up_exactly(values: list[float], timesteps: int) -> None:
+    current = coding.snap_current(torch.tensor(values))
+    membrane = torch.zeros_like(current)
+    for _ in range(timesteps):
+        membrane = membrane + current
+    assert torch.equal(membrane, current * timesteps)
+
+
+@given(st.integers(1, 64), st.integers(0, 2**16), SIGNED)
+def test_layer_of_neurons_steps_equal_counts(timesteps: int, seed: int, signed: bool) -> None:
+    torch.manual_seed(seed)
+    first = RateNeuron(12, timesteps, signed=True, analogue=True).eval()
+    synapse = SpikeLinear(12, 9, timesteps).eval()
+    second = RateNeuron(9, timesteps, signed=signed, activation=torch.nn.GELU("tanh")).eval()
+    with torch.no_grad():
+        first.threshold.uniform_(0.1, 3)
+        first.center.normal_()
+        second.threshold.uniform_(0.01, 0.2)
+        second.center.normal_(std=0.05)
+        synapse.bias.normal_()
+        x = torch.randn(5, 12) * 2
+        counts, steps = first(x), first(x, steps=True)
+        assert torch.equal(steps.sum(0), counts)
+        membrane = synapse(counts, first.spike_value)
+        assert torch.equal(synapse(steps, first.spike_value, steps=True), membrane)
+        assert torch.equal(second(membrane, steps=True).sum(0), second(membrane))

@@ -1,0 +1,240 @@
+"""The energy estimate against counts made by hand, and the laws it must obey."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, astuple, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neurtransformer.measure.energy import (
+    FLOAT,
+    Prices,
+    compare,
+    estimate,
+    joules,
+    layer_spikes,
+    measure_spikes,
+    memory_joules,
+    reduction_percent,
+)
+from neurtransformer.measure.operations import (
+    LayerSpikes,
+    Ops,
+    Shape,
+    dense_attention,
+    dense_feed_forward,
+    graded,
+    operations,
+    shared,
+    spiking_attention,
+    spiking_feed_forward,
+    total,
+)
+
+# 2 heads of 4, contexts of 1 to 5 tokens: 3 on average
+SMALL = Shape(width=8, heads=2, hidden=32, layers=1, vocab=100, context=5, timesteps=4)
+SPIKES = LayerSpikes(
+    encode=10, query=6, key=5, present=3, value=7, merged=9, mlp_encode=11, hidden=20
+)
+SILENT = LayerSpikes(*[0.0] * 8)
+
+counts = st.floats(0, 1e6)
+layers = st.builds(LayerSpikes, *[counts] * 8)
+ops = st.builds(Ops, counts, counts, counts)
+shapes = st.builds(
+    lambda heads, head_dim, hidden, context, timesteps: Shape(
+        width=heads * head_dim,
+        heads=heads,
+        hidden=hidden,
+        layers=1,
+        vocab=50,
+        context=context,
+        timesteps=timesteps,
+    ),
+    *[st.integers(1, 16), st.integers(1, 64), st.integers(1, 256), st.integers(1, 1024)],
+    st.integers(1, 64),
+)
+
+
+def test_dense_operations_by_hand() -> None:
+    attention = dense_attention(SMALL)
+    assert {name: ops.mac for name, ops in attention.items()} == {
+        "c_attn": 8 * 24,
+        "cache": 0,
+        "q k": 3 * 8,
+        "softmax": 2 * 2 * 3,
+        "a v": 3 * 8,
+        "c_proj": 8 * 8,
+    }
+    # the new key and value are written, three of each are read
+    assert total([attention]).words == 8 * 24 + 8 * 8 + 2 * 8 + 3 * 2 * 8
+    assert total([dense_feed_forward(SMALL)]) == Ops(mac=2 * 8 * 32 + 4 * 32, words=2 * 8 * 32)
+    assert shared(SMALL)["lm_head"].mac == 800
+
+
+def test_spiking_attention_by_hand() -> None:
+    """Left out forgetting or neuron updates, and this fails."""
+    assert {name: (ops.mac, ops.ac) for name, ops in spiking_attention(SMALL, SPIKES).items()} == {
+        "c_attn": (0, 10 * 24),
+        "write": (0, 5 * 5 + 7),
+        "present": (0, 3 * 5),
+        "forget": (0, 2 * 5 * 4),
+        "read": (0, 6 * 5),
+        "normalise": (8, 2 * 8 + 3 * 2),
+        "c_proj": (0, 9 * 8),
+        # 3 signed populations of 8 at 3 ACs a step, 2 unsigned at 2, and a reset per spike
+        "neurons": (0, 4 * (3 * 8 * 3 + 2 * 8 * 2) + 10 + 6 + 5 + 7 + 9),
+    }
+
+
+def test_spiking_feed_forward_by_hand() -> None:
+    assert spiking_feed_forward(SMALL, SPIKES) == {
+        "c_fc": Ops(ac=11 * 32, words=11 * 32),
+        "gelu": Ops(mac=4 * 32),
+        "c_proj": Ops(ac=20 * 8, words=20 * 8),
+        "neurons": Ops(ac=4 * 3 * (8 + 32) + 11 + 20, words=4 * 4 * (8 + 32)),
+    }
+
+
+def test_even_a_silent_network_forgets_and_updates() -> None:
+    attention = spiking_attention(SMALL, SILENT)
+    assert {name for name, ops in attention.items() if ops.ac} == {"forget", "normalise", "neurons"}
+    assert joules(total([attention])) > 0
+
+
+@given(shapes, layers)
+def test_twice_the_spikes_are_twice_the_accumulates(s: Shape, n: LayerSpikes) -> None:
+    double = LayerSpikes(*(2 * value for value in astuple(n)))
+    for count in (spiking_attention, spiking_feed_forward):
+        # what does not depend on spikes is what a silent network costs
+        still, once, twice = (total([count(s, spikes)]) for spikes in (SILENT, n, double))
+        assert twice.ac - still.ac == pytest.approx(2 * (once.ac - still.ac), rel=1e-6)
+        assert twice.mac == once.mac
+
+
+@given(shapes, layers, st.sampled_from([field.name for field in fields(LayerSpikes)]))
+def test_every_population_costs(s: Shape, n: LayerSpikes, name: str) -> None:
+    more = replace(n, **{name: getattr(n, name) + 1000})
+    parts = operations(s, [n], [n]), operations(s, [more], [more])
+    before, after = (total(forms["spiking"] for forms in part.values()) for part in parts)
+    assert after.ac > before.ac
+    assert after.words >= before.words
+
+
+@given(shapes, layers)
+def test_graded_spikes_multiply_and_cost_no_more_than_their_products(
+    s: Shape, n: LayerSpikes
+) -> None:
+    part = spiking_attention(s, n)
+    turned = graded(part)
+    assert total([turned]).mac + total([turned]).ac == pytest.approx(
+        total([part]).mac + total([part]).ac
+    )
+    assert turned["c_attn"].ac == 0
+    assert turned["forget"] == part["forget"]
+
+
+@given(ops, ops, st.floats(0, 10), st.floats(0, 10), st.floats(0, 100))
+def test_joules_are_linear(a: Ops, b: Ops, mac_pj: float, ac_pj: float, factor: float) -> None:
+    prices = Prices("", mac_pj, ac_pj)
+    scaled = Prices("", mac_pj * factor, ac_pj * factor)
+    assert joules(a, prices) == pytest.approx((a.mac * mac_pj + a.ac * ac_pj) * 1e-12)
+    assert joules(a, scaled) == pytest.approx(factor * joules(a, prices))
+    assert joules(a + b, prices) == pytest.approx(joules(a, prices) + joules(b, prices))
+    assert memory_joules(a, 100) == pytest.approx(a.words / 2 * 100e-12)
+
+
+def test_reduction() -> None:
+    assert reduction_percent(4.0, 1.0) == 75
+    assert reduction_percent(1.0, 1.0) == 0
+    assert reduction_percent(1.0, 1.5) == -50
+    one = compare({"dense": Ops(1, 0, 1), "spiking": Ops(0, 1, 2), "graded": Ops(1, 0, 1)})
+    assert one["reduction_percent"] == pytest.approx(100 * (1 - 0.9 / 4.6))
+    assert one["memory_reduction_percent"] == -100
+    assert (FLOAT.mac_pj, FLOAT.ac_pj) == (4.6, 0.9)
+
+
+def test_the_parts_of_two_blocks_add_up() -> None:
+    other = replace(SPIKES, encode=30)
+    two = operations(replace(SMALL, layers=2), [SPIKES, other], [SPIKES, SPIKES])
+    assert two["attention"]["spiking"]["c_attn"].ac == 40 * 24
+    assert two["attention"]["dense"]["c_attn"].mac == 2 * 8 * 24
+    assert two["shared"]["dense"] == two["shared"]["spiking"]
+
+
+# --- on a real run ---
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_run: Path) -> Any:
+    from neurtransformer.spiking.load import load_run
+
+    return load_run(tiny_run)[0]
+
+
+def test_measured_spikes_are_the_neurons_own(loaded: Any) -> None:
+    """Counted by hand on one block of text, batches and the head that sees itself included."""
+    import torch
+
+    tokens = torch.randint(100, (3, 10), generator=torch.Generator().manual_seed(1))
+    attention = loaded.blocks[0].attn
+    kept = attention.present.clone()
+    attention.present.copy_(torch.tensor([0.0, 1.0]))
+    try:
+        counter = measure_spikes(loaded, tokens, batch=2)
+        (first, _) = layer_spikes(loaded, counter.spikes, counter.tokens)
+        (active, _) = layer_spikes(loaded, counter.active, counter.tokens)
+    finally:
+        attention.present.copy_(kept)
+    with torch.no_grad():
+        embedded = loaded.transformer["wte"](tokens) + loaded.transformer["wpe"](torch.arange(10))
+        query, key, value = attention.code(loaded.blocks[0].ln_1(embedded))
+    assert first.query == pytest.approx(float(query.sum()) / 30)
+    assert first.value == pytest.approx(float(value.abs().sum()) / 30)
+    assert first.key == pytest.approx(float(key.sum()) / 30)
+    assert first.present == pytest.approx(float(key[:, 1].sum()) / 30)
+    assert active.key == pytest.approx(float((key > 0).sum()) / 30)
+    assert all(a <= b for a, b in zip(astuple(active), astuple(first), strict=True))
+
+
+def test_the_estimate_is_the_sum_of_its_breakdown(loaded: Any) -> None:
+    import torch
+
+    values = estimate(loaded, measure_spikes(loaded, torch.arange(64).view(2, 32)))
+    for form in ("dense", "spiking"):
+        rows = [row for part in values["operations"].values() for row in part.values()]
+        macs, acs = (sum(row[f"{form}_{unit}"] for row in rows) for unit in ("macs", "acs"))
+        assert values["model"][f"{form}_j"] == pytest.approx((4.6 * macs + 0.9 * acs) * 1e-12)
+    assert values["context"] == 64
+    assert values["alternatives"][0]["attention_reduction_percent"] == pytest.approx(
+        values["attention"]["reduction_percent"]
+    )
+    assert values["constants"] | asdict(FLOAT) == values["constants"]
+
+
+def test_the_command(tiny_run: Path, copy_of: Callable[[Path], Path], tmp_path: Path) -> None:
+    from neurtx.main import neurtx
+
+    run = copy_of(tiny_run)
+    text = tmp_path / "text.txt"
+    text.write_text("A line of text that is long enough. " * 20)
+    words = ["energy", str(run), "--text", str(text), "--limit", "100"]
+    done = CliRunner().invoke(neurtx, [*words, "--json"])
+    assert done.exit_code == 0, done.output
+    values = json.loads(done.output.splitlines()[-1])
+    for part in ("attention", "model"):
+        assert {"dense_j", "spiking_j", "reduction_percent"} <= set(values[part])
+    assert values["paper_reduction_percent"] == [64.71, 85.28]
+    assert values["tokens"] == 64
+    assert values["timesteps"] == 4
+    report = json.loads((run / "report.json").read_text())
+    assert report["energy"] == {key: value for key, value in values.items() if key != "run"}
+    assert "recipe" in report
+    done = CliRunner().invoke(neurtx, words)
+    assert "ESTIMATED" in done.stdout
+    assert "64.71 to 85.28" in done.stdout

@@ -1,0 +1,170 @@
+"""The spiking model as a whole: steps equal counts, generation, training, resuming."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from neurtransformer.dense import load_dense
+from neurtransformer.errors import UserError
+from neurtransformer.measure.quality import counting_spikes, evaluate
+from neurtransformer.recipe import load_recipe
+from neurtransformer.spiking.calibrate import fit_forgetting, fit_threshold
+from neurtransformer.spiking.convert import convert
+from neurtransformer.spiking.finetune import Step, batch_at, finetune
+from neurtransformer.spiking.load import load_run, load_teacher
+
+
+def tokens(count: int, length: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, 4096, (count, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("timesteps", [1, 4, 7])
+def test_steps_equal_counts_neuron_for_neuron(tiny_dense_folder: Path, timesteps: int) -> None:
+    dense, _ = load_dense(str(tiny_dense_folder))
+    model = convert(dense, tokens(2, 32), timesteps, "tiny")
+    x = tokens(2, 16, seed=1)
+    with torch.no_grad():
+        with counting_spikes(model) as by_counts:
+            counts = model(x)
+        model.steps = True
+        with counting_spikes(model) as by_steps:
+            steps = model(x)
+    assert len(by_counts.spikes) == 2 * 7
+    for name, spikes in by_counts.spikes.items():
+        assert torch.equal(spikes, by_steps.spikes[name]), name
+    assert torch.equal(counts.logits, steps.logits)
+
+
+def test_run_loads_with_auto_class_and_generates(tiny_run: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_run)
+    x = tokens(1, 5)
+    cached = model.generate(x, max_new_tokens=8, do_sample=False, use_cache=True)
+    plain = model.generate(x, max_new_tokens=8, do_sample=False, use_cache=False)
+    assert torch.equal(cached, plain)
+    padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), x], 1)
+    mask = (torch.arange(8) >= 3).long().unsqueeze(0)
+    left = model.generate(padded, attention_mask=mask, max_new_tokens=8, do_sample=False)
+    assert torch.equal(left[:, 8:], cached[:, 5:])
+
+
+def test_evaluating_a_model_against_itself(tiny_run: Path) -> None:
+    model, _ = load_run(tiny_run)
+    dense = load_teacher(model)
+    values = evaluate(model, dense, tokens(2, 32))
+    assert values["tokens"] == 64
+    assert 0 < values["mean_spike_rate"] < 1
+    same = evaluate(model, _as_dense(model), tokens(2, 32))
+    assert same["ppl_ratio"] == 1 and same["token_agreement"] == 1
+    assert same["cosine_similarity"] == pytest.approx(1)
+
+
+def _as_dense(model: Any) -> Any:
+    """The spiking model with the one output that `evaluate` asks of a dense one."""
+
+    def forward(chunk: Tensor, output_hidden_states: bool) -> Any:
+        output = model(chunk)
+        output.hidden_states = (output.last_hidden_state,)
+        return output
+
+    return forward
+
+
+def test_calibration_finds_what_it_should() -> None:
+    x = torch.randn(4000, 3) * torch.tensor([1.0, 5.0, 0.1]) + torch.tensor([0.0, 2.0, -1.0])
+    threshold, center = fit_threshold(x, 8, signed=True, centred=True)
+    assert torch.allclose(center, x.mean(0))
+    assert torch.allclose(threshold / x.std(0), torch.full((3,), 2.9), atol=0.6)
+    previous = torch.eye(40).roll(1, 0).tril(-1).expand(1, 1, 40, 40)
+    everything = (torch.ones(40, 40).tril() / torch.arange(1, 41)[:, None]).expand(1, 1, 40, 40)
+    shift, present = fit_forgetting(torch.cat([previous, everything], 1))
+    assert shift.tolist() == [0, 24] and present.tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("train", ["ssa", "all"])
+def test_finetuning_lowers_the_loss_and_leaves_the_rest_frozen(tiny_run: Path, train: str) -> None:
+    model, _ = load_run(tiny_run)
+    dense = load_teacher(model)
+    recipe = load_recipe().finetune.changed(
+        steps=16, batch=4, match_share=0.5, train=train, match_rate=0.01, distil_rate=0.002
+    )
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    history = finetune(
+        model, dense, tokens(4, 24), recipe, seed=0, device="cpu", checkpoint=None,
+        resume=False, on_step=lambda step: None,
+    )  # fmt: skip
+    match, distil = ([s.loss for s in history if s.stage == t] for t in ("match", "distil"))
+    assert match[-1] < match[0] and distil[-1] < distil[0]
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    if train == "ssa":
+        assert changed and all(".attn." in name for name in changed)
+    else:
+        assert any(".mlp." in name for name in changed)
+
+
+def test_resumed_training_ends_as_the_uninterrupted(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neurtransformer.spiking.finetune.CHECKPOINT_EVERY", 2)
+    recipe = load_recipe().finetune.changed(steps=9, batch=2, match_share=0.5)
+    text = tokens(6, 16)
+
+    def train(folder: Path, resume: bool, stop_after: int | None) -> Any:
+        model, _ = load_run(tiny_run)
+
+        def on_step(step: Step) -> None:
+            if step.number == stop_after:
+                raise KeyboardInterrupt
+
+        try:
+            finetune(
+                model, load_teacher(model), text, recipe, seed=3, device="cpu",
+                checkpoint=folder, resume=resume, on_step=on_step,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            return None
+        return model
+
+    whole = train(tmp_path / "a", False, None)
+    for stop in (3, 7):
+        train(tmp_path / "b", stop > 3, stop)
+    resumed = train(tmp_path / "b", True, None)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    other = recipe.changed(batch=1)
+    model, _ = load_run(tiny_run)
+    with pytest.raises(UserError, match="other settings"):
+        finetune(
+            model, load_teacher(model), text, other, seed=3, device="cpu",
+            checkpoint=tmp_path / "b", resume=True, on_step=lambda step: None,
+        )  # fmt: skip
+
+
+def test_every_pass_sees_every_block_once() -> None:
+    blocks = torch.arange(10).unsqueeze(1)
+    seen = torch.cat([batch_at(step, blocks, 2, seed=1) for step in range(5)])
+    assert sorted(seen.flatten().tolist()) == list(range(10))
+    assert not torch.equal(seen[:2], batch_at(5, blocks, 2, seed=1))
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda run: (run / "model.safetensors").write_bytes(b"x" * 100), "does not load"),
+        (lambda run: (run / "model.safetensors").unlink(), "missing"),
+        (lambda run: (run / "config.json").write_text("{"), "JSON"),
+        (lambda run: (run / "config.json").write_text('{"model_type": "bert"}'), "bert"),
+    ],
+)
+def test_damaged_run_is_one_clear_line(
+    tiny_run: Path, copy_of: Any, spoil: Any, message: str
+) -> None:
+    run = copy_of(tiny_run)
+    spoil(run)
+    with pytest.raises(UserError, match=message) as error:
+        load_run(run)
+    assert "\n" not in str(error.value)
