@@ -46,6 +46,9 @@ def command(
             f"{checkpoint} is left of an unfinished training: add --resume, or delete it"
         )
 
+    if resume and not checkpoint.is_dir():
+        raise UserError(f"there is no checkpoint in {folder}: leave --resume out")
+
     import torch
 
     from neurtransformer.spiking.finetune import Step, finetune, training_text

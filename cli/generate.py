@@ -24,4 +24,6 @@ def command(run: str | None, prompt: str, tokens: int, backend: str, seed: int) 
     from neurtransformer.spiking.load import load_run
 
     model, tokenizer = load_run(folder)
-    click.echo(generate(model, tokenizer, prompt, tokens, backend=backend, seed=seed))
+    text = generate(model, tokenizer, prompt, tokens, backend=backend, seed=seed)
+    runs.update_report(folder, "generate", {"prompt": prompt, "text": text, "backend": backend})
+    click.echo(text)

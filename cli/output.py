@@ -50,8 +50,9 @@ def _reserved_stdout() -> Iterator[TextIO]:
         try:
             number = sys.stdout.fileno()
         except (AttributeError, OSError):  # no real file, as under a test runner
+            kept_stream = sys.stdout
             undo.enter_context(contextlib.redirect_stdout(sys.stderr))
-            yield sys.stdout
+            yield kept_stream
             return
         kept = os.dup(number)
         answer = undo.enter_context(os.fdopen(kept, "w", encoding="utf-8"))

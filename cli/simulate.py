@@ -50,6 +50,7 @@ def command(
         if runs.is_one("run", run):
             runs.update_report(run, "simulate", values)
     values = {"netlist": folder, **values}
-    answer(values, as_json=as_json, title="Lava beside the integer model")
+    titles = {"lava": "Lava beside the integer model", "integer": "time steps beside counts"}
+    answer(values, as_json=as_json, title=titles[backend])
     if values["mismatches"]:
         ctx.exit(1)

@@ -263,5 +263,5 @@ def test_a_wheel_holds_everything(tmp_path: Path) -> None:
     for folder in ("neurtransformer", "cli", "configs"):
         home = {"cli": "neurtx", "configs": "neurtransformer/configs"}.get(folder, folder)
         for file in (source / folder).rglob("*"):
-            if file.suffix in (".py", ".yaml", ".html"):
+            if file.suffix in (".py", ".yaml", ".j2"):
                 assert f"{home}/{file.relative_to(source / folder)}" in names

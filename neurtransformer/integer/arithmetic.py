@@ -30,6 +30,9 @@ exists too, but stock netx turns it into -254 where no weight of the matrix is p
 MERGE_SHIFT = 6
 """Bits by which merged neurons shift the mean value counts left, so that thresholds are precise."""
 
+MERGED_CENTER_LIMIT = LIMIT // 3
+"""Largest magnitude of a merged neuron's centre; mean and half a threshold fit beside it."""
+
 PRESENT_BITS = 2
 """The weight of the present is a multiple of 2^-PRESENT_BITS."""
 

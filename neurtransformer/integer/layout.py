@@ -72,7 +72,8 @@ def _attention(config: IntegerConfig) -> Iterator[tuple[str, Entry]]:
     yield "ssa.shift", _chip(heads, 0, NO_FORGETTING)
     yield "ssa.present", _chip(heads, 0, 255)
     yield "merged.theta", _chip(width, 1, most)
-    yield "merged.bias", _chip(width, -LIMIT // 3, LIMIT // 3)
+    center = arithmetic.MERGED_CENTER_LIMIT
+    yield "merged.bias", _chip(width, -center, center)
     yield from _projection("c_proj", width, width)
 
 

@@ -6,7 +6,7 @@ turn normalised values into spike counts, the residual addition (with the scale 
 and the LM head. Everything between is integers of at most 24 bits.
 """
 
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from neurtransformer.integer import quantise
 from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.integer.blocks import IntegerAttention, IntegerFeedForward
 from neurtransformer.integer.config import IntegerConfig
-from neurtransformer.spiking.model import SpikingBlock, SpikingGPT2LMHeadModel
+from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 from neurtransformer.spiking.neuron import RateNeuron
 
 Network = Literal["attn", "mlp"]
@@ -167,7 +167,7 @@ def _tensors(model: SpikingGPT2LMHeadModel) -> quantise.Tensors:
     if model.lm_head.weight is not transformer["wte"].weight:
         host["lm_head.weight"] = model.lm_head.weight
     tensors: quantise.Tensors = {}
-    for i, block in enumerate(cast("list[SpikingBlock]", model.blocks)):
+    for i, block in enumerate(model.blocks):
         for norm in ("ln_1", "ln_2"):
             for kind, x in getattr(block, norm).named_parameters():
                 host[f"h.{i}.{norm}.{kind}"] = x

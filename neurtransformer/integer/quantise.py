@@ -119,10 +119,8 @@ def quantise_attention(attention: SpikingSelfAttention, name: str) -> Tensors:
     value_spike = (theta * c_attn.scale)[2 * width :]
     unit = value_spike * 2.0 ** -(MEAN_BITS + arithmetic.MERGE_SHIFT)
     merged_theta = quantise_threshold(_floats(attention.merged.spike_value), unit, timesteps)
-    # a third of the range for each of: membrane, centre, half a threshold
-    merged_center = np.clip(
-        np.rint(_floats(attention.merged.center) / unit), -LIMIT // 3, LIMIT // 3
-    )
+    most = arithmetic.MERGED_CENTER_LIMIT
+    merged_center = np.rint(_floats(attention.merged.center) / unit).clip(-most, most)
     c_proj = quantise_rows(*_folded(attention.c_proj, merged_theta * unit), timesteps)
     present = _floats(attention.present) * (1 << arithmetic.PRESENT_BITS)
     return {

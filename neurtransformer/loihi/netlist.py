@@ -182,7 +182,9 @@ def read(folder: Path) -> Netlist:
 
 
 def _refuse(folder: Path, why: Any) -> NoReturn:
-    raise UserError(f"{folder} is no sound netlist: {why}; export the run again")
+    raise UserError(
+        f"{folder} is no sound netlist: {' '.join(str(why).split())}; export the run again"
+    )
 
 
 def _read_manifest(folder: Path) -> Manifest:

@@ -22,6 +22,7 @@ import neurtransformer.loihi.lava_compat  # noqa: F401  (must come before Lava)
 from lava.lib.dl.netx import hdf5
 from lava.magma.core.run_conditions import RunSteps
 from lava.magma.core.run_configs import Loihi2SimCfg
+from lava.magma.runtime.message_infrastructure.multiprocessing import SystemProcess
 from lava.proc.dense.models import PyDenseModelBitAcc
 from lava.proc.dense.process import Dense
 from lava.proc.io.source import PySendModelFixed, RingBuffer
@@ -171,7 +172,8 @@ class _Builder:
 
 def stock_synapses(path: Path, inputs: int) -> Any:
     """Lava's Dense with the weights and exponents that stock netx reads from `path`."""
-    network = hdf5.Network(net_config=str(path), input_message_bits=PAYLOAD_BITS)
+    with np.errstate(divide="ignore"):  # netx divides by the largest weight, which may be 0
+        network = hdf5.Network(net_config=str(path), input_message_bits=PAYLOAD_BITS)
     synapse = network.layers[0].synapse
     return Dense(
         weights=synapse.weights.init[:, :inputs],
@@ -189,11 +191,10 @@ def run_lava(processes: list[Any], steps: int) -> None:
     """
     models = {process: _MODELS[type(process)] for process in processes}
     config = Loihi2SimCfg(select_tag="fixed_pt", exception_proc_model_map=models)
-    processes[0].create_runtime(run_cfg=config)
-    runtime = processes[0].runtime
-    infrastructure = runtime._messaging_infrastructure
-    actors = list(infrastructure.actors)
     try:
+        processes[0].create_runtime(run_cfg=config)
+        runtime = processes[0].runtime
+        actors = list(runtime._messaging_infrastructure.actors)
         runtime.start(RunSteps(num_steps=steps, blocking=False))
         answers = runtime.service_to_runtime[0]
         while not answers.probe():
@@ -204,13 +205,23 @@ def run_lava(processes: list[Any], steps: int) -> None:
         runtime.wait()
         runtime.stop()
     except BaseException as error:
-        runtime._is_started = False  # else it waits for the dead when it is collected
+        _end(processes[0].runtime)
+        if isinstance(error, LavaFailed) or not isinstance(error, Exception):
+            raise
+        raise LavaFailed(f"Lava stopped: {error}") from error
+
+
+def _end(runtime: Any) -> None:
+    """End the operating-system processes of a run that went wrong."""
+    if runtime is None or runtime._messaging_infrastructure is None:
+        return
+    runtime._is_started = False  # else it waits for the dead when it is collected
+    actors = runtime._messaging_infrastructure.actors
+    for end in (SystemProcess.terminate, SystemProcess.join):
         for actor in actors:
-            actor.terminate()
-        infrastructure.smm.shutdown()
-        if isinstance(error, RuntimeError) and not isinstance(error, LavaFailed):
-            raise LavaFailed(f"Lava stopped: {error}") from error
-        raise
+            with contextlib.suppress(ValueError):  # joined and closed already
+                end(actor)
+    runtime._messaging_infrastructure.smm.shutdown()
 
 
 def _reason(actor: Any) -> str:

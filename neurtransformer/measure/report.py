@@ -112,8 +112,11 @@ def steps(report: Mapping[str, Any]) -> list[Step]:
         "time steps": shown(simulated.get("steps"), "{:,}"),
         "tokens": shown(simulated.get("tokens"), "{:,}"),
     }
+    quantised = section(report, "integer")
     integer = {
-        name.replace("_", " "): shown(value) for name, value in section(report, "integer").items()
+        "perplexity ratio to spiking": shown(quantised.get("ppl_ratio_to_spiking"), "{:.3f}"),
+        "to dense": shown(quantised.get("ppl_ratio"), "{:.3f}"),
+        "tokens": shown(quantised.get("tokens"), "{:,}"),
     }
     return [
         Step("dense → spiking", "measured loss", _listed(measured), "neurtx eval"),

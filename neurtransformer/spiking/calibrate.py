@@ -140,7 +140,7 @@ def absorb_center(neuron: RateNeuron, synapse: SpikeLinear) -> None:
 
 def calibrate_attention(attention: SpikingSelfAttention, block: GPT2Block, taps: Taps) -> None:
     """Fit one SSA to the softmax attention it replaces. Its weights are already carried over."""
-    head = taps["attn_in"][:, :PROFILE_TOKENS]
+    head = taps["attn_in"][:, :PROFILE_TOKENS].contiguous()
     shift, present = fit_forgetting(softmax_weights(block, head))
     attention.shift.copy_(shift)
     attention.present.copy_(present)

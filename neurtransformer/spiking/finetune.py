@@ -1,5 +1,7 @@
 """Fine-tuning: the spiking attention learns from its dense teacher, by surrogate gradients.
 
+What is trained is the SSA and the threshold of every neuron; all other weights stay the teacher's.
+
 Two stages, each with its own AdamW. *match*: every SSA, fed with what the teacher's attention is
 fed with, learns the teacher's attention output (all layers at once, errors relative to the output's
 variance). *distil*: the whole spiking network learns the teacher's next-token distribution
@@ -18,6 +20,7 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -93,10 +96,12 @@ def training_text(
 
 
 def trainable(model: SpikingGPT2LMHeadModel, train: str) -> list[nn.Parameter]:
-    """Mark and return what is trained: the SSA of every block, or everything."""
+    """Mark and return what is trained: the SSA and all thresholds of every block, or everything."""
     model.requires_grad_(train == "all")
     for block in model.blocks:
         block.attn.requires_grad_(True)
+        block.mlp.encode.requires_grad_(True)
+        block.mlp.hidden.requires_grad_(True)
     return [p for p in model.parameters() if p.requires_grad]
 
 
@@ -133,7 +138,9 @@ def finetune(
     `resume` training goes on from it. The caller removes it when all is saved.
     Raises UserError if there is nothing to resume or the checkpoint belongs to other settings.
     """
-    accelerator = Accelerator(cpu=device == "cpu")
+    # thresholds of the feed-forward blocks take no part in the first stage
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[unused])
     parameters = trainable(model, recipe.train)
     distiller = accelerator.prepare(Distiller(model, teacher))
     model.train()
@@ -199,8 +206,6 @@ def read_checkpoint(
     plan: dict[str, object],
 ) -> list[Step]:
     """Put model and optimizer where the checkpoint left them; returns the steps done by then."""
-    if not folder.is_dir():
-        raise UserError(f"there is no checkpoint in {folder}: leave --resume out")
     report = read_json(folder / "report.json")
     if report.get("plan") != plan:
         raise UserError("the checkpoint was made with other settings or text: give the same again")

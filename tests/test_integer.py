@@ -1,0 +1,304 @@
+"""The integer arithmetic against the spiking network's, and the integer model against itself."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from neurtransformer.errors import UserError
+from neurtransformer.integer import arithmetic, quantise
+from neurtransformer.integer.arithmetic import LIMIT
+from neurtransformer.integer.layout import check, layout
+from neurtransformer.integer.model import IntegerGPT2
+from neurtransformer.spiking import attention as spiking_attention
+from neurtransformer.spiking import coding
+from neurtransformer.spiking.attention import NO_FORGETTING
+from neurtransformer.spiking.load import load_run
+from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+
+TIMESTEPS = st.sampled_from([1, 2, 3, 4, 8, 16, 64])
+SHIFTS = [0, 1, 2, 3, 4, 5, 6, 7, NO_FORGETTING]
+PRESENTS = [0.0, 0.25, 0.5, 1.0, 2.0]
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+# --- rate neurons ---
+
+
+@st.composite
+def membranes(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
+    """(u, theta, T): near ties, near saturation, anywhere."""
+    timesteps = draw(TIMESTEPS)
+    n = draw(st.integers(1, 20))
+    theta = np.array(draw(st.lists(st.integers(1, LIMIT // timesteps), min_size=n, max_size=n)))
+    if draw(st.booleans()):
+        theta = np.maximum(theta >> draw(st.integers(0, 22)), 1)
+    level = np.array(draw(st.lists(st.integers(-80, 80), min_size=n, max_size=n)))
+    off = np.array(draw(st.lists(st.integers(-2, 2), min_size=n, max_size=n)))
+    u = theta * level // 2 + off
+    room = LIMIT - (theta >> 1)
+    return np.clip(u, -room, room), theta, timesteps
+
+
+@given(membranes(), st.booleans())
+def test_counts_are_the_spiking_networks(
+    case: tuple[np.ndarray, np.ndarray, int], signed: bool
+) -> None:
+    u, theta, timesteps = case
+    z = torch.from_numpy(u).double() / torch.from_numpy(theta).double()
+    expected = coding.counts_from_total(z, timesteps, signed).numpy()
+    assert (arithmetic.rate_counts(u, theta, timesteps, signed) == expected).all()
+
+
+@given(membranes(), st.booleans(), st.booleans())
+def test_steps_are_counts(
+    case: tuple[np.ndarray, np.ndarray, int], signed: bool, graded: bool
+) -> None:
+    u, theta, timesteps = case
+    phase = 1 if graded else timesteps
+    spikes, v = arithmetic.rate_steps(u, theta, timesteps, signed, phase)
+    counts = arithmetic.rate_counts(u, theta, timesteps, signed)
+    assert (spikes.sum(0) == counts).all()
+    assert (arithmetic.spread(counts, timesteps, phase) == spikes).all()
+    assert np.abs(v).max() <= LIMIT
+    if not graded:
+        assert np.abs(spikes).max() <= 1
+
+
+@given(SEEDS, st.integers(0, 24))
+def test_shift_round(seed: int, bits: int) -> None:
+    x = np.random.default_rng(seed).integers(-LIMIT, LIMIT, 50)
+    assert (arithmetic.shift_round(x, bits) == np.floor(x * 2.0**-bits + 0.5)).all()
+
+
+# --- SSA ---
+
+
+@given(TIMESTEPS, st.integers(1, 6), st.sampled_from([1, 3, 8, 33]), st.booleans(), SEEDS)
+def test_ssa_is_the_spiking_networks(
+    timesteps: int, length: int, dim: int, full: bool, seed: int
+) -> None:
+    """All shifts and presents, as heads; from a state that may be full, to where it saturates."""
+    rng = np.random.default_rng(seed)
+    heads = [(shift, present) for shift in SHIFTS for present in PRESENTS]
+    shift = np.array([head[0] for head in heads])
+    present = np.array([head[1] for head in heads])
+    shape = (2, len(heads), length, dim)
+    query, key = (rng.integers(0, timesteps + 1, shape) for _ in range(2))
+    value = rng.integers(-timesteps, timesteps + 1, shape)
+    state = np.zeros((2, len(heads), dim + 1, dim), dtype=np.int64)
+    if full:
+        state = rng.integers(-LIMIT, LIMIT + 1, state.shape)
+        state[..., -1, :] = np.abs(state[..., -1, :])
+    quarters = (present * 4).astype(np.int64)
+    ours = arithmetic.ssa_recurrent(query, key, value, (shift, quarters), timesteps, state)
+    forgetting = torch.from_numpy(shift), torch.from_numpy(present).float()
+    q, k, v, s = (torch.from_numpy(x).float() for x in (query, key, value, state))
+    theirs = spiking_attention.ssa_recurrent(q[None], k, v, forgetting, timesteps, s)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert (mine == other.numpy()).all()
+        assert np.abs(mine).max() <= LIMIT
+    mean = arithmetic.normalise(ours[0], timesteps)
+    assert (mean == spiking_attention.normalise(theirs[0], timesteps).numpy()).all()
+
+
+@given(TIMESTEPS, SEEDS)
+def test_normalise_is_the_spiking_networks(timesteps: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    size = 2.0 ** rng.uniform(0, 23, (200, 1))
+    read = np.rint(rng.uniform(-1, 1, (200, 5)) * size * timesteps).clip(-LIMIT, LIMIT)
+    read[:, -1:] = np.floor(size).clip(0, LIMIT)
+    read[0] = LIMIT
+    read[1] = 0
+    theirs = spiking_attention.normalise(torch.from_numpy(read).float(), timesteps)
+    assert (arithmetic.normalise(read.astype(np.int64), timesteps) == theirs.numpy()).all()
+
+
+# --- GELU ---
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_is_within_half_a_table_step(approximate: str) -> None:
+    activation = nn.GELU(approximate)
+    x = np.arange(-6 << arithmetic.GELU_BITS, 6 << arithmetic.GELU_BITS, 7)
+    unit = 2.0**-arithmetic.GELU_BITS
+    ours = arithmetic.gelu(x, quantise.gelu_table(activation)) * unit
+    exact = activation(torch.from_numpy(x * unit)).numpy()
+    # the dip is nowhere steeper than 1/2, and half an interval is 1/128
+    assert np.abs(ours - exact).max() < 0.5 / 128 + 2 * unit
+
+
+@given(SEEDS)
+def test_gelu_multiplier_is_the_scale(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scale = 2.0 ** rng.uniform(-20, 2, 30)
+    snapped = quantise.gelu_scale(scale)
+    assert (snapped >= scale * (1 - 1e-9)).all() and (snapped <= scale * 1.2501).all()
+    assert (quantise.gelu_scale(snapped) == snapped).all()
+    mantissa, shift = quantise.gelu_multiplier(snapped)
+    assert set(mantissa) <= set(arithmetic.GELU_MANTISSAS)
+    u = rng.integers(-(2**20), 2**20, 30)
+    x = np.clip(u * snapped * 2.0**arithmetic.GELU_BITS, -LIMIT, LIMIT)
+    assert np.abs(arithmetic.gelu_fixed(u, mantissa, shift) - x).max() <= 0.5
+
+
+# --- quantising ---
+
+
+@given(SEEDS, TIMESTEPS, st.booleans(), st.integers(1, 60), st.floats(-9, 4), st.floats(-9, 6))
+def test_rows_fit(
+    seed: int, timesteps: int, gelu: bool, inputs: int, weight_size: float, bias_size: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((5, inputs)) * 10**weight_size
+    weight[0] = 0
+    bias = rng.standard_normal(5) * 10**bias_size
+    spike_value = np.abs(rng.standard_normal(5)) + 1e-7
+    gain = 7 if gelu else 1
+    rows = quantise.quantise_rows(
+        weight,
+        bias,
+        timesteps,
+        spike_value=None if gelu else spike_value,
+        snap=quantise.gelu_scale if gelu else lambda scale: scale,
+        gain=gain,
+    )
+    theta = 0 if gelu else quantise.quantise_threshold(spike_value, rows.scale, timesteps)
+    worst = quantise.worst_sums(rows.weight, rows.bias, timesteps) + theta
+    assert (worst * gain <= LIMIT).all()
+    assert not (rows.weight & 1).any() and np.abs(rows.weight).max() <= 254
+    assert (np.abs(rows.weight * rows.scale[:, None] - weight) <= rows.scale[:, None] * 1.001).all()
+    assert (np.abs(rows.bias * rows.scale - bias) <= rows.scale * 0.501).all()
+
+
+def test_long_rows_get_coarser_instead_of_overflowing() -> None:
+    rows = quantise.quantise_rows(np.ones((1, 4096)), np.zeros(1), 64)
+    assert 0 < rows.weight[0, 0] < 254
+    assert quantise.worst_sums(rows.weight, rows.bias, 64)[0] <= LIMIT
+
+
+# --- the model ---
+
+
+@pytest.fixture(scope="module")
+def spiking(tiny_run: Path) -> SpikingGPT2LMHeadModel:
+    return load_run(tiny_run)[0]
+
+
+@pytest.fixture(scope="module")
+def model(spiking: SpikingGPT2LMHeadModel) -> IntegerGPT2:
+    return IntegerGPT2.from_spiking(spiking)
+
+
+def tokens(*shape: int) -> torch.Tensor:
+    return torch.randint(4096, shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_integers_follow_the_spiking_network(
+    model: IntegerGPT2, spiking: SpikingGPT2LMHeadModel
+) -> None:
+    ids = tokens(2, 40)
+    with torch.no_grad():
+        ours, theirs = model(ids), spiking(ids).logits
+    assert ours.shape == theirs.shape
+    assert torch.nn.functional.cosine_similarity(ours, theirs, dim=-1).mean() > 0.98
+
+
+def test_token_after_token_is_all_at_once(model: IntegerGPT2) -> None:
+    ids = tokens(2, 12)
+    states = model.new_states()
+    parts = [
+        model(ids[:, :5], states),
+        *(model(ids[:, i : i + 1], states, i) for i in range(5, 12)),
+    ]
+    assert torch.allclose(torch.cat(parts, dim=1), model(ids), atol=1e-4)
+
+
+@pytest.mark.parametrize("graded", [False, True])
+def test_steps_of_a_block_are_its_counts(model: IntegerGPT2, graded: bool) -> None:
+    timesteps = model.config.timesteps
+    encoded = np.random.default_rng(0).integers(-timesteps, timesteps + 1, (7, model.config.width))
+    phase = 1 if graded else timesteps
+    attention, feedforward = model.attention[1], model.feedforward[1]
+    trace = attention.steps(encoded, phase)
+    u, state = attention.counts(encoded[None], attention.new_state(1))
+    assert (trace["readout.u"][:, -1] == u[0]).all()
+    assert (trace["ssa.state"][-1] == state[0]).all()
+    assert (
+        feedforward.steps(encoded, phase)["readout.u"][:, -1] == feedforward.counts(encoded)
+    ).all()
+    for name, x in trace.items():
+        assert np.abs(x).max() <= LIMIT, name
+
+
+def test_generate_repeats_with_its_seed_and_greedy_is_argmax(model: IntegerGPT2) -> None:
+    ids = tokens(1, 5)
+    torch.manual_seed(3)
+    first = model.generate(ids, 6, top_k=40)
+    torch.manual_seed(3)
+    assert torch.equal(first, model.generate(ids, 6, top_k=40))
+    greedy = model.generate(ids, 3)
+    assert greedy.shape == (1, 8)
+    assert int(greedy[0, 5]) == int(model(ids)[0, -1].argmax())
+    assert model.generate(ids, 6, stop=int(greedy[0, 5])).shape == (1, 6)
+
+
+def test_too_many_tokens(model: IntegerGPT2) -> None:
+    with pytest.raises(UserError, match="65 tokens are more than the 64"):
+        model(tokens(1, 65))
+
+
+def test_nan_weights_are_refused(tiny_run: Path) -> None:
+    spoilt = load_run(tiny_run)[0]
+    with torch.no_grad():
+        spoilt.blocks[0].attn.c_attn.weight[0, 0] = float("nan")
+    with pytest.raises(UserError, match="NaN"):
+        IntegerGPT2.from_spiking(spoilt)
+
+
+def complain(complaint: str) -> None:
+    raise UserError(complaint)
+
+
+def test_the_layout_is_what_quantising_makes(model: IntegerGPT2) -> None:
+    assert layout(model.config).keys() == model.tensors.keys()
+    check(model.config, model.tensors, complain)
+
+
+def _add(amount: int) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda x: x + np.asarray(amount, x.dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("h.0.attn.c_attn.weight", _add(1), "odd|range"),
+        ("h.0.attn.c_attn.weight", lambda x: x[:, :-1], "should be"),
+        ("h.0.attn.c_attn.weight", lambda x: x.astype(np.int32), "should be"),
+        ("h.0.attn.c_proj.bias", lambda x: np.full_like(x, LIMIT), "24 bits"),
+        ("h.0.attn.qkv.theta", lambda x: x * 0, "range"),
+        ("h.1.attn.ssa.shift", _add(25), "range"),
+        ("h.1.mlp.hidden.mantissa", _add(9), "range"),
+        ("h.1.mlp.c_fc.bias", lambda x: np.full_like(x, LIMIT // 2), "24 bits"),
+        ("wte.weight", lambda x: x * np.float32("nan"), "range"),
+    ],
+)
+def test_spoilt_tensors_are_found(
+    model: IntegerGPT2, name: str, change: Callable[[np.ndarray], np.ndarray], message: str
+) -> None:
+    spoilt = {**model.tensors, name: change(model.tensors[name])}
+    with pytest.raises(UserError, match=message):
+        check(model.config, spoilt, complain)
+
+
+def test_missing_and_extra_tensors_are_found(model: IntegerGPT2) -> None:
+    less = {k: v for k, v in model.tensors.items() if k != "ln_f.bias"}
+    with pytest.raises(UserError, match=r"ln_f\.bias is missing"):
+        check(model.config, less, complain)
+    with pytest.raises(UserError, match="more is not expected"):
+        check(model.config, {**model.tensors, "more": np.zeros(1)}, complain)

@@ -1,0 +1,266 @@
+"""Lava: stock netx reads our files unchanged, and our processes equal the integer model."""
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neurtransformer.errors import UserError
+from neurtransformer.integer.blocks import Trace
+from neurtransformer.integer.model import IntegerGPT2
+from neurtransformer.loihi import graph, netlist, netx
+from neurtransformer.loihi.simulate import Tally, _pairs, _steps, simulate
+from neurtransformer.spiking.load import load_run
+from neurtransformer.spiking.model import SpikingGPT2Config, SpikingGPT2LMHeadModel
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lava() -> None:
+    import neurtransformer.loihi.lava_compat  # noqa: F401
+
+
+# --- netx files in stock Lava ---
+
+
+def even(seed: int, outputs: int, inputs: int, low: int) -> np.ndarray:
+    """A random even matrix of random range, now and then all of one sign."""
+    rng = np.random.default_rng(seed)
+    most = int(rng.integers(1, 128))
+    return 2 * rng.integers(max(low, -most), most + 1, (outputs, inputs)).astype(np.int16)
+
+
+@given(SEEDS, st.integers(1, 9), st.integers(1, 9), st.sampled_from([-127, -127, 0]))
+def test_stock_netx_reads_the_weights_unchanged(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, outputs: int, inputs: int, low: int
+) -> None:
+    """Through everything that netx and Lava's Dense do to a matrix before the first spike."""
+    from lava.lib.dl.netx import hdf5
+    from lava.utils.weightutils import clip_weights, determine_sign_mode, truncate_weights
+
+    from neurtransformer.loihi.runner import stock_synapses
+
+    path = tmp_path_factory.mktemp("netx") / "a.net"
+    weight = even(seed, outputs, inputs, low) * (-1 if seed % 5 == 0 else 1)
+    netx.write_projection(path, weight, np.arange(outputs), np.full(outputs, 9), 1)
+    network = hdf5.Network(net_config=str(path))
+    assert (network.layers[0].neuron.bias_mant.init == np.arange(outputs)).all()
+    assert network.layers[0].neuron.vth.init == 9
+    dense = stock_synapses(path, inputs)
+    sign = determine_sign_mode(dense.weights.init)
+    used = clip_weights(dense.weights.init, sign, num_bits=8)
+    used = truncate_weights(used, sign, dense.proc_params["num_weight_bits"])
+    exponent = dense.proc_params["weight_exp"]
+    assert exponent <= 0
+    assert (used >> -exponent == weight).all()
+    assert not (used & ((1 << -exponent) - 1)).any()
+
+
+def test_stock_netx_runs_a_file_by_the_formula(tmp_path: Path) -> None:
+    """What a netlist's file does in stock Lava alone: hard reset, one threshold (DESIGN.md)."""
+    from lava.lib.dl.netx import hdf5
+    from lava.magma.core.run_conditions import RunSteps
+    from lava.magma.core.run_configs import Loihi2SimCfg
+    from lava.proc.io.sink import RingBuffer as Sink
+    from lava.proc.io.source import RingBuffer as Source
+
+    rng = np.random.default_rng(0)
+    inputs, outputs, steps = 12, 7, 30
+    weight = 2 * rng.integers(-127, 128, (outputs, inputs)).astype(np.int16)
+    bias = rng.integers(-90, 90, outputs)
+    netx.write_projection(tmp_path / "a.net", weight, bias, np.full(outputs, 300), 1)
+    spikes = rng.integers(0, 2, (inputs, steps))
+    source, sink = Source(data=spikes), Sink(shape=(outputs,), buffer=steps)
+    network = hdf5.Network(net_config=str(tmp_path / "a.net"))
+    source.s_out.connect(network.inp)
+    network.out.connect(sink.a_in)
+    source.run(condition=RunSteps(steps), run_cfg=Loihi2SimCfg(select_tag="fixed_pt"))
+    found = sink.data.get()
+    source.stop()
+
+    v = np.zeros(outputs, dtype=int)
+    for step in range(steps):
+        # the synapse passes a spike on one step later
+        arriving = weight @ spikes[:, step - 1] if step else 0
+        v = v + (arriving << 6) + (bias << 6)
+        fired = v > 300 << 6
+        v[fired] = 0
+        assert (found[:, step] == fired).all(), step
+    assert 0 < found.sum() < found.size
+
+
+# --- our processes ---
+
+
+def random_model(seed: int, heads: int, dim: int, timesteps: int) -> IntegerGPT2:
+    """One block with weights, thresholds, centres and forgetting from all over their ranges."""
+    rng = torch.Generator().manual_seed(seed)
+    width = heads * dim
+    config = SpikingGPT2Config(
+        vocab_size=4096,
+        n_positions=16,
+        n_embd=width,
+        n_head=heads,
+        n_layer=1,
+        n_inner=3 * width + 1,
+        timesteps=timesteps,
+    )
+    spiking = SpikingGPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for name, parameter in spiking.named_parameters():
+            size = 10.0 ** float(torch.empty(1).uniform_(-2, 0.5, generator=rng))
+            parameter.copy_(torch.randn(parameter.shape, generator=rng) * size)
+            if name.endswith("threshold"):
+                parameter.abs_().clamp_(min=0.01)
+        attention = spiking.blocks[0].attn
+        choice = torch.randint(9, (heads,), generator=rng)
+        attention.shift.copy_(torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 24])[choice])
+        attention.present.copy_(torch.tensor([0, 0.25, 0.5, 1, 2])[choice % 5])
+        for neuron in (attention.merged, spiking.blocks[0].mlp.hidden):
+            neuron.center.copy_(torch.randn(neuron.center.shape, generator=rng))
+    return IntegerGPT2.from_spiking(spiking)
+
+
+def compare(found: netlist.Netlist, network: graph.Network, encoded: np.ndarray) -> Tally:
+    from neurtransformer.loihi.runner import run_network
+
+    phase = graph.phase_steps(found.manifest.config, found.manifest.spikes)
+    ours = _steps(found.model, network, encoded, phase)
+    theirs, steps = run_network(found, network, ours["encode.spikes"])
+    assert steps == len(encoded) * phase + network.latency
+    tally = Tally()
+    for name, mine, lavas in _pairs(ours, theirs):
+        tally.add(name, mine, lavas)
+    return tally
+
+
+def check_random(
+    folder: Path, tokenizer: Any, case: tuple[int, int, int, int, int], spikes: graph.Spikes
+) -> None:
+    """Both networks of a random block, on random counts, equal at every step."""
+    seed, heads, dim, timesteps, length = case
+    model = random_model(seed, heads, dim, timesteps)
+    netlist.write(folder, model, tokenizer, spikes)
+    found = netlist.read(folder)
+    rng = np.random.default_rng(seed)
+    for network in found.manifest.networks:
+        encoded = rng.integers(-timesteps, timesteps + 1, (length, heads * dim))
+        tally = compare(found, network, encoded)
+        assert tally.mismatches == 0, (network.name, tally)
+        assert tally.compared > 0
+
+
+@pytest.mark.parametrize(
+    ("case", "spikes"),
+    [((1, 2, 8, 5, 4), "rate"), ((2, 3, 5, 64, 3), "graded"), ((3, 1, 4, 1, 6), "rate")],
+)
+def test_lava_is_the_integer_model(
+    tmp_path: Path, nano_tokenizer: Any, case: tuple[int, int, int, int, int], spikes: graph.Spikes
+) -> None:
+    check_random(tmp_path, nano_tokenizer, case, spikes)
+
+
+@pytest.mark.slow
+@settings(max_examples=25)
+@given(
+    st.tuples(
+        SEEDS,
+        st.integers(1, 4),
+        st.integers(1, 12),
+        st.sampled_from([1, 2, 3, 4, 8, 16, 64]),
+        st.integers(1, 6),
+    ),
+    st.sampled_from(["rate", "graded"]),
+)
+def test_lava_is_the_integer_model_anywhere(
+    tmp_path_factory: pytest.TempPathFactory,
+    nano_tokenizer: Any,
+    case: tuple[int, int, int, int, int],
+    spikes: graph.Spikes,
+) -> None:
+    check_random(tmp_path_factory.mktemp("netlist"), nano_tokenizer, case, spikes)
+
+
+def test_simulate_a_prompt(
+    tiny_run: Path, nano_tokenizer: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = IntegerGPT2.from_spiking(load_run(tiny_run)[0])
+    netlist.write(tmp_path, model, nano_tokenizer, "rate")
+    found = netlist.read(tmp_path)
+    heard: list[str] = []
+    values = simulate(found, "a word or two", "lava", on_network=heard.append)
+    assert values["mismatches"] == 0 and values["max_abs_difference"] == 0
+    assert heard == [network.name for network in found.manifest.networks]
+    ids = nano_tokenizer.encode("a word or two")
+    assert values["tokens"] == len(ids)
+    following = int(model(torch.tensor([ids]))[0, -1].argmax())
+    assert values["text"] == nano_tokenizer.decode([following])
+    assert capfd.readouterr().out == ""
+
+
+def test_a_difference_is_counted(
+    tiny_run: Path, nano_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison sees one wrong integer in one step."""
+    from neurtransformer.loihi import runner
+
+    netlist.write(
+        tmp_path, IntegerGPT2.from_spiking(load_run(tiny_run)[0]), nano_tokenizer, "graded"
+    )
+    found = netlist.read(tmp_path)
+
+    def wrong(which: netlist.Netlist, network: graph.Network, spikes: np.ndarray) -> Any:
+        encoded = spikes[:, 0]
+        trace: Trace = {k: x.copy() for k, x in _steps(which.model, network, encoded, 1).items()}
+        if "ssa.state" in trace:
+            trace["ssa.state"] = trace["ssa.state"][:, None].copy()
+        if network.name == "h.1.attn":
+            trace["merged.v"][0, 0, 3] += 7
+        return trace, 1
+
+    monkeypatch.setattr(runner, "run_network", wrong)
+    values = simulate(found, "a word", "lava")
+    assert (values["mismatches"], values["max_abs_difference"]) == (1, 7)
+    assert values["first_mismatch"] == "h.1.attn.merged.v"
+
+
+# --- when Lava fails ---
+
+
+def children() -> set[int]:
+    path = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+    return set(map(int, path.read_text().split()))
+
+
+@pytest.mark.parametrize("when", ["start", "run"])
+def test_a_dead_process_is_an_error_and_not_a_wait(tmp_path: Path, when: str) -> None:
+    from lava.proc.io.source import RingBuffer
+
+    from neurtransformer.loihi.processes import Readout
+    from neurtransformer.loihi.runner import LavaFailed, run_lava
+
+    log = tmp_path / "u.npy"
+    if when == "run":  # too few rows for what is to be logged
+        np.save(log, np.zeros((2, 4), np.int32))
+    before = children()
+    source = RingBuffer(data=np.zeros((4, 9), int))
+    readout = Readout(bias=np.zeros(4, int), phase=1, start=0, logs={"u": log})
+    source.s_out.connect(readout.a_in)
+    with pytest.raises(LavaFailed):
+        run_lava([source, readout], 9)
+    assert len(children() - before) <= 1  # multiprocessing's resource tracker stays
+
+
+def test_without_lava(monkeypatch: pytest.MonkeyPatch) -> None:
+    from neurtransformer.loihi import lava_compat
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="neurtx install lava"):
+        lava_compat._mend()
