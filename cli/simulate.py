@@ -35,7 +35,7 @@ def command(
     folder = runs.resolve("netlist", netlist)
 
     from neurtransformer.loihi.netlist import read
-    from neurtransformer.loihi.simulate import simulate
+    from neurtransformer.loihi.simulate import prompt_ids, simulate
 
     if backend == "lava":
         import neurtransformer.loihi.lava_compat  # noqa: F401  (says so if Lava is missing)
@@ -43,9 +43,10 @@ def command(
     from .progress import bar
 
     loaded = read(folder)
+    ids = prompt_ids(loaded, prompt)
     with bar(f"simulating ({backend})", len(loaded.manifest.networks)) as advance:
-        values = simulate(loaded, prompt, backend, on_network=lambda name: advance(1, name))
-    if loaded.manifest.run is not None:
+        values = simulate(loaded, ids, backend, on_network=lambda name: advance(1, name))
+    if backend == "lava" and loaded.manifest.run is not None:
         run = Path(loaded.manifest.run)
         if runs.is_one("run", run):
             runs.update_report(run, "simulate", values)

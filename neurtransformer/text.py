@@ -23,7 +23,8 @@ Piece = tuple[bool, str]
 
 SEPARATOR = "<|endoftext|>"
 _PIECE = 1 << 16  # characters tokenised at once
-_WRITERS = 64  # documents written side by side
+_WRITERS = 256  # documents written side by side
+_DOCUMENT = 128  # tokens of each
 _HELDOUT_SHARE = 4  # one in so many of CPython's topics
 
 
@@ -77,13 +78,15 @@ def load_blocks(
 def write_text(dense: "GPT2LMHeadModel", blocks: int, length: int, seed: int) -> torch.Tensor:
     """Text that the dense model writes itself, sampled from its own distribution.
 
-    Each block is a document from its first token on. Returns (blocks, length) int64; the same seed
-    gives the same text on the same machine.
+    Blocks are short documents put end to end: a long one costs far more, its cache being copied at
+    every token. Returns (blocks, length) int64; the same seed gives the same text on the same
+    machine.
     """
     start = dense.config.bos_token_id
+    documents = -(-blocks * length // _DOCUMENT)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        starts = torch.full((blocks, 1), start).split(_WRITERS)
+        starts = torch.full((documents, 1), start).split(_WRITERS)
         parts = [
             dense.generate(
                 starting,
@@ -91,13 +94,13 @@ def write_text(dense: "GPT2LMHeadModel", blocks: int, length: int, seed: int) ->
                 use_cache=True,
                 do_sample=True,
                 top_k=0,
-                min_new_tokens=length - 1,
-                max_new_tokens=length - 1,
+                min_new_tokens=_DOCUMENT - 1,
+                max_new_tokens=_DOCUMENT - 1,
                 pad_token_id=start,
             )
             for starting in starts
         ]
-    return torch.cat(parts)
+    return torch.cat(parts).flatten()[: blocks * length].view(blocks, length)
 
 
 def _open(source: str | None, split: Split, *, limited: bool) -> tuple[str, Iterable[Piece]]:

@@ -24,8 +24,7 @@ LIMIT = 2 ** (STATE_BITS - 1) - 1
 
 WEIGHT_BITS = 8
 WEIGHT_LIMIT = 254
-"""Weights are even, -254..254: 8 bits in steps of two, as netx stores matrices of mixed sign. (-256
-exists too, but stock netx turns it into -254 where no weight of the matrix is positive.)"""
+"""Weights are even, -254..254: 8 bits in steps of two, as netx stores matrices of mixed sign."""
 
 MERGE_SHIFT = 6
 """Bits by which merged neurons shift the mean value counts left, so that thresholds are precise."""

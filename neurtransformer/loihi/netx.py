@@ -14,8 +14,9 @@ a word, and this writer makes none of them:
 
 - floats are truncated and odd weights do not fit the 8 bits of a matrix of mixed sign: refused;
 - weights beyond -256..254 are clipped, or zeroed where all are positive: refused;
-- -256 becomes -254 where no weight is positive: refused;
-- a matrix of zeros raises OverflowError: written with one more input, which is always silent.
+- where no weight is positive, a least weight of -256, -128, ... -2 turns into something smaller or
+  into 0, and a matrix of zeros raises OverflowError: written with one more input, which is always
+  silent and has a positive weight.
 """
 
 from collections.abc import Iterator
@@ -37,8 +38,8 @@ _NEURON = {"iDecay": 4096, "vDecay": 0}
 
 
 def silent_inputs(weight: NDArray) -> Literal[0, 1]:
-    """How many inputs the file of `weight` has that never spike: 1 for a matrix of zeros."""
-    return 0 if weight.any() else 1
+    """How many inputs the file of `weight` has that never spike: 1 if no weight is positive."""
+    return 0 if (weight > 0).any() else 1
 
 
 def write_projection(
@@ -112,8 +113,6 @@ def _check_weights(path: Path, weight: NDArray) -> None:
         raise UserError(f"{name}: weights reach from {low} to {high}; netx takes -256 to 254")
     if (weight & 1).any():
         raise UserError(f"{name}: odd weights do not fit 8 bits in steps of two")
-    if low == -256 and high <= 0:
-        raise UserError(f"{name}: netx makes -256 into -254 where no weight is positive")
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from lava.magma.runtime.message_infrastructure.multiprocessing import SystemProc
 from lava.proc.dense.models import PyDenseModelBitAcc
 from lava.proc.dense.process import Dense
 from lava.proc.io.source import PySendModelFixed, RingBuffer
+from lava.utils.weightutils import determine_sign_mode
 
 from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.integer.blocks import Trace
@@ -70,8 +71,9 @@ def run_network(netlist: Netlist, network: graph.Network, spikes: Integers) -> t
     """Run one network in Lava, in fixed point, from empty states.
 
     spikes: (tokens, phase, width), what its source sends.
-    Returns what happened, in the form of `IntegerAttention.steps` but with the SSA state of every
-    step, (tokens, phase, ...), and the number of time steps. Raises LavaFailed.
+    Returns what happened, in the form of `IntegerAttention.steps` but without the source and with
+    the SSA state of every step, (tokens, phase, ...), and the number of time steps.
+    Raises LavaFailed.
     """
     tokens, phase, _ = spikes.shape
     steps = tokens * phase + network.latency
@@ -144,23 +146,17 @@ class _Builder:
         return RingBuffer(data=data)
 
     def _logs(self, node: graph.AnyNode) -> Logs:
-        shapes = {"read": (0, 0), "state": (0, 0, 0)}
-        if isinstance(node, graph.SSA):
-            shapes = {
-                "read": (node.heads, node.dim + 1),
-                "state": (node.heads, node.dim + 1, node.dim),
-            }
         logs = {}
         for quantity in _LOGGED[node.kind]:
-            shape = shapes[quantity] if node.kind == "ssa" else (node.outputs,)
+            shape = (self.steps, *_shape(node, quantity))
             logs[quantity] = self.folder / f"{node.name}.{quantity}.npy"
-            open_memmap(logs[quantity], mode="w+", dtype=np.int32, shape=(self.steps, *shape))
+            open_memmap(logs[quantity], mode="w+", dtype=np.int32, shape=shape)
         return logs
 
     def trace(self) -> Trace:
         """What the processes logged, cut into tokens and the steps of their phases."""
         tokens = len(self.spikes)
-        found: Trace = {"encode.spikes": self.spikes}
+        found: Trace = {}
         for node in self.network.nodes:
             for quantity, later in _LOGGED.get(node.kind, {}).items():
                 rows = np.load(self.folder / f"{node.name}.{quantity}.npy")
@@ -170,13 +166,25 @@ class _Builder:
         return found
 
 
+def _shape(node: graph.AnyNode, quantity: str) -> tuple[int, ...]:
+    """Shape of a logged quantity in one time step."""
+    if isinstance(node, graph.SSA):
+        read = node.heads, node.dim + 1
+        return read if quantity == "read" else (*read, node.dim)
+    return (node.outputs,)
+
+
 def stock_synapses(path: Path, inputs: int) -> Any:
-    """Lava's Dense with the weights and exponents that stock netx reads from `path`."""
-    with np.errstate(divide="ignore"):  # netx divides by the largest weight, which may be 0
-        network = hdf5.Network(net_config=str(path), input_message_bits=PAYLOAD_BITS)
+    """Lava's Dense with the weights and exponents that stock netx reads from `path`.
+
+    A silent input is left out; it has done its work when it has decided the sign mode.
+    """
+    network = hdf5.Network(net_config=str(path), input_message_bits=PAYLOAD_BITS)
     synapse = network.layers[0].synapse
+    weights = synapse.weights.init
     return Dense(
-        weights=synapse.weights.init[:, :inputs],
+        weights=weights[:, :inputs],
+        sign_mode=determine_sign_mode(weights),
         weight_exp=synapse.proc_params["weight_exp"],
         num_weight_bits=synapse.proc_params["num_weight_bits"],
         num_message_bits=PAYLOAD_BITS,

@@ -21,6 +21,8 @@ from neurtransformer.loihi.graph import Network, phase_steps
 from neurtransformer.loihi.netlist import Netlist
 
 Backend = Literal["lava", "integer"]
+SENT = "encode.spikes"
+"""What the host sends into a network: given to both, so nothing to compare."""
 
 
 @dataclass
@@ -43,26 +45,31 @@ class Tally:
             self.first_mismatch = name
 
 
+def prompt_ids(netlist: Netlist, prompt: str) -> list[int]:
+    """The tokens of a prompt. Raises UserError if it is empty or too long for the model."""
+    ids = list(netlist.tokenizer.encode(prompt))
+    if not ids:
+        raise UserError("the prompt is empty: give some text")
+    netlist.model.embed(torch.tensor([ids]))
+    return ids
+
+
 def simulate(
     netlist: Netlist,
-    prompt: str,
+    ids: list[int],
     backend: Backend,
     *,
     on_network: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
-    """Run `prompt` and check each spike and state of every time step.
+    """Run the tokens of a prompt and check each spike and state of every time step.
 
     backend: "lava" compares Lava with the integer model; "integer" the integer model's time steps
     with its counts. Returns `backend`, `steps`, `tokens`, `compared`, `mismatches`,
     `max_abs_difference`, `first_mismatch`, `text` (what comes after the prompt, one token, greedy,
     by the backend's own result) and `seconds`. on_network hears of each network that is done.
-    Raises UserError for a prompt that is empty or too long.
     """
     began = time.monotonic()
-    model, tokenizer = netlist.model, netlist.tokenizer
-    ids = tokenizer.encode(prompt)
-    if not ids:
-        raise UserError("the prompt is empty: give some text")
+    model = netlist.model
     tally, steps = Tally(), 0
     graph = iter(netlist.manifest.networks)
     phase = phase_steps(netlist.manifest.config, netlist.manifest.spikes)
@@ -77,7 +84,7 @@ def simulate(
                 if backend == "lava":
                     from neurtransformer.loihi.runner import run_network
 
-                    theirs, took = run_network(netlist, network, ours["encode.spikes"])
+                    theirs, took = run_network(netlist, network, ours[SENT])
                     steps += took
                     for key, mine, lavas in _pairs(ours, theirs):
                         tally.add(f"{network.name}.{key}", mine, lavas)
@@ -97,7 +104,7 @@ def simulate(
         "mismatches": tally.mismatches,
         "max_abs_difference": tally.max_abs_difference,
         "first_mismatch": tally.first_mismatch,
-        "text": tokenizer.decode([following]),
+        "text": netlist.tokenizer.decode([following]),
         "seconds": time.monotonic() - began,
     }
 
@@ -117,9 +124,10 @@ def _counts(model: IntegerGPT2, network: Network, encoded: Integers) -> Integers
 
 def _pairs(ours: Trace, theirs: Trace) -> Iterator[tuple[str, Integers, Integers]]:
     """The same quantities of both; our state of a token stands for each step of its phase."""
-    if ours.keys() != theirs.keys():
+    if ours.keys() - {SENT} != theirs.keys():
         raise ValueError(f"different quantities: {sorted(ours.keys() ^ theirs.keys())}")
-    for key, mine in ours.items():
+    for key in theirs:
+        mine = ours[key]
         if key == "ssa.state":
             mine = np.broadcast_to(mine[:, None], theirs[key].shape)
         yield key, mine, theirs[key]
