@@ -37,6 +37,9 @@ from neurtransformer.text import load_blocks, write_text
 Stage = Literal["match", "distil"]
 WARM_UP = 10
 CHECKPOINT_EVERY = 50
+THRESHOLD_RATE = 3.0
+"""Thresholds are of the size of activations, weights a hundredth of it: they take larger steps."""
+
 GRADIENT_NORM = {"match": 5.0, "distil": 1.0}
 
 
@@ -95,14 +98,26 @@ def training_text(
     return torch.cat([blocks, write_text(teacher, recipe.self_written, blocks.shape[1], seed)])
 
 
-def trainable(model: SpikingGPT2LMHeadModel, train: str) -> list[nn.Parameter]:
-    """Mark and return what is trained: the SSA and all thresholds of every block, or everything."""
+def trainable(
+    model: SpikingGPT2LMHeadModel, train: str
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Mark what is trained: the SSA and all thresholds of every block, or everything.
+
+    Returns weights and thresholds.
+    """
     model.requires_grad_(train == "all")
     for block in model.blocks:
         block.attn.requires_grad_(True)
         block.mlp.encode.requires_grad_(True)
         block.mlp.hidden.requires_grad_(True)
-    return [p for p in model.parameters() if p.requires_grad]
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    thresholds = [p for name, p in named if name.endswith(".threshold")]
+    return [p for name, p in named if not name.endswith(".threshold")], thresholds
+
+
+def trained(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """All parameters of an optimizer, in a fixed order."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def rate_at(step: int, steps: int, peak: float) -> float:
@@ -141,13 +156,14 @@ def finetune(
     # thresholds of the feed-forward blocks take no part in the first stage
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[unused])
-    parameters = trainable(model, recipe.train)
+    weights, thresholds = trainable(model, recipe.train)
     distiller = accelerator.prepare(Distiller(model, teacher))
     model.train()
     text = hashlib.sha256(blocks.numpy().tobytes()).hexdigest()
     plan = {"recipe": recipe.model_dump(), "seed": seed, "text_sha256": text}
     match_steps = round(recipe.steps * recipe.match_share)
-    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.0)
+    groups = ({"params": weights, "scale": 1.0}, {"params": thresholds, "scale": THRESHOLD_RATE})
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
     done: list[Step] = []
     if resume and checkpoint is not None:
         done = read_checkpoint(checkpoint, model, optimizer, plan)
@@ -161,7 +177,7 @@ def finetune(
             else (match_steps, recipe.steps - match_steps, recipe.distil_rate)
         )
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(number - first, length, peak)
+            group["lr"] = group["scale"] * rate_at(number - first, length, peak)
         share = number * accelerator.num_processes + accelerator.process_index
         tokens = batch_at(share, blocks, recipe.batch, seed).to(accelerator.device)
         loss = distiller(tokens, stage)
@@ -169,7 +185,7 @@ def finetune(
             raise FloatingPointError(f"the loss is {loss.item()} at step {number + 1}")
         optimizer.zero_grad()
         accelerator.backward(loss)
-        nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM[stage])
+        nn.utils.clip_grad_norm_(weights + thresholds, GRADIENT_NORM[stage])
         optimizer.step()
         done.append(Step(number + 1, stage, loss.item()))
         on_step(done[-1])
@@ -189,7 +205,7 @@ def write_checkpoint(
 ) -> None:
     """Write what `read_checkpoint` needs, replacing the checkpoint that was there whole."""
     tensors = {f"model.{name}": p.detach().cpu() for name, p in model.named_parameters()}
-    for index, parameter in enumerate(optimizer.param_groups[0]["params"]):
+    for index, parameter in enumerate(trained(optimizer)):
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().contiguous()
     steps = [[step.number, step.stage, step.loss] for step in done]
@@ -214,7 +230,7 @@ def read_checkpoint(
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(tensors[f"model.{name}"])
-        for index, parameter in enumerate(optimizer.param_groups[0]["params"]):
+        for index, parameter in enumerate(trained(optimizer)):
             prefix = f"optimizer.{index}."
             state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             for key, value in state.items():
