@@ -2,7 +2,7 @@
 
 import click
 
-from .output import answer, json_option
+from .output import answer, json_option, rows_table
 
 
 @click.command()
@@ -44,4 +44,7 @@ def command(run: str | None, text: str | None, limit: int, mode: str, as_json: b
         )
     values = {"run": folder, "mode": mode, "text": text, **values}
     runs.update_report(folder, "eval", {k: v for k, v in values.items() if k != "run"})
-    answer(values, as_json=as_json, title="spiking beside dense")
+    # rates layer by layer are for the report's picture
+    rows = [row for row in values.items() if row[0] != "spike_rate_by_layer"]
+    title = "spiking beside dense"
+    answer(values, as_json=as_json, table=lambda: rows_table(("", ""), rows, title=title))
