@@ -41,18 +41,12 @@ def command(
     check_folder(locate(model))
     target = out or runs.default_folder("run", model)
     with runs.new_folder(target, force=force) as folder:
+        from neurtransformer.spiking.calibrate import calibration_text
         from neurtransformer.spiking.convert import convert
-        from neurtransformer.text import load_blocks
 
         started = time.monotonic()
         dense, tokenizer = load_dense(model)
-        blocks = load_blocks(
-            text,
-            tokenizer,
-            min(recipe.calibration.block, dense.config.n_positions),
-            split="train",
-            limit_tokens=recipe.calibration.tokens,
-        )
+        blocks = calibration_text(dense, tokenizer, text, recipe.calibration)
         local = model not in KNOWN and Path(model).is_dir()
         source = str(Path(model).resolve()) if local else model
         spiking = convert(dense, blocks, recipe.timesteps, source)

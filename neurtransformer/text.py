@@ -83,7 +83,8 @@ def write_text(dense: "GPT2LMHeadModel", blocks: int, length: int, seed: int) ->
     machine.
     """
     start = dense.config.bos_token_id
-    documents = -(-blocks * length // _DOCUMENT)
+    document = min(_DOCUMENT, dense.config.n_positions)
+    documents = -(-blocks * length // document)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         starts = torch.full((documents, 1), start).split(_WRITERS)
@@ -94,8 +95,8 @@ def write_text(dense: "GPT2LMHeadModel", blocks: int, length: int, seed: int) ->
                 use_cache=True,
                 do_sample=True,
                 top_k=0,
-                min_new_tokens=_DOCUMENT - 1,
-                max_new_tokens=_DOCUMENT - 1,
+                min_new_tokens=document - 1,
+                max_new_tokens=document - 1,
                 pad_token_id=start,
             )
             for starting in starts

@@ -21,6 +21,7 @@ from transformers import GPT2LMHeadModel
 from neurtransformer.dense import load_dense
 from neurtransformer.measure.quality import evaluate
 from neurtransformer.recipe import Finetune, load_recipe
+from neurtransformer.spiking.calibrate import calibration_text
 from neurtransformer.spiking.convert import convert
 from neurtransformer.spiking.finetune import finetune, training_text
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
@@ -62,13 +63,7 @@ def main(
     dense, tokenizer = load_dense(model)
     recipe = load_recipe()
     train = recipe.finetune.changed(steps=steps)
-    tokens = load_blocks(
-        None,
-        tokenizer,
-        recipe.calibration.block,
-        split="train",
-        limit_tokens=recipe.calibration.tokens,
-    )
+    tokens = calibration_text(dense, tokenizer, None, recipe.calibration)
     training = training_text(dense, tokenizer, train_text, train, seed)
 
     def trained(network: SpikingGPT2LMHeadModel) -> SpikingGPT2LMHeadModel:

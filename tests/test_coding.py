@@ -24,6 +24,20 @@ def totals(values: list[float]) -> Tensor:
     return torch.cat([z, torch.nextafter(z, z + 1), torch.nextafter(z, z - 1)])
 
 
+@given(st.lists(TOTALS, min_size=1, max_size=20), TIMESTEPS)
+def test_a_staggered_pair_is_two_neurons_of_twice_the_threshold(
+    values: list[float], timesteps: int
+) -> None:
+    z = totals(values)
+    spikes = coding.spikes_from_total(z, timesteps, signed=False, per_step=2)
+    assert torch.equal(spikes.sum(0), coding.counts_from_total(z, 2 * timesteps, signed=False))
+    first = coding.spikes_from_total((z.double() + 0.5) / 2, timesteps, signed=False)
+    second = coding.spikes_from_total((z.double() - 0.5) / 2, timesteps, signed=False)
+    # float32 rounds z + 1/2 up to 1 just below; the two halves in float64 do not
+    clear = z != torch.nextafter(torch.tensor(0.5), torch.tensor(0.0))
+    assert torch.equal(spikes[:, clear], (first + second)[:, clear].float())
+
+
 @given(st.lists(TOTALS, min_size=1, max_size=20), TIMESTEPS, SIGNED)
 def test_steps_add_up_to_counts(values: list[float], timesteps: int, signed: bool) -> None:
     z = totals(values)

@@ -76,29 +76,30 @@ def fire_start(u: Integers, theta: Integers, signed: ArrayLike) -> tuple[Integer
 def fire(v: Integers, theta: Integers, most: int) -> tuple[Integers, Integers]:
     """One step of the firing phase, with soft reset: (spikes 0..most, v after it).
 
-    most = 1 is one binary spike per step; most = T is one graded spike for the whole phase.
+    most = 1 is one binary spike per step; the largest count is one graded spike for the phase.
     """
     spikes = np.clip(v // theta, 0, most)
     return spikes, v - spikes * theta
 
 
-def rate_counts(u: Integers, theta: Integers, timesteps: int, signed: ArrayLike) -> Integers:
+def rate_counts(u: Integers, theta: Integers, most: int, signed: ArrayLike) -> Integers:
     """Spike counts of a whole firing phase: ``coding.counts_from_total`` of u / theta."""
     v, sign = fire_start(u, theta, signed)
-    return sign * fire(v, theta, timesteps)[0]
+    return sign * fire(v, theta, most)[0]
 
 
 def rate_steps(
-    u: Integers, theta: Integers, timesteps: int, signed: ArrayLike, phase: int
+    u: Integers, theta: Integers, most: int, signed: ArrayLike, phase: int
 ) -> tuple[Integers, Integers]:
     """The firing phase step by step: spikes and v, each (phase, ..., n).
 
-    phase: T steps of spikes -1, 0, 1, or one step of a graded spike -T..T.
+    most: the largest count. phase: T steps of spikes of at most `most` / T each, or one step of a
+    graded spike that carries the count.
     """
     v, sign = fire_start(u, theta, signed)
     spikes, potentials = [], []
     for _ in range(phase):
-        spike, v = fire(v, theta, timesteps // phase)
+        spike, v = fire(v, theta, most // phase)
         spikes.append(sign * spike)
         potentials.append(v)
     return np.stack(spikes), np.stack(potentials)

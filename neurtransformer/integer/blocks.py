@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import MERGE_SHIFT, Integers
 from neurtransformer.spiking.attention import state_format
+from neurtransformer.spiking.feedforward import HIDDEN_SPIKES
 
 Tensors = Mapping[str, NDArray]
 Trace = dict[str, Integers]
@@ -58,7 +59,7 @@ class Projection:
 
 @dataclass(frozen=True)
 class GeluNeurons:
-    """Rate neurons whose membrane passes a GELU before they fire; signed. All (n,), table apart."""
+    """Rate neurons whose membrane passes a GELU before they fire. All (n,), table apart."""
 
     mantissa: Integers
     shift: Integers
@@ -156,6 +157,7 @@ class IntegerFeedForward:
 
     def __init__(self, tensors: Tensors, name: str, timesteps: int) -> None:
         self.timesteps = timesteps
+        self.most = HIDDEN_SPIKES * timesteps
         self.c_fc = Projection.of(tensors, f"{name}.c_fc")
         self.hidden = GeluNeurons.of(tensors, f"{name}.hidden")
         self.c_proj = Projection.of(tensors, f"{name}.c_proj")
@@ -163,7 +165,7 @@ class IntegerFeedForward:
     def counts(self, encoded: Integers) -> Integers:
         """Counts (..., width) to membranes of c_proj (..., width)."""
         y = self.hidden.membrane(self.c_fc.counts(encoded))
-        hidden = arithmetic.rate_counts(y, self.hidden.theta, self.timesteps, signed=True)
+        hidden = arithmetic.rate_counts(y, self.hidden.theta, self.most, signed=False)
         return self.c_proj.counts(hidden)
 
     def steps(self, encoded: Integers, phase: int) -> Trace:
@@ -172,7 +174,7 @@ class IntegerFeedForward:
         trace["hidden.u"] = self.c_fc.steps(trace["encode.spikes"])
         y = self.hidden.membrane(trace["hidden.u"][-1])
         trace["hidden.spikes"], trace["hidden.v"] = arithmetic.rate_steps(
-            y, self.hidden.theta, self.timesteps, True, phase
+            y, self.hidden.theta, self.most, False, phase
         )
         trace["readout.u"] = self.c_proj.steps(trace["hidden.spikes"])
         return _by_token(trace)

@@ -15,6 +15,7 @@ from neurtransformer.integer.arithmetic import LIMIT, WEIGHT_LIMIT
 from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.integer.quantise import Tensors, worst_sums
 from neurtransformer.spiking.attention import NO_FORGETTING
+from neurtransformer.spiking.feedforward import HIDDEN_SPIKES
 
 Home = Literal["synapses", "chip", "host"]
 
@@ -84,7 +85,7 @@ def _feedforward(config: IntegerConfig) -> Iterator[tuple[str, Entry]]:
     yield "hidden.mantissa", _chip(hidden, mantissas[0], mantissas[-1])
     yield "hidden.shift", _chip(hidden, -24, 62)
     yield "hidden.center", _chip(hidden, -LIMIT, LIMIT)
-    yield "hidden.theta", _chip(hidden, 1, LIMIT // config.timesteps)
+    yield "hidden.theta", _chip(hidden, 1, LIMIT // (HIDDEN_SPIKES * config.timesteps))
     unit = 1 << arithmetic.GELU_BITS
     yield "hidden.table", _chip(arithmetic.GELU_ENTRIES, -unit, unit)
     yield from _projection("c_proj", config.width, hidden)
@@ -115,9 +116,13 @@ def check(config: IntegerConfig, tensors: Tensors, complain: Callable[[str], Non
             first = "c_attn" if neurons else "c_fc"
             theta = tensors[f"{name}.{neurons}.theta"] if neurons else 0
             gain = 1 if neurons else arithmetic.GELU_MANTISSAS[-1]
-            for projection, beside, factor in ((first, theta, gain), ("c_proj", 0, 1)):
+            behind = config.timesteps * (1 if neurons else HIDDEN_SPIKES)
+            for projection, most, beside, factor in (
+                (first, config.timesteps, theta, gain),
+                ("c_proj", behind, 0, 1),
+            ):
                 weight = tensors[f"{name}.{projection}.weight"]
                 bias = tensors[f"{name}.{projection}.bias"]
-                worst = worst_sums(weight, bias, config.timesteps) + beside
+                worst = worst_sums(weight, bias, most) + beside
                 if (worst * factor > LIMIT).any():
                     complain(f"membranes of {name}.{projection} can leave 24 bits")

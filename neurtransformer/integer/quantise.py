@@ -42,15 +42,18 @@ class Rows:
         }
 
 
-def worst_sums(weight: NDArray, bias: NDArray, timesteps: int) -> NDArray:
-    """The largest magnitude a membrane can reach in a phase: (out,) from (out, in) and (out,)."""
-    return timesteps * np.abs(weight).sum(1, dtype=np.int64) + np.abs(bias)
+def worst_sums(weight: NDArray, bias: NDArray, most: int) -> NDArray:
+    """The largest magnitude a membrane can reach in a phase: (out,) from (out, in) and (out,).
+
+    most: the largest count of the neurons in front.
+    """
+    return most * np.abs(weight).sum(1, dtype=np.int64) + np.abs(bias)
 
 
 def quantise_rows(
     weight: Floats,
     bias: Floats,
-    timesteps: int,
+    most: int,
     *,
     spike_value: Floats | None = None,
     snap: Callable[[Floats], Floats] = lambda scale: scale,
@@ -59,11 +62,11 @@ def quantise_rows(
     """Even weights of 8 bits, one scale per row, such that no membrane leaves 24 bits.
 
     weight: (out, in), the spike values of the presynaptic neurons folded in. bias: (out,).
-    spike_value: (out,), thresholds of the neurons driven, whose integers must fit beside the
-    membrane. snap: rounds scales up to those that are allowed. gain: what the membrane is
-    multiplied by at most before it is shifted.
-    A row whose worst sum ``T * sum|w| + |bias| + theta`` would not fit has its scale raised until
-    it does: coarser weights in place of an overflow.
+    most: the largest count of those neurons. spike_value: (out,), thresholds of the neurons
+    driven, whose integers must fit beside the membrane. snap: rounds scales up to those that are
+    allowed. gain: what the membrane is multiplied by at most before it is shifted.
+    A row whose worst sum ``most * sum|w| + |bias| + theta`` would not fit has its scale raised
+    until it does: coarser weights in place of an overflow.
     """
     scale = np.abs(weight).max(axis=1) / WEIGHT_LIMIT
     step = spike_value if spike_value is not None else np.zeros_like(scale)
@@ -73,16 +76,16 @@ def quantise_rows(
     while True:
         integers = 2 * np.rint(weight / (2 * scale[:, None]))
         bias_integers = np.rint(bias / scale)
-        worst = worst_sums(integers, bias_integers, timesteps) + step / scale + 1
+        worst = worst_sums(integers, bias_integers, most) + step / scale + 1
         excess = worst * gain / LIMIT
         if (excess <= 1).all():
             return Rows(integers.astype(np.int16), bias_integers.astype(np.int32), scale)
         scale = snap(np.where(excess > 1, scale * np.maximum(excess, 1.05), scale))
 
 
-def quantise_threshold(spike_value: Floats, unit: Floats | float, timesteps: int) -> Floats:
-    """Integer thresholds (n,) in the given unit; T of them fit a state."""
-    return np.clip(np.rint(spike_value / unit), 1, LIMIT // timesteps)
+def quantise_threshold(spike_value: Floats, unit: Floats | float, most: int) -> Floats:
+    """Integer thresholds (n,) in the given unit; `most` of them, the largest count, fit a state."""
+    return np.clip(np.rint(spike_value / unit), 1, LIMIT // most)
 
 
 def gelu_scale(scale: Floats) -> Floats:
@@ -146,9 +149,9 @@ def quantise_feedforward(mlp: SpikingFeedForward, name: str) -> Tensors:
     )
     mantissa, shift = gelu_multiplier(c_fc.scale)
     unit = 2.0**-arithmetic.GELU_BITS
-    theta = quantise_threshold(_floats(hidden.spike_value), unit, timesteps)
+    theta = quantise_threshold(_floats(hidden.spike_value), unit, hidden.most)
     center = arithmetic.saturate(np.rint(_floats(hidden.center) / unit).astype(np.int64))
-    c_proj = quantise_rows(*_folded(mlp.c_proj, theta * unit), timesteps)
+    c_proj = quantise_rows(*_folded(mlp.c_proj, theta * unit), hidden.most)
     return {
         f"{name}.encode.threshold": _floats(encode.threshold).astype(np.float32),
         f"{name}.encode.center": _floats(encode.center).astype(np.float32),

@@ -62,6 +62,7 @@ class GeluNeurons(Node):
     table, bias."""
 
     kind: Literal["gelu_neurons"] = "gelu_neurons"
+    spikes_per_step: Literal[2] = 2
     fraction_bits: Literal[14] = 14
     table_entries: Literal[256] = 256
     state_bits: Literal[24] = 24

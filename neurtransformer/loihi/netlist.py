@@ -41,9 +41,9 @@ _HOST = (
 )
 _TRANSPORT: dict[Spikes, str] = {
     "rate": "a phase is T steps; a neuron sends at most one spike a step, of payload +1, or -1 or "
-    "+1 where it is signed (a graded spike of one bit and sign)",
+    "+1 where it is signed (a graded spike of one bit and sign), or 1 or 2 behind a GELU",
     "graded": "a phase is one step; a neuron sends one graded spike that carries its count, 0..T, "
-    "or -T..T where it is signed",
+    "or -T..T where it is signed, or 0..2T behind a GELU",
 }
 
 

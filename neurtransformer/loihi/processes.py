@@ -11,9 +11,9 @@ it, as in a pipeline. A process whose `start` is s takes step s + 1 as the first
   their product into its plastic state, and during that phase it *reads* the state with the query
   spikes of the same token, which it has delayed by one phase.
 
-A signed population sends spikes of +1 and -1. All arithmetic is `integer/arithmetic.py`'s.
-Every process can log a quantity to a file per step (`logs`), because Lava's monitors move each
-number in a message of its own.
+A signed population sends spikes of +1 and -1, a staggered pair of +1 and +2. All arithmetic is
+`integer/arithmetic.py`'s. Every process can log a quantity to a file per step (`logs`), because
+Lava's monitors move each number in a message of its own.
 """
 
 from pathlib import Path
@@ -50,7 +50,8 @@ Logs = dict[str, Path]
 class RateNeurons(AbstractProcess):
     """Soft-reset rate neurons. bias, theta: (n,). The first `unsigned` of them are unsigned.
 
-    What arrives is shifted left by `input_shift`. With `gelu` the membrane passes a GELU first.
+    A neuron sends at most `per_step` spikes a step. What arrives is shifted left by `input_shift`.
+    With `gelu` the membrane passes a GELU first.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class RateNeurons(AbstractProcess):
         bias: Integers,
         theta: Integers,
         unsigned: int,
+        per_step: int,
         input_shift: int,
         gelu: GeluNeurons | None = None,
         timesteps: int,
@@ -67,6 +69,7 @@ class RateNeurons(AbstractProcess):
         logs: Logs,
     ) -> None:
         super().__init__(
+            per_step=per_step,
             input_shift=input_shift,
             gelu=gelu,
             timesteps=timesteps,
@@ -128,7 +131,7 @@ class PyRateNeurons(PhasedModel):
         super().__init__(proc_params)
         self.input_shift: int = proc_params["input_shift"]
         self.gelu: GeluNeurons | None = proc_params["gelu"]
-        self.most = proc_params["timesteps"] // self.period
+        self.most = proc_params["per_step"] * proc_params["timesteps"] // self.period
 
     def run_spk(self) -> None:
         arriving = self.a_in.recv()

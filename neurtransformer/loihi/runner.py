@@ -127,10 +127,11 @@ class _Builder:
             )
             return process.s_in, process.s_out, process
         if isinstance(node, graph.RateNeurons):
-            common |= {"unsigned": node.unsigned, "input_shift": node.input_shift}
+            common |= {"unsigned": node.unsigned, "per_step": 1, "input_shift": node.input_shift}
         else:
             hidden = self.netlist.model.feedforward[self.network.block].hidden
-            common |= {"unsigned": 0, "input_shift": 0, "gelu": hidden}
+            common |= {"unsigned": node.outputs, "per_step": node.spikes_per_step}
+            common |= {"input_shift": 0, "gelu": hidden}
         process = RateNeurons(
             bias=self._tensor(node.bias), theta=self._tensor(f"{node.name}.theta"), **common
         )

@@ -5,16 +5,17 @@ what it will have to code, and each head's forgetting to how far back the softma
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
+from neurtransformer.recipe import Calibration
 from neurtransformer.spiking import coding
 from neurtransformer.spiking.attention import (
     NO_FORGETTING,
@@ -25,46 +26,76 @@ from neurtransformer.spiking.attention import (
 from neurtransformer.spiking.feedforward import SpikingFeedForward
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 from neurtransformer.spiking.neuron import RateNeuron, SpikeLinear
+from neurtransformer.text import load_blocks, write_text
 
 CLIP_RATIOS = 24
+FIT_SAMPLES = 2048
 SHIFTS = (0, 1, 2, 3, 4, 5, 6, 7, NO_FORGETTING)
 PRESENTS = (0.0, 0.25, 0.5, 1.0, 2.0)
 PROFILE_TOKENS = 256
 Taps = dict[str, Tensor]
 
 
-def fit_threshold(
-    x: Tensor, timesteps: int, *, signed: bool, centred: bool
-) -> tuple[Tensor, Tensor]:
-    """The threshold of least squared coding error for each channel, and the channel's centre.
+def calibration_text(
+    dense: GPT2LMHeadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str | None,
+    recipe: Calibration,
+) -> Tensor:
+    """Blocks (n, length) int64 to calibrate on: of `text`, or what `dense` writes itself.
 
-    x: samples (n, channels). The threshold is searched among fractions of the largest value, the
-    usual clipping search of post-training quantisation. Returns two tensors (channels,).
+    A model's own text is the kind of text that it was trained on, whatever that was, and costs no
+    data; CPython's text instead raised the loss on novels and textbooks (docs/LOG.md).
     """
-    center = x.mean(0) if centred else torch.zeros_like(x[0])
-    target = x - center
-    if not signed:
-        target = target.clamp_min(0)
-    largest = target.abs().amax(0).clamp_min(1e-3)
-    best, least = largest.clone(), torch.full_like(largest, float("inf"))
-    for ratio in torch.linspace(1 / CLIP_RATIOS, 1, CLIP_RATIOS).tolist():
-        spike_value = largest * (ratio / timesteps)
-        coded = coding.counts_from_total(target / spike_value, timesteps, signed) * spike_value
-        error = (coded - target).square_().sum(0)
-        better = error < least
-        least = torch.where(better, error, least)
-        best = torch.where(better, largest * ratio, best)
-    return best, center
+    length = min(recipe.block, dense.config.n_positions)
+    if text is None:
+        return write_text(dense, max(1, recipe.tokens // length), length, seed=0)
+    return load_blocks(text, tokenizer, length, split="train", limit_tokens=recipe.tokens)
+
+
+def fit_threshold(
+    x: Tensor, centers: Sequence[Tensor], most: int, *, signed: bool
+) -> tuple[Tensor, Tensor]:
+    """Threshold and centre of least squared coding error for each channel.
+
+    x: samples (n, channels). centers: candidates, each (channels,). The threshold is searched among
+    fractions of the largest distance from the centre, the usual clipping search of post-training
+    quantisation. Returns two tensors (channels,).
+    """
+    best, best_center = torch.ones_like(x[0]), centers[0]
+    least = torch.full_like(x[0], float("inf"))
+    for center in centers:
+        target = x - center
+        reach = target.abs() if signed else target.clamp_min(0)
+        largest = reach.amax(0).clamp_min(1e-3)
+        for ratio in torch.linspace(1 / CLIP_RATIOS, 1, CLIP_RATIOS).tolist():
+            spike_value = largest * (ratio / most)
+            coded = coding.counts_from_total(target / spike_value, most, signed) * spike_value
+            error = (coded - target).square_().sum(0)
+            better = error < least
+            least = torch.where(better, error, least)
+            best = torch.where(better, largest * ratio, best)
+            best_center = torch.where(better, center, best_center)
+    return best, best_center
 
 
 def fit_neuron(neuron: RateNeuron, x: Tensor, *, centred: bool) -> None:
-    """Set threshold and centre of `neuron` for driving values x (..., channels)."""
+    """Set threshold and centre of `neuron` for driving values x (..., channels).
+
+    centred: signed neurons code distances from the mean, others those from a rest level at or below
+    it; else from zero.
+    """
     with torch.no_grad():
+        x = x.flatten(0, -2)
+        x = x[:: -(-len(x) // FIT_SAMPLES)]
         if neuron.activation is not None:
             x = neuron.activation(x)
-        threshold, center = fit_threshold(
-            x.flatten(0, -2), neuron.timesteps, signed=neuron.signed, centred=centred
-        )
+        mean, low = x.mean(0), x.amin(0)
+        centers = [torch.zeros_like(mean)]
+        if centred:
+            shares = (0.0,) if neuron.signed else (0.0, 0.5, 1.0)
+            centers = [torch.lerp(mean, low, share) for share in shares]
+        threshold, center = fit_threshold(x, centers, neuron.most, signed=neuron.signed)
         neuron.threshold.copy_(threshold)
         neuron.center.copy_(center)
 

@@ -9,8 +9,10 @@ so the same layer exists twice: as *counts* (one number per neuron) and as *step
 neuron and time step). Both start from the same ``z``; `spikes_from_total(z).sum(0)` equals
 `counts_from_total(z)` for every float, which `tests/test_coding.py` proves.
 
-A signed population is a pair of such neurons, driven by ``z`` and ``-z``; its count is the
-difference, -T..T, and ties round away from zero.
+A channel may hold a pair of such neurons. A *signed* pair is driven by ``z`` and ``-z``; its count
+is the difference, -T..T, and ties round away from zero. A *staggered* pair counts one way: both
+have twice the threshold, the second starts half of it lower, so that they take turns and together
+count 0..2T, two spikes a step at most. In all functions `most` is the largest count of a channel.
 """
 
 from typing import Any
@@ -23,21 +25,23 @@ FLOAT32_BITS = 24
 CURRENT_BITS = 14
 
 
-def counts_from_total(z: Tensor, timesteps: int, signed: bool) -> Tensor:
+def counts_from_total(z: Tensor, most: int, signed: bool) -> Tensor:
     """Spike counts of rate-coding neurons; no gradient.
 
     z: membrane totals after integration, in units of the threshold, any shape.
-    Returns integers as floats of the same shape, 0..T, or -T..T for a signed population.
+    Returns integers as floats of the same shape, 0..most, or -most..most for a signed pair.
     """
     if signed:
-        return (z.abs() + 0.5).floor_().clamp_(max=timesteps).copysign_(z)
-    return (z + 0.5).floor_().clamp_(0, timesteps)
+        return (z.abs() + 0.5).floor_().clamp_(max=most).copysign_(z)
+    return (z + 0.5).floor_().clamp_(0, most)
 
 
-def spikes_from_total(z: Tensor, timesteps: int, signed: bool) -> Tensor:
+def spikes_from_total(z: Tensor, timesteps: int, signed: bool, per_step: int = 1) -> Tensor:
     """The same neurons step by step: the firing phase, by SpikingJelly's soft-reset `IFNode`.
 
-    Returns spikes of shape (T, *z.shape): 0 or 1, or -1, 0, 1 for a signed population.
+    per_step: 2 for a staggered pair. Its two neurons take turns at every multiple of z's threshold,
+    which is one soft-reset neuron that is asked twice a step.
+    Returns spikes of shape (T, *z.shape): 0..per_step, or -1, 0, 1 for a signed pair.
     """
     if signed:
         positive = spikes_from_total(z, timesteps, signed=False)
@@ -45,21 +49,22 @@ def spikes_from_total(z: Tensor, timesteps: int, signed: bool) -> Tensor:
     neuron = IFNode(v_threshold=1.0, v_reset=None, step_mode="s")
     neuron.v = z + 0.5
     silence = torch.zeros_like(z)
-    return torch.stack([neuron(silence) for _ in range(timesteps)])
+    spikes = torch.stack([neuron(silence) for _ in range(timesteps * per_step)])
+    return spikes.unflatten(0, (timesteps, per_step)).sum(1)
 
 
 class _SurrogateCount(torch.autograd.Function):
-    """Counts forward; backward the sum over the T levels of a rectangular surrogate of width one.
+    """Counts forward; backward the sum over all levels of a rectangular surrogate of width one.
 
-    The T rectangles tile the firing range, so their sum is 1 inside it and 0 outside: what
+    The rectangles tile the firing range, so their sum is 1 inside it and 0 outside: what
     SpikingJelly's `MultiLevelSpikeCount` uses for unsigned counts.
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, timesteps: int, signed: bool) -> Tensor:
-        low = -timesteps - 0.5 if signed else -0.5
-        ctx.save_for_backward((z > low) & (z < timesteps + 0.5))
-        return counts_from_total(z, timesteps, signed)
+    def forward(ctx: Any, z: Tensor, most: int, signed: bool) -> Tensor:
+        low = -most - 0.5 if signed else -0.5
+        ctx.save_for_backward((z > low) & (z < most + 0.5))
+        return counts_from_total(z, most, signed)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -67,21 +72,21 @@ class _SurrogateCount(torch.autograd.Function):
         return grads[0] * inside, None, None
 
 
-def surrogate_counts(z: Tensor, timesteps: int, signed: bool) -> Tensor:
+def surrogate_counts(z: Tensor, most: int, signed: bool) -> Tensor:
     """`counts_from_total` with a surrogate gradient, for training."""
-    return _SurrogateCount.apply(z, timesteps, signed)
+    return _SurrogateCount.apply(z, most, signed)
 
 
-def snap_weights(weight: Tensor, timesteps: int) -> Tensor:
+def snap_weights(weight: Tensor, most: int) -> Tensor:
     """Round each row of a weight matrix to a grid on which float32 sums of spikes are exact.
 
-    weight: (out, in). The grid of row j is the power of two g with T * sum|w_j| <= 2^23 g. Every
-    partial sum of ``w_ji * n_i`` with abs(n_i) <= T, in any order and any grouping in time, is then
-    a multiple of g below 2^24 g, hence a float32: integrating spike by spike and multiplying by the
-    counts at once give the same number, not nearly the same. What is lost is below 2^-13 of the
-    largest weight for rows of up to about 1,000 inputs.
+    weight: (out, in). The grid of row j is the power of two g with most * sum|w_j| <= 2^23 g. Every
+    partial sum of ``w_ji * n_i`` with abs(n_i) <= most, in any order and any grouping in time, is
+    then a multiple of g below 2^24 g, hence a float32: integrating spike by spike and multiplying
+    by the counts at once give the same number, not nearly the same. What is lost is below
+    2^-13 of the largest weight for rows of up to about 1,000 inputs.
     """
-    bound = timesteps * weight.abs().sum(dim=1, keepdim=True).clamp_min(1e-30)
+    bound = most * weight.abs().sum(dim=1, keepdim=True).clamp_min(1e-30)
     grid = torch.exp2(torch.ceil(torch.log2(bound)) - (FLOAT32_BITS - 1))
     return torch.round(weight / grid) * grid
 

@@ -18,12 +18,13 @@ from neurtransformer.spiking import coding
 class RateNeuron(nn.Module):
     """A layer of rate-coding neurons with one threshold per channel.
 
-    The count n codes the value ``center + n * spike_value`` with ``spike_value = threshold / T``,
-    so `threshold` is the largest distance from `center` that can be told (NeurTransformer,
-    arXiv 2510.00133, sec. 3; soft reset and the half-threshold start as in QCFS,
-    arXiv 2303.04347).
+    The count n codes the value ``center + n * spike_value`` with ``spike_value = threshold / most``
+    and `most` the largest count, so `threshold` is the largest distance from `center` that can be
+    told (NeurTransformer, arXiv 2510.00133, sec. 3; soft reset and the half-threshold start as in
+    QCFS, arXiv 2303.04347).
 
-    channels: number of neurons. signed: pairs of neurons, counts -T..T, else 0..T.
+    signed: pairs of neurons, counts -T..T. per_step: most spikes of a channel in a step; 1, or 2
+    for a staggered pair, counts 0..2T (see `coding`). Neither: single neurons, counts 0..T.
     analogue: driven by a constant current (the code of a real-valued activation) and not by spikes.
     activation: applied to the membrane between integrating and firing.
     """
@@ -37,12 +38,15 @@ class RateNeuron(nn.Module):
         timesteps: int,
         *,
         signed: bool,
+        per_step: int = 1,
         analogue: bool = False,
         activation: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.timesteps = timesteps
         self.signed = signed
+        self.per_step = per_step
+        self.most = timesteps * per_step
         self.analogue = analogue
         self.activation = activation
         self.threshold = nn.Parameter(torch.ones(channels))
@@ -51,7 +55,7 @@ class RateNeuron(nn.Module):
     @property
     def spike_value(self) -> Tensor:
         """What one spike is worth, (channels,), always positive."""
-        return self.threshold.abs().clamp_min(1e-6) / self.timesteps
+        return self.threshold.abs().clamp_min(1e-6) / self.most
 
     def total(self, x: Tensor) -> Tensor:
         """Membrane total in thresholds after integrating the value x of shape (..., channels)."""
@@ -66,9 +70,10 @@ class RateNeuron(nn.Module):
         """Values (..., channels) to counts (..., channels), or to spikes (T, ..., channels)."""
         z = self.total(x)
         if self.training:
-            return coding.surrogate_counts(z, self.timesteps, self.signed)
-        fire = coding.spikes_from_total if steps else coding.counts_from_total
-        return fire(z, self.timesteps, self.signed)
+            return coding.surrogate_counts(z, self.most, self.signed)
+        if steps:
+            return coding.spikes_from_total(z, self.timesteps, self.signed, self.per_step)
+        return coding.counts_from_total(z, self.most, self.signed)
 
 
 class SpikeLinear(nn.Module):
@@ -76,11 +81,13 @@ class SpikeLinear(nn.Module):
 
     Integrates spikes to the value ``sum_i weight_ji spike_value_i n_i + bias_j``. In eval mode the
     weights are snapped so that counts and steps agree exactly (`coding.snap_weights`).
+
+    most: the largest count of the neurons in front.
     """
 
-    def __init__(self, in_features: int, out_features: int, timesteps: int) -> None:
+    def __init__(self, in_features: int, out_features: int, most: int) -> None:
         super().__init__()
-        self.timesteps = timesteps
+        self.most = most
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.zeros(out_features))
         nn.init.normal_(self.weight, std=0.02)
@@ -88,7 +95,7 @@ class SpikeLinear(nn.Module):
     def scaled_weight(self, spike_value: Tensor) -> Tensor:
         """Weights with the presynaptic spike values folded in, (out, in)."""
         scaled = self.weight * spike_value
-        return scaled if self.training else coding.snap_weights(scaled, self.timesteps)
+        return scaled if self.training else coding.snap_weights(scaled, self.most)
 
     def forward(self, spikes: Tensor, spike_value: Tensor, steps: bool = False) -> Tensor:
         """Spikes in counts or steps form to membrane values (..., out_features)."""
