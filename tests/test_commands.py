@@ -1,8 +1,18 @@
 """The commands as people and batch jobs call them; bad input is in test_bad_input.py."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from neurtransformer.runs import read_json
+from neurtx.progress import bar
 
 
 def test_convert_finetune_eval(neurtx: Any, tiny_dense_folder: Path, tmp_path: Path) -> None:
@@ -51,3 +61,46 @@ def test_prompt_that_does_not_fit(neurtx: Any, tiny_run: Path) -> None:
     assert "empty" in neurtx("generate", str(tiny_run), "--prompt", "").mistake()
     long = neurtx("generate", str(tiny_run), "--prompt", "a", "--tokens", "100")
     assert "positions" in long.mistake()
+
+
+def test_progress_in_a_log(capfd: pytest.CaptureFixture[str]) -> None:
+    with bar("fine-tuning", 40, "steps") as advance:
+        advance(12, "loss 9")  # resumed
+        for number in range(28):
+            advance(1, f"loss {number}")
+    out, err = capfd.readouterr()
+    lines = err.splitlines()
+    assert out == "" and len(lines) == 8
+    assert lines[0] == "fine-tuning: 12 of 40 steps, loss 9"
+    assert lines[1] == "fine-tuning: 16 of 40 steps, loss 3, 0:00:00 left"
+    assert lines[-1] == "fine-tuning: 40 of 40 steps, loss 27"
+    with bar("fine-tuning", 40, "steps", quiet=True) as advance:
+        advance(40, "")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_finetune_in_two_processes(tiny_run: Path, copy_of: Any, tmp_path: Path) -> None:
+    run, text = copy_of(tiny_run), tmp_path / "text"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 2000)
+    before = {path.name for path in run.iterdir()}
+    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = ["finetune", str(run), "--text", str(text), "--steps", "10", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, "-m", "neurtx.main", *words],
+        cwd=tmp_path,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    values = json.loads(done.stdout)  # one object: two would not load
+    recipe = read_json(run / "report.json")["recipe"]["finetune"]
+    assert values["processes"] == 2
+    assert values["tokens"] == 2 * 10 * recipe["batch"] * min(recipe["block"], 64)
+    assert done.stderr.count("10 of 10 steps") == 1, done.stderr
+    assert {path.name for path in run.iterdir()} == before
+    assert len(read_json(run / "report.json")["finetune"]["curve"]) == 10
+    was, now = (load_file(folder / "model.safetensors") for folder in (tiny_run, run))
+    assert any(not torch.equal(was[name], now[name]) for name in was)
