@@ -46,7 +46,7 @@ def command(run: str | None, text: str | None, limit: int, as_json: bool) -> Non
     blocks = load_blocks(
         text, tokenizer, model.config.n_positions, split="heldout", limit_tokens=limit
     )
-    with bar("counting spikes", blocks.numel()) as advance:
+    with bar("counting spikes", blocks.numel(), "tokens") as advance:
         counter = measure_spikes(model, blocks, on_tokens=lambda tokens: advance(tokens, ""))
     values = {"text": text, "tokens": blocks.numel(), **estimate(model, counter)}
     runs.update_report(folder, "energy", values)

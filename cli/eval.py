@@ -38,7 +38,7 @@ def command(run: str | None, text: str | None, limit: int, mode: str, as_json: b
         text, tokenizer, model.config.n_positions, split="heldout", limit_tokens=limit
     )
     model.steps = mode == "steps"
-    with bar(f"evaluating ({mode})", blocks.numel()) as advance:
+    with bar(f"evaluating ({mode})", blocks.numel(), "tokens") as advance:
         values = evaluate(
             model, load_teacher(model), blocks, on_tokens=lambda tokens: advance(tokens, "")
         )

@@ -28,6 +28,9 @@ def command(
 
     First each layer's attention output, then the teacher's next-token distribution. The run's
     weights are replaced when training has ended; until then only RUN/checkpoint changes.
+
+    In several processes (`torchrun --nproc-per-node 8 -m neurtx.main finetune`, or `accelerate
+    launch`) each takes batches of its own; one of them writes and prints.
     """
     import shutil
     import time
@@ -50,6 +53,7 @@ def command(
         raise UserError(f"there is no checkpoint in {folder}: leave --resume out")
 
     import torch
+    from accelerate import PartialState
 
     from neurtransformer.spiking.finetune import Step, finetune, training_text
     from neurtransformer.spiking.load import load_run, load_teacher, replace_weights
@@ -58,11 +62,14 @@ def command(
         raise UserError(f"there is no {device} device here: leave --device out")
     from .progress import bar
 
+    processes = PartialState(cpu=device == "cpu")
     model, tokenizer = load_run(folder)
     teacher = load_teacher(model)
-    blocks = training_text(teacher, tokenizer, text, recipe, seed)
+    blocks = training_text(
+        teacher, tokenizer, text, recipe, seed, processes=processes.num_processes
+    )
     started = time.monotonic()
-    with bar("fine-tuning", recipe.steps) as advance:
+    with bar("fine-tuning", recipe.steps, "steps", quiet=not processes.is_main_process) as advance:
         done = 0
 
         def on_step(step: Step) -> None:
@@ -81,17 +88,23 @@ def command(
             resume=resume,
             on_step=on_step,
         )
-    replace_weights(folder, model.cpu())
+    # a shorter text than a batch is a smaller batch
+    tokens_per_step = min(recipe.batch, len(blocks)) * blocks.shape[1] * processes.num_processes
     values = {
         "steps": len(history),
-        "tokens": len(history) * recipe.batch * blocks.shape[1],
+        "tokens": len(history) * tokens_per_step,
+        "processes": processes.num_processes,
         "train": recipe.train,
         "seed": seed,
         "loss": sum(step.loss for step in history[-10:]) / len(history[-10:]),
         "seconds": time.monotonic() - started,
     }
-    curve = [[step.number, step.stage, step.loss] for step in history]
-    runs.update_report(folder, "finetune", {**values, "text": text, "curve": curve})
-    shutil.rmtree(checkpoint, ignore_errors=True)
-    runs.remember("run", folder)
-    answer({"run": folder, **values}, as_json=as_json, title="fine-tuned")
+    if processes.is_main_process:
+        replace_weights(folder, model.cpu())
+        curve = [[step.number, step.stage, step.loss] for step in history]
+        runs.update_report(folder, "finetune", {**values, "text": text, "curve": curve})
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        runs.remember("run", folder)
+        answer({"run": folder, **values}, as_json=as_json, title="fine-tuned")
+    processes.wait_for_everyone()
+    processes.destroy_process_group()

@@ -1,12 +1,28 @@
-"""Progress on standard error: a bar with the time left."""
+"""Progress on standard error: a bar with the time left, or lines where there is no terminal."""
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+
+import click
+
+Advance = Callable[[int, str], None]
 
 
 @contextmanager
-def bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """Yields `advance(amount, note)`; the note stands behind the title."""
+def bar(title: str, total: int, unit: str, *, quiet: bool = False) -> Iterator[Advance]:
+    """Yields `advance(amount, note)`; the note says how it goes.
+
+    In a log or a batch job it is a line for every tenth of the way, and nothing if `quiet`.
+    """
+    if quiet:
+        yield lambda _amount, _note: None
+        return
+    if not sys.stderr.isatty():
+        yield _lines(title, total, unit)
+        return
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -21,6 +37,7 @@ def bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn(unit),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -28,10 +45,32 @@ def bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=total)
 
-        def advance(amount: int, note: str = "") -> None:
+        def advance(amount: int, note: str) -> None:
             progress.update(task, advance=amount, description=f"{title} {note}".rstrip())
 
         yield advance
+
+
+def _lines(title: str, total: int, unit: str) -> Advance:
+    done = 0
+    # what a resumed training brings along comes at once: it says nothing of the pace
+    first: tuple[int, float] | None = None
+
+    def advance(amount: int, note: str) -> None:
+        nonlocal done, first
+        before, done = done, done + amount
+        first = first or (done, time.monotonic())
+        if 10 * done // total == 10 * before // total:
+            return
+        parts = [f"{title}: {done:,} of {total:,} {unit}"]
+        if note:
+            parts.append(note)
+        if first[0] < done < total:
+            pace = (time.monotonic() - first[1]) / (done - first[0])
+            parts.append(f"{timedelta(seconds=round(pace * (total - done)))} left")
+        click.echo(", ".join(parts), err=True)
+
+    return advance
 
 
 @contextmanager

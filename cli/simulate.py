@@ -44,7 +44,8 @@ def command(
 
     loaded = read(folder)
     ids = prompt_ids(loaded, prompt)
-    with bar(f"simulating ({backend})", len(loaded.manifest.networks)) as advance:
+    networks = len(loaded.manifest.networks)
+    with bar(f"simulating ({backend})", networks, "networks") as advance:
         values = simulate(loaded, ids, backend, on_network=lambda name: advance(1, name))
     if backend == "lava" and loaded.manifest.run is not None:
         run = Path(loaded.manifest.run)

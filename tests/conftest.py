@@ -2,7 +2,10 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +90,22 @@ def tiny_run(
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_netlist(
+    tmp_path_factory: pytest.TempPathFactory, tiny_run: Path, nano_tokenizer: Any
+) -> Path:
+    """A netlist of the tiny run, with binary spikes. For reading only, as above."""
+    from neurtransformer.integer.model import IntegerGPT2
+    from neurtransformer.loihi import netlist
+    from neurtransformer.spiking.load import load_run
+
+    folder = tmp_path_factory.mktemp("netlists") / "tiny"
+    folder.mkdir()
+    model = IntegerGPT2.from_spiking(load_run(tiny_run)[0])
+    netlist.write(folder, model, nano_tokenizer, "rate")
+    return folder
+
+
 @pytest.fixture
 def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
     """A function that copies a folder to a place where a test may spoil it."""
@@ -95,3 +114,53 @@ def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
         return Path(shutil.copytree(folder, tmp_path / f"copy-of-{folder.name}"))
 
     return copy
+
+
+@dataclass
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+    def mistake(self) -> str:
+        """The single line of a caller's mistake."""
+        assert self.returncode == 2, self.stderr
+        assert self.stdout == ""
+        assert self.stderr.startswith("neurtx: error: "), self.stderr
+        assert self.stderr.count("\n") == 1, self.stderr
+        return self.stderr
+
+
+@pytest.fixture
+def neurtx(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """Runs a command in an empty folder, in this process: starting one takes seconds."""
+    from neurtx.main import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("neurtx.output.quiet", lambda: None)
+
+    def call(*args: str) -> Done:
+        monkeypatch.setattr("sys.argv", ["neurtx", *args])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capfd.readouterr()
+        return Done(int(end.value.code or 0), out, err)
+
+    return call
+
+
+@pytest.fixture
+def neurtx_process(tmp_path: Path) -> Callable[..., Done]:
+    """The same in a process of its own, libraries' chatter and all."""
+
+    def call(*args: str) -> Done:
+        command = [sys.executable, "-m", "neurtx.main", *args]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    return call

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from neurtransformer.errors import UserError
 from neurtx import main as cli
 
 ROOT = Path(__file__).parent.parent
-Copy = Callable[[Path], Path]
 
 
 def neurtx(*words: str, cwd: Path, text: str = "") -> "subprocess.CompletedProcess[str]":
@@ -135,22 +133,6 @@ def test_install_has_nothing_to_do_here(tmp_path: Path) -> None:
 )
 def test_usage_errors_are_one_line(tmp_path: Path, words: list[str]) -> None:
     assert "--help" in one_line(neurtx(*words, cwd=tmp_path), tmp_path)
-
-
-@pytest.mark.skipif(not exists("convert"), reason="not written yet")
-def test_conversion_of_what_is_no_model(
-    tmp_path: Path, tiny_dense_folder: Path, copy_of: Copy
-) -> None:
-    """Every case of tests/test_dense.py ends like these."""
-    assert "unknown model" in one_line(neurtx("convert", "gpt3", cwd=tmp_path), tmp_path)
-    (tmp_path / "empty").mkdir()
-    line = one_line(neurtx("convert", "./empty", cwd=tmp_path), tmp_path, "empty")
-    assert "no config.json" in line
-    folder = copy_of(tiny_dense_folder)
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1])
-    line = one_line(neurtx("convert", folder.name, cwd=tmp_path), tmp_path, "empty", folder.name)
-    assert "cut short" in line
 
 
 @pytest.mark.skipif(not exists("convert"), reason="not written yet")

@@ -1,51 +1,18 @@
-"""The commands as people and batch jobs call them: the whole way, and every kind of bad input."""
+"""The commands as people and batch jobs call them; bad input is in test_bad_input.py."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from neurtx.main import main
-
-
-@dataclass
-class Done:
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def neurtx(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., Done]:
-    """Runs a command in an empty folder, in this process: starting one takes seconds."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("neurtx.output.quiet", lambda: None)
-
-    def call(*args: str) -> Done:
-        monkeypatch.setattr("sys.argv", ["neurtx", *args])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = capfd.readouterr()
-        return Done(int(end.value.code or 0), out, err)
-
-    return call
-
-
-def one_line(result: Done) -> str:
-    """The single line of a caller's mistake."""
-    assert result.returncode == 2, result.stderr
-    assert result.stdout == ""
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1 and lines[0].startswith("neurtx: error: "), result.stderr
-    return lines[0]
+from neurtransformer.runs import read_json
+from neurtx.progress import bar
 
 
 def test_convert_finetune_eval(neurtx: Any, tiny_dense_folder: Path, tmp_path: Path) -> None:
@@ -71,41 +38,69 @@ def test_convert_finetune_eval(neurtx: Any, tiny_dense_folder: Path, tmp_path: P
     assert text.stdout == neurtx("generate", "--prompt", "The quick", "--tokens", "4").stdout
 
 
-@pytest.mark.parametrize("timesteps", ["0", "-3", "1000"])
-def test_impossible_timesteps(neurtx: Any, tmp_path: Path, timesteps: str) -> None:
-    assert "timesteps" in one_line(neurtx("convert", "gpt2-nano", "--timesteps", timesteps))
-    assert not any(tmp_path.iterdir())
-
-
 def test_bad_recipe(neurtx: Any, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("timestep: 4\n")
-    assert "timestep" in one_line(neurtx("convert", "gpt2-nano", "--config", "recipe.yaml"))
-
-
-def test_bad_text(neurtx: Any, tiny_dense_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty.txt").write_text("")
-    (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
-    for name in ("empty.txt", "binary.txt", "nowhere.txt"):
-        out = neurtx("convert", str(tiny_dense_folder), "--text", name, "--out", "run")
-        assert name in one_line(out)
-        assert not (tmp_path / "run").exists()
+    assert "timestep" in neurtx("convert", "gpt2-nano", "--config", "recipe.yaml").mistake()
 
 
 def test_nothing_is_overwritten(neurtx: Any, tiny_dense_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious").write_text("x")
     args = ("convert", str(tiny_dense_folder), "--out", "run")
-    assert "--force" in one_line(neurtx(*args))
-    one_line(neurtx(*args, "--force"))
+    assert "--force" in neurtx(*args).mistake()
+    neurtx(*args, "--force").mistake()
     assert (tmp_path / "run" / "precious").read_text() == "x"
 
 
 def test_no_run_and_no_checkpoint(neurtx: Any, tiny_run: Path) -> None:
-    assert "convert" in one_line(neurtx("eval"))
-    assert "--resume" in one_line(neurtx("finetune", str(tiny_run), "--resume"))
+    assert "convert" in neurtx("eval").mistake()
+    assert "--resume" in neurtx("finetune", str(tiny_run), "--resume").mistake()
 
 
 def test_prompt_that_does_not_fit(neurtx: Any, tiny_run: Path) -> None:
-    assert "empty" in one_line(neurtx("generate", str(tiny_run), "--prompt", ""))
+    assert "empty" in neurtx("generate", str(tiny_run), "--prompt", "").mistake()
     long = neurtx("generate", str(tiny_run), "--prompt", "a", "--tokens", "100")
-    assert "positions" in one_line(long)
+    assert "positions" in long.mistake()
+
+
+def test_progress_in_a_log(capfd: pytest.CaptureFixture[str]) -> None:
+    with bar("fine-tuning", 40, "steps") as advance:
+        advance(12, "loss 9")  # resumed
+        for number in range(28):
+            advance(1, f"loss {number}")
+    out, err = capfd.readouterr()
+    lines = err.splitlines()
+    assert out == "" and len(lines) == 8
+    assert lines[0] == "fine-tuning: 12 of 40 steps, loss 9"
+    assert lines[1] == "fine-tuning: 16 of 40 steps, loss 3, 0:00:00 left"
+    assert lines[-1] == "fine-tuning: 40 of 40 steps, loss 27"
+    with bar("fine-tuning", 40, "steps", quiet=True) as advance:
+        advance(40, "")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_finetune_in_two_processes(tiny_run: Path, copy_of: Any, tmp_path: Path) -> None:
+    run, text = copy_of(tiny_run), tmp_path / "text"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 2000)
+    before = {path.name for path in run.iterdir()}
+    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = ["finetune", str(run), "--text", str(text), "--steps", "10", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, "-m", "neurtx.main", *words],
+        cwd=tmp_path,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    values = json.loads(done.stdout)  # one object: two would not load
+    recipe = read_json(run / "report.json")["recipe"]["finetune"]
+    assert values["processes"] == 2
+    assert values["tokens"] == 2 * 10 * recipe["batch"] * min(recipe["block"], 64)
+    assert done.stderr.count("10 of 10 steps") == 1, done.stderr
+    assert {path.name for path in run.iterdir()} == before
+    assert len(read_json(run / "report.json")["finetune"]["curve"]) == 10
+    was, now = (load_file(folder / "model.safetensors") for folder in (tiny_run, run))
+    assert any(not torch.equal(was[name], now[name]) for name in was)

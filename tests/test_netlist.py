@@ -31,15 +31,10 @@ def model(tiny_run: Path) -> IntegerGPT2:
     return IntegerGPT2.from_spiking(load_run(tiny_run)[0])
 
 
-@pytest.fixture(scope="module")
-def folder(
-    model: IntegerGPT2, nano_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+@pytest.fixture
+def folder(tiny_netlist: Path) -> Path:
     """A netlist. For reading only: `copy_of` makes one to spoil."""
-    path = tmp_path_factory.mktemp("netlists") / "tiny"
-    path.mkdir()
-    netlist.write(path, model, nano_tokenizer, "rate")
-    return path
+    return tiny_netlist
 
 
 # --- netx files ---

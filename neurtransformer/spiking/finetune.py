@@ -89,10 +89,11 @@ def training_text(
     text: str | None,
     recipe: Finetune,
     seed: int,
+    processes: int = 1,
 ) -> Tensor:
     """Blocks (n, length) int64 of `text`; for None, CPython's text and the teacher's own."""
     length = min(recipe.block, teacher.config.n_positions)
-    needed = recipe.steps * recipe.batch * length
+    needed = recipe.steps * recipe.batch * length * processes
     blocks = load_blocks(text, tokenizer, length, split="train", limit_tokens=needed)
     if text is not None or recipe.self_written == 0:
         return blocks
@@ -167,6 +168,8 @@ def finetune(
 
     checkpoint: folder that is written every CHECKPOINT_EVERY steps, None for no folder; with
     `resume` training goes on from it. The caller removes it when all is saved.
+    Under torchrun or `accelerate launch` every process returns the same, with batches of its own;
+    the main one writes checkpoints.
     Raises UserError if there is nothing to resume or the checkpoint belongs to other settings.
     """
     # thresholds of the feed-forward blocks take no part in the first stage
@@ -176,7 +179,12 @@ def finetune(
     distiller = accelerator.prepare(Distiller(model, teacher))
     model.train()
     text = hashlib.sha256(blocks.numpy().tobytes()).hexdigest()
-    plan = {"recipe": recipe.model_dump(), "seed": seed, "text_sha256": text}
+    plan = {
+        "recipe": recipe.model_dump(),
+        "seed": seed,
+        "text_sha256": text,
+        "processes": accelerator.num_processes,
+    }
     match_steps = round(recipe.steps * recipe.match_share)
     groups = ({"params": weights, "scale": 1.0}, {"params": thresholds, "scale": THRESHOLD_RATE})
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
@@ -197,13 +205,14 @@ def finetune(
         share = number * accelerator.num_processes + accelerator.process_index
         tokens = batch_at(share, blocks, recipe.batch, seed).to(accelerator.device)
         loss = distiller(tokens, stage)
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {number + 1}")
+        mean_loss = accelerator.reduce(loss.detach().clone(), "mean").item()
+        if not math.isfinite(mean_loss):
+            raise FloatingPointError(f"the loss is {mean_loss} at step {number + 1}")
         optimizer.zero_grad()
         accelerator.backward(loss)
         nn.utils.clip_grad_norm_(weights + thresholds, GRADIENT_NORM[stage])
         optimizer.step()
-        done.append(Step(number + 1, stage, loss.item()))
+        done.append(Step(number + 1, stage, mean_loss))
         on_step(done[-1])
         due = len(done) % CHECKPOINT_EVERY == 0 and accelerator.is_main_process
         if checkpoint is not None and due:
@@ -240,7 +249,9 @@ def read_checkpoint(
     """Put model and optimizer where the checkpoint left them; returns the steps done by then."""
     report = read_json(folder / "report.json")
     if report.get("plan") != plan:
-        raise UserError("the checkpoint was made with other settings or text: give the same again")
+        raise UserError(
+            "the checkpoint was made with other settings, text or processes: give the same again"
+        )
     try:
         tensors = load_file(folder / "checkpoint.safetensors")
         with torch.no_grad():
