@@ -19,6 +19,7 @@ a word, and this writer makes none of them:
   silent and has a positive weight.
 """
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,7 +59,9 @@ def write_projection(
         weight = np.concatenate([weight, np.zeros_like(weight[:, :1])], axis=1)
         weight[0, -1] = 2
     outputs, inputs = weight.shape
-    with h5py.File(path, "w") as file:
+    # in memory first: on a full disk HDF5 leaves a file it cannot close, and crashes
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
         layer = file.create_group("layer/0")
         layer["type"] = np.bytes_("input")
         layer["shape"] = np.array([inputs])
@@ -71,6 +74,7 @@ def write_projection(
         for key, value in _NEURON.items():
             layer[f"neuron/{key}"] = value
         layer["neuron/vThMant"] = int(threshold)
+    path.write_bytes(content.getvalue())
 
 
 def read_projection(path: Path, inputs: int, outputs: int) -> NDArray[np.int16]:
