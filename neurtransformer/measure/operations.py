@@ -2,8 +2,9 @@
 
 Every multiply-accumulate (MAC), every accumulate (AC) and every 32-bit word moved to or from memory
 is counted, for one token at batch 1. Spikes are binary, T steps each (`--spikes rate`): a spike
-visits all its synapses, one AC each; -1 or 1 of a signed population at the same price. `graded`
-turns the counts into those of graded spikes.
+visits all its synapses, one AC each; -1 or 1 of a signed population at the same price. Only spikes
+of query and key multiply, because they facilitate. `graded` turns the counts into those of graded
+spikes.
 
 Where a choice is open, the dearer one is taken for the spiking side and the cheaper one for the
 dense side. Biases are counted on neither side: accumulators and membranes start from them. Memory

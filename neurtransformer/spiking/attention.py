@@ -68,9 +68,9 @@ def read_shift(query: Tensor) -> Tensor:
     """How many bits of the state a read drops: the least r with ``sum q^2 <= 2^r``.
 
     query: the squares (..., key), or whatever payloads add up to them. Returns (...), integers.
-    No read can then leave 24 bits, and one by few spikes, as most are, sees a fine state: the worst
-    case, every neuron firing T times, takes log2(key) + 2 log2(T) bits, 4 more than usual, with
-    which the sum of the weights would drown in rounding. What a read is worth cancels in o / d.
+    No read can then leave 24 bits, and one by few spikes, as most are, sees a fine state. Were it
+    always the log2(key) + 2 log2(T) bits that every neuron firing T times needs, 3 or 4 more than
+    is usual on text, small weights would drown in rounding. What a read is worth cancels in o / d.
     The chip adds up the payloads of a head's queries while it delays them; r is the sum's length.
     """
     return torch.frexp((query.sum(-1) - 1).clamp_min(0))[1]
@@ -105,6 +105,7 @@ def ssa_token(
     limit = float(2 ** (STATE_BITS - 1) - 1)
     scale = torch.exp2(write_shift(timesteps, shift).to(state.dtype))[:, None, None]
     written = value.unsqueeze(-1) * key.unsqueeze(-2) * scale
+    # a quarter of a product that was not shifted left is no integer, but the state is
     share = torch.floor(present[:, None, None] * written)
     visible = (state + share).clamp_(-limit, limit)
     unit = torch.exp2(read_shift(query.sum(0)).to(state.dtype))[..., None, None]
