@@ -47,6 +47,19 @@ def test_steps_add_up_to_counts(values: list[float], timesteps: int, signed: boo
     assert torch.equal(spikes.sum(0), coding.counts_from_total(z, timesteps, signed))
 
 
+@given(st.lists(TOTALS, min_size=1, max_size=20), TIMESTEPS)
+def test_facilitated_spikes_add_up_to_the_square(values: list[float], timesteps: int) -> None:
+    z = totals(values)
+    spikes = coding.spikes_from_total(z, timesteps, signed=False)
+    counts = coding.counts_from_total(z, timesteps, signed=False)
+    payloads = coding.facilitated(spikes)
+    assert torch.equal(payloads.sum(0), counts**2)
+    assert torch.equal(coding.facilitated(counts[None]), counts[None] ** 2)
+    # the n-th spike of the first neuron
+    sent = payloads[:, 0][spikes[:, 0] > 0]
+    assert sent.tolist() == [2 * n + 1 for n in range(int(counts[0]))]
+
+
 @given(st.lists(st.floats(-80, 80, width=32), min_size=1), TIMESTEPS)
 def test_count_is_the_formula(values: list[float], timesteps: int) -> None:
     z = torch.tensor(values, dtype=torch.float64)

@@ -79,7 +79,17 @@ def test_shift_round(seed: int, bits: int) -> None:
 # --- SSA ---
 
 
-@given(TIMESTEPS, st.integers(1, 6), st.sampled_from([1, 3, 8, 33]), st.booleans(), SEEDS)
+@given(TIMESTEPS, st.booleans(), SEEDS)
+def test_facilitated_is_the_spiking_networks(timesteps: int, graded: bool, seed: int) -> None:
+    spikes = np.random.default_rng(seed).integers(0, 2, (timesteps, 3, 5))
+    if graded:
+        spikes = spikes.sum(0, keepdims=True)
+    payloads = arithmetic.facilitated(spikes)
+    assert (payloads.sum(0) == spikes.sum(0) ** 2).all()
+    assert (payloads == coding.facilitated(torch.from_numpy(spikes)).numpy()).all()
+
+
+@given(TIMESTEPS, st.integers(1, 6), st.sampled_from([2, 3, 8, 33]), st.booleans(), SEEDS)
 def test_ssa_is_the_spiking_networks(
     timesteps: int, length: int, dim: int, full: bool, seed: int
 ) -> None:
@@ -90,8 +100,8 @@ def test_ssa_is_the_spiking_networks(
     present = np.array([head[1] for head in heads])
     shape = (2, len(heads), length, dim)
     query, key = (rng.integers(0, timesteps + 1, shape) for _ in range(2))
-    value = rng.integers(-timesteps, timesteps + 1, shape)
-    state = np.zeros((2, len(heads), dim + 1, dim), dtype=np.int64)
+    value = rng.integers(-timesteps, timesteps + 1, (*shape[:-1], dim // 2))
+    state = np.zeros((2, len(heads), dim // 2 + 1, dim), dtype=np.int64)
     if full:
         state = rng.integers(-LIMIT, LIMIT + 1, state.shape)
         state[..., -1, :] = np.abs(state[..., -1, :])

@@ -12,9 +12,11 @@ from neurtransformer.errors import UserError
 from neurtransformer.measure.quality import counting_spikes, evaluate
 from neurtransformer.recipe import load_recipe
 from neurtransformer.spiking.calibrate import fit_forgetting, fit_threshold
-from neurtransformer.spiking.convert import convert
+from neurtransformer.spiking.config import SpikingGPT2Config
+from neurtransformer.spiking.convert import carry_over, convert
 from neurtransformer.spiking.finetune import Step, batch_at, finetune
 from neurtransformer.spiking.load import load_run, load_teacher
+from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 
 
 def tokens(count: int, length: int, seed: int = 0) -> Tensor:
@@ -83,6 +85,38 @@ def test_calibration_finds_what_it_should() -> None:
     everything = (torch.ones(40, 40).tril() / torch.arange(1, 41)[:, None]).expand(1, 1, 40, 40)
     shift, present = fit_forgetting(torch.cat([previous, everything], 1))
     assert shift.tolist() == [0, 24] and present.tolist() == [0.0, 1.0]
+
+
+def test_queries_and_keys_begin_as_mirrored_pairs(tiny_dense_folder: Path) -> None:
+    """Head by head: [W; -W] of what GPT-2's Conv1D holds as columns; values as they were."""
+    dense, _ = load_dense(str(tiny_dense_folder))
+    model = SpikingGPT2LMHeadModel(SpikingGPT2Config(**_sizes(dense), timesteps=4))
+    carry_over(model, dense)
+    ours, theirs = model.blocks[1].attn.c_attn, dense.transformer.h[1].attn.c_attn
+    for rows, columns in ((ours.weight, theirs.weight.T), (ours.bias, theirs.bias)):
+        assert len(rows) == 5 * 64
+        for part in range(2):  # query, key
+            for head in range(2):
+                pair = rows[128 * part + 64 * head :][:64]
+                pretrained = columns[64 * part + 32 * head :][:32]
+                assert torch.equal(pair[:32], pretrained) and torch.equal(pair[32:], -pretrained)
+        assert torch.equal(rows[256:], columns[128:])
+
+
+def _sizes(dense: Any) -> dict[str, int]:
+    names = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+    return {name: getattr(dense.config, name) for name in names}
+
+
+def test_each_sign_of_a_pretrained_channel_has_its_neuron(tiny_run: Path) -> None:
+    """Of a mirrored pair exactly one fires, and both do over a text."""
+    model, _ = load_run(tiny_run)
+    attention = model.blocks[0].attn
+    with torch.no_grad():
+        _, key, _ = attention.code(torch.randn(1, 200, 64))
+    positive, negative = key.chunk(2, dim=-1)
+    assert not (positive * negative).any()
+    assert positive.any() and negative.any()
 
 
 @pytest.mark.parametrize("train", ["ssa", "all"])

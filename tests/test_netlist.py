@@ -96,9 +96,11 @@ def test_round_trip(model: IntegerGPT2, nano_tokenizer: Any, tmp_path: Path, spi
     for name, x in model.tensors.items():
         assert np.array_equal(found.model.tensors[name], x), name
     assert found.tokenizer.encode("a word") == nano_tokenizer.encode("a word")
-    # 4 projections of 64 x 64 inputs and outputs: 3 + 1 + 4 + 4 of them, in 2 blocks
-    assert manifest.totals.synapses == 2 * 12 * 64 * 64
-    assert manifest.totals.neurons == 2 * (3 * 64 + 64 + 256)
+    # 4 projections of 64 x 64 inputs and outputs: 5 + 1 + 4 + 4 of them, in 2 blocks
+    assert manifest.totals.synapses == 2 * 14 * 64 * 64
+    assert manifest.totals.neurons == 2 * (5 * 64 + 64 + 256)
+    (ssa,) = [node for node in manifest.networks[0].nodes if node.kind == "ssa"]
+    assert (ssa.heads, ssa.dim, ssa.key_dim) == (2, 32, 64)
     files = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
     assert files == manifest.files.keys() | {"manifest.json"}
 
@@ -177,7 +179,7 @@ def _set(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_set("version", value=2), "version"),
+        (_set("version", value=1), "version"),
         (_set("format", value="other"), "not a neurtx"),
         (_set("config", "timesteps", value=8), "does not fit|not the file"),
         (_set("config", "timesteps", value=0), "timesteps"),
@@ -248,7 +250,7 @@ def test_netx_file_with_other_content(
 @pytest.mark.parametrize(
     ("file", "name", "value", "message"),
     [
-        ("chip.safetensors", "h.0.attn.qkv.theta", np.zeros(192, np.int32), "range"),
+        ("chip.safetensors", "h.0.attn.qkv.theta", np.zeros(320, np.int32), "range"),
         ("chip.safetensors", "h.0.attn.ssa.shift", np.full(2, 99, np.int32), "range"),
         ("chip.safetensors", "h.0.attn.c_attn.bias", np.zeros(3, np.int32), "should be"),
         ("host.safetensors", "ln_f.weight", np.full(64, np.inf, np.float32), "range"),
@@ -281,7 +283,7 @@ def test_export_and_simulate_by_command(
     values = json.loads(capfd.readouterr().out)
     assert values["netlist"] == str(target) and values["weight_bits"] == 8
     assert values["files"] == sum(path.is_file() for path in target.rglob("*"))
-    assert values["synapses"] == 2 * 12 * 64 * 64 and values["neurons"] > 0
+    assert values["synapses"] == 2 * 14 * 64 * 64 and values["neurons"] > 0
     assert 0.8 < values["ppl_ratio_to_spiking"] < 1.25
     assert read_json(run / "report.json")["integer"]["ppl_ratio"] == values["ppl_ratio"]
 

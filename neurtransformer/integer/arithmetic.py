@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from neurtransformer.spiking.attention import (
+    HEADROOM_BITS,
     MEAN_BITS,
     RECIPROCALS,
     STATE_BITS,
-    state_format,
 )
 
 Integers = NDArray[np.int64]
@@ -140,19 +140,40 @@ def gelu(x: Integers, table: Integers) -> Integers:
 # --- spiking self-attention ---
 
 
-def ssa_written(key: Integers, value: Integers, write_shift: int) -> Integers:
-    """The Hebbian product of one token: (..., value, key) from counts (..., key), (..., value)."""
-    return (value[..., :, None] * key[..., None, :]) << write_shift
+def facilitated(spikes: Integers) -> Integers:
+    """Payloads (phase, ...) of the spikes of unsigned neurons, see `coding.facilitated`."""
+    return spikes * (2 * spikes.cumsum(0) - spikes)
 
 
-def ssa_visible(state: Integers, written: Integers, present: Integers, read_shift: int) -> Integers:
+def write_shift(timesteps: int, shift: Integers) -> Integers:
+    """Bits by which a product of full scale T^3 enters the state shifted left: (heads,)."""
+    headroom = np.clip(shift + 1, 2, HEADROOM_BITS)
+    level_bits = math.ceil(math.log2(timesteps))
+    return np.maximum(STATE_BITS - 1 - headroom - 3 * level_bits, 0)
+
+
+def ssa_written(key: Integers, value: Integers, shift: Integers, timesteps: int) -> Integers:
+    """The Hebbian product of one token: (..., heads, value, key) from counts (..., heads, key) and
+    (..., heads, value). shift: (heads,)."""
+    product = value[..., :, None] * key[..., None, :] ** 2
+    return product << write_shift(timesteps, shift)[:, None, None]
+
+
+def read_shift(query: Integers) -> Integers:
+    """The bits that a read by payloads (..., key) drops: the least r with ``sum <= 2^r``, (...)."""
+    return np.frexp(np.maximum(query.sum(-1) - 1, 0).astype(np.float64))[1].astype(np.int64)
+
+
+def ssa_visible(state: Integers, written: Integers, present: Integers, query: Integers) -> Integers:
     """What a query reads: the past, and the present with a weight of `present` / 2^PRESENT_BITS.
 
-    state, written: (..., heads, value, key). present: (heads,) integers.
+    state, written: (..., heads, value, key). present: (heads,) integers. query: all payloads of the
+    token added up, (..., heads, key).
     """
     share = (written * present[:, None, None]) >> PRESENT_BITS
-    most = 2 ** (STATE_BITS - 1 - read_shift) - 1
-    return np.clip(shift_round(saturate(state + share), read_shift), -most, most)
+    bits = read_shift(query)[..., None, None]
+    most = (1 << (STATE_BITS - 1 - bits)) - 1
+    return np.clip(shift_round(saturate(state + share), bits), -most, most)
 
 
 def ssa_next(state: Integers, written: Integers, shift: Integers) -> Integers:
@@ -173,19 +194,19 @@ def ssa_recurrent(
     timesteps: int,
     state: Integers,
 ) -> tuple[Integers, Integers]:
-    """Token after token. query, key, value: counts (batch, heads, length, dim).
+    """Token after token. query, key, value: counts (batch, heads, length, key or value).
 
-    forgetting: shift and present, (heads,). state: (batch, heads, dim + 1, dim).
-    Returns reads (batch, heads, length, dim + 1) and the state after the last token.
+    forgetting: shift and present, (heads,). state: (batch, heads, value + 1, key).
+    Returns reads (batch, heads, length, value + 1) and the state after the last token.
     """
     shift, present = forgetting
-    write_shift, read_shift = state_format(timesteps, key.shape[-1])
     value = with_witness(value)
+    squares = query**2
     reads = np.empty_like(value)
     for i in range(key.shape[-2]):
-        written = ssa_written(key[..., i, :], value[..., i, :], write_shift)
-        visible = ssa_visible(state, written, present, read_shift)
-        reads[..., i, :] = (visible * query[..., i, None, :]).sum(-1)
+        written = ssa_written(key[..., i, :], value[..., i, :], shift, timesteps)
+        visible = ssa_visible(state, written, present, squares[..., i, :])
+        reads[..., i, :] = (visible * squares[..., i, None, :]).sum(-1)
         state = ssa_next(state, written, shift)
     return reads, state
 

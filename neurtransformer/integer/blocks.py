@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import MERGE_SHIFT, Integers
-from neurtransformer.spiking.attention import state_format
+from neurtransformer.spiking.attention import KEY_EXPANSION, qkv_sizes
 from neurtransformer.spiking.feedforward import HIDDEN_SPIKES
 
 Tensors = Mapping[str, NDArray]
@@ -87,21 +87,23 @@ class IntegerAttention:
         self.c_attn = Projection.of(tensors, f"{name}.c_attn")
         self.c_proj = Projection.of(tensors, f"{name}.c_proj")
         self.qkv_theta = tensors[f"{name}.qkv.theta"].astype(np.int64)
-        # query and key unsigned, value signed
-        self.qkv_signed = np.arange(len(self.qkv_theta)) >= len(self.qkv_theta) // 3 * 2
         self.shift = tensors[f"{name}.ssa.shift"].astype(np.int64)
         self.present = tensors[f"{name}.ssa.present"].astype(np.int64)
         self.merged_theta = tensors[f"{name}.merged.theta"].astype(np.int64)
         self.merged_bias = tensors[f"{name}.merged.bias"].astype(np.int64)
+        queries, keys, _ = qkv_sizes(len(self.merged_theta))
+        self.key_start, self.value_start = queries, queries + keys
+        # query and key unsigned, value signed
+        self.qkv_signed = np.arange(len(self.qkv_theta)) >= self.value_start
 
     def new_state(self, batch: int) -> Integers:
-        """The empty fast-weight matrix, (batch, heads, head_dim + 1, head_dim)."""
+        """The empty fast-weight matrix, (batch, heads, head_dim + 1, key_dim)."""
         dim = len(self.merged_theta) // self.heads
-        return np.zeros((batch, self.heads, dim + 1, dim), dtype=np.int64)
+        return np.zeros((batch, self.heads, dim + 1, KEY_EXPANSION * dim), dtype=np.int64)
 
     def split(self, qkv: Integers) -> tuple[Integers, Integers, Integers]:
-        """(..., length, 3 width) to query, key and value, each (..., heads, length, dim)."""
-        parts = np.split(qkv, 3, axis=-1)
+        """(..., length, qkv) to query, key and value, each (..., heads, length, their dim)."""
+        parts = np.split(qkv, (self.key_start, self.value_start), axis=-1)
         query, key, value = (
             x.reshape(*x.shape[:-1], self.heads, -1).swapaxes(-2, -3) for x in parts
         )
@@ -137,15 +139,15 @@ class IntegerAttention:
         return _by_token(trace)
 
     def _ssa_steps(self, spikes: Integers) -> tuple[Integers, Integers]:
-        """Spikes (phase, length, 3 width) to reads (phase, length, heads, dim + 1) and states."""
+        """Spikes (phase, length, qkv) to reads (phase, length, heads, dim + 1) and states."""
         query, key, value = self.split(spikes)
+        query = arithmetic.facilitated(query)
         key, value = key.sum(0), arithmetic.with_witness(value.sum(0))
-        write_shift, read_shift = state_format(self.timesteps, key.shape[-1])
         state = self.new_state(1)[0]
         reads, states = [], []
         for i in range(key.shape[1]):
-            written = arithmetic.ssa_written(key[:, i], value[:, i], write_shift)
-            visible = arithmetic.ssa_visible(state, written, self.present, read_shift)
+            written = arithmetic.ssa_written(key[:, i], value[:, i], self.shift, self.timesteps)
+            visible = arithmetic.ssa_visible(state, written, self.present, query[:, :, i].sum(0))
             reads.append((visible * query[:, :, i, None, :]).sum(-1).cumsum(0))
             state = arithmetic.ssa_next(state, written, self.shift)
             states.append(state)

@@ -14,7 +14,7 @@ from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import LIMIT, WEIGHT_LIMIT
 from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.integer.quantise import Tensors, worst_sums
-from neurtransformer.spiking.attention import NO_FORGETTING
+from neurtransformer.spiking.attention import NO_FORGETTING, qkv_sizes
 from neurtransformer.spiking.feedforward import HIDDEN_SPIKES
 
 Home = Literal["synapses", "chip", "host"]
@@ -68,8 +68,9 @@ def _encode(config: IntegerConfig) -> Iterator[tuple[str, Entry]]:
 def _attention(config: IntegerConfig) -> Iterator[tuple[str, Entry]]:
     width, heads, most = config.width, config.heads, LIMIT // config.timesteps
     yield from _encode(config)
-    yield from _projection("c_attn", 3 * width, width)
-    yield "qkv.theta", _chip(3 * width, 1, most)
+    rows = sum(qkv_sizes(width))
+    yield from _projection("c_attn", rows, width)
+    yield "qkv.theta", _chip(rows, 1, most)
     yield "ssa.shift", _chip(heads, 0, NO_FORGETTING)
     yield "ssa.present", _chip(heads, 0, 255)
     yield "merged.theta", _chip(width, 1, most)

@@ -118,8 +118,7 @@ def quantise_attention(attention: SpikingSelfAttention, name: str) -> Tensors:
     c_attn = quantise_rows(weight, bias - center, timesteps, spike_value=spike_value)
     theta = quantise_threshold(spike_value, c_attn.scale, timesteps)
 
-    width = len(center) // 3
-    value_spike = (theta * c_attn.scale)[2 * width :]
+    value_spike = (theta * c_attn.scale)[-len(_floats(attention.value.center)) :]
     unit = value_spike * 2.0 ** -(MEAN_BITS + arithmetic.MERGE_SHIFT)
     merged_theta = quantise_threshold(_floats(attention.merged.spike_value), unit, timesteps)
     most = arithmetic.MERGED_CENTER_LIMIT

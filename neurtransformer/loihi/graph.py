@@ -4,6 +4,7 @@ Everything here follows from the sizes of the model; a manifest holds it so that
 and is believed only if it says the same.
 """
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Literal
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.config import IntegerConfig
-from neurtransformer.spiking.attention import MEAN_BITS, state_format
+from neurtransformer.spiking.attention import KEY_EXPANSION, MEAN_BITS, qkv_sizes
 
 Spikes = Literal["rate", "graded"]
 Count = Annotated[int, Field(strict=True, ge=0)]
@@ -70,14 +71,19 @@ class GeluNeurons(Node):
 
 
 class SSA(Node):
-    """Spiking self-attention with its plastic state, (heads, dim + 1, dim). Tensors: shift,
-    present."""
+    """Spiking self-attention with its plastic state, (heads, dim + 1, key_dim). Tensors: shift,
+    present.
+
+    Spikes of query and key facilitate: the n-th carries 2n - 1. A product enters the state of a
+    head shifted left by what follows from its shift and level_bits, the bits of a count
+    (`arithmetic.write_shift`); a read drops as many bits as the sum of the token's query payloads
+    has (`arithmetic.read_shift`)."""
 
     kind: Literal["ssa"] = "ssa"
     heads: Count
     dim: Count
-    write_shift: int
-    read_shift: int
+    key_dim: Count
+    level_bits: Count
     mean_bits: Count
     state_bits: Literal[24] = 24
 
@@ -143,15 +149,16 @@ def _attention(
 ) -> Network:
     name, width = f"h.{block}.attn", config.width
     dim = width // config.heads
-    write_shift, read_shift = state_format(config.timesteps, dim)
+    queries, keys, values = qkv_sizes(width)
+    rows = queries + keys + values
     nodes: list[AnyNode] = [
         Source(name="encode", outputs=width, start=0),
-        _synapses(name, "c_attn", (3 * width, width), 0, silent),
+        _synapses(name, "c_attn", (rows, width), 0, silent),
         RateNeurons(
             name="qkv",
-            outputs=3 * width,
+            outputs=rows,
             start=1,
-            unsigned=2 * width,
+            unsigned=queries + keys,
             input_shift=0,
             bias="c_attn.bias",
         ),
@@ -161,8 +168,8 @@ def _attention(
             start=1 + phase,
             heads=config.heads,
             dim=dim,
-            write_shift=write_shift,
-            read_shift=read_shift,
+            key_dim=KEY_EXPANSION * dim,
+            level_bits=math.ceil(math.log2(config.timesteps)),
             mean_bits=MEAN_BITS,
         ),
         # the SSA reads, and its mean arrives, one phase after the spikes of key and value

@@ -31,7 +31,7 @@ from neurtransformer.loihi import netx
 from neurtransformer.loihi.graph import Count, Network, Spikes, Strict, Synapses, networks
 from neurtransformer.runs import read_json, write_json
 
-VERSION: Literal[1] = 1
+VERSION: Literal[2] = 2
 CHIP, HOST, TOKENIZER = "chip.safetensors", "host.safetensors", "tokenizer"
 Progress = Callable[[str], None]
 
@@ -66,7 +66,7 @@ class Manifest(Strict):
     """manifest.json."""
 
     format: Literal["neurtx netlist"] = "neurtx netlist"
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
     config: IntegerConfig
     spikes: Spikes
     transport: str

@@ -8,8 +8,9 @@ it, as in a pipeline. A process whose `start` is s takes step s + 1 as the first
   begins, u is handed to v, from which the neuron *fires* during that phase (soft reset), while u
   integrates the next token. On the chip these are the two states of one neuron.
 - The SSA *counts* the spikes of key and value during a phase; when the next phase begins it writes
-  their product into its plastic state, and during that phase it *reads* the state with the query
-  spikes of the same token, which it has delayed by one phase.
+  the product of values and squared keys into its plastic state, and during that phase it *reads*
+  the state with the query spikes of the same token, which it has delayed by one phase. They
+  facilitate: the n-th of a neuron carries 2n - 1, and a graded spike of n carries n^2.
 
 A signed population sends spikes of +1 and -1, a staggered pair of +1 and +2. All arithmetic is
 `integer/arithmetic.py`'s. Every process can log a quantity to a file per step (`logs`), because
@@ -190,9 +191,9 @@ class PyReadout(PhasedModel):
 class SSA(AbstractProcess):
     """Causal spiking self-attention of all heads of a block, its plastic state included.
 
-    shift, present: (heads,), how fast it forgets and what the present weighs. Takes the spikes of
-    query, key and value (3 * width,), and sends the mean value counts (width,) in the last step of
-    a phase.
+    shift, present: (heads,), how fast it forgets and what the present weighs. dim, key_dim: values
+    and keys of a head. Takes the spikes of query, key and value, each of all heads, and sends the
+    mean value counts (heads * dim,) in the last step of a phase.
     """
 
     def __init__(
@@ -201,20 +202,23 @@ class SSA(AbstractProcess):
         shift: Integers,
         present: Integers,
         dim: int,
+        key_dim: int,
         timesteps: int,
         phase: int,
         start: int,
         logs: Logs,
     ) -> None:
         super().__init__(timesteps=timesteps, phase=phase, start=start, logs=logs)
-        heads, width = len(shift), len(shift) * dim
-        self.s_in = InPort(shape=(3 * width,))
-        self.s_out = OutPort(shape=(width,))
+        heads = len(shift)
+        spikes = heads * (2 * key_dim + dim)
+        self.s_in = InPort(shape=(spikes,))
+        self.s_out = OutPort(shape=(heads * dim,))
         self.shift = Var(shape=shift.shape, init=shift)
         self.present = Var(shape=present.shape, init=present)
-        self.state = Var(shape=(heads, dim + 1, dim), init=0)
+        self.state = Var(shape=(heads, dim + 1, key_dim), init=0)
         self.read = Var(shape=(heads, dim + 1), init=0)
-        self.delayed = Var(shape=(phase, 3 * width), init=0)
+        self.delayed = Var(shape=(phase, spikes), init=0)
+        self.query = Var(shape=(phase, heads, key_dim), init=0)
 
 
 @implements(proc=SSA, protocol=LoihiProtocol)
@@ -230,6 +234,7 @@ class PySSA(PhasedModel):
     state: np.ndarray = STATE
     read: np.ndarray = STATE
     delayed: np.ndarray = STATE
+    query: np.ndarray = STATE
 
     def __init__(self, proc_params: Any) -> None:
         super().__init__(proc_params)
@@ -239,12 +244,12 @@ class PySSA(PhasedModel):
     def run_spk(self) -> None:
         spikes = self.s_in.recv()
         step = self.step_in_phase()
-        mean = np.zeros(spikes.shape[0] // 3, dtype=np.int32)
+        heads, rows, _ = self.state.shape
+        mean = np.zeros(heads * (rows - 1), dtype=np.int32)
         if step == 0 and self.time_step > self.begin + self.period:
             self.write()
         if step >= 0 and self.visible is not None:
-            query = self._heads(self.delayed[step], 0)
-            self.read = self.read + (self.visible * query[:, None, :]).sum(-1)
+            self.read = self.read + (self.visible * self.query[step][:, None, :]).sum(-1)
             self.record(read=self.read, state=self.state)
             if step == self.period - 1:
                 mean = arithmetic.normalise(self.read, self.timesteps).reshape(-1).astype(np.int32)
@@ -254,16 +259,21 @@ class PySSA(PhasedModel):
 
     def write(self) -> None:
         """The Hebbian write of the token whose spikes are all there; reading begins anew."""
-        counts = self.delayed.sum(0)
-        key, value = self._heads(counts, 1), arithmetic.with_witness(self._heads(counts, 2))
-        write_shift, read_shift = arithmetic.state_format(self.timesteps, key.shape[-1])
+        query, key, value = self._split(self.delayed.astype(np.int64))
+        self.query = arithmetic.facilitated(query)
         state = self.state.astype(np.int64)
-        written = arithmetic.ssa_written(key, value, write_shift)
-        self.visible = arithmetic.ssa_visible(state, written, self.present, read_shift)
+        written = arithmetic.ssa_written(
+            key.sum(0),
+            arithmetic.with_witness(value.sum(0)),
+            self.shift.astype(np.int64),
+            self.timesteps,
+        )
+        self.visible = arithmetic.ssa_visible(state, written, self.present, self.query.sum(0))
         self.state = arithmetic.ssa_next(state, written, self.shift)
         self.read = np.zeros_like(self.read)
 
-    def _heads(self, spikes: Integers, part: int) -> Integers:
-        """Query (0), key (1) or value (2) out of (3 * width,): (heads, dim)."""
-        heads = self.state.shape[0]
-        return spikes.reshape(3, heads, -1)[part].astype(np.int64)
+    def _split(self, spikes: Integers) -> list[Integers]:
+        """(phase, spikes) to query, key and value, each (phase, heads, their dim)."""
+        heads, _, key_dim = self.state.shape
+        parts = np.split(spikes, (heads * key_dim, 2 * heads * key_dim), axis=1)
+        return [part.reshape(len(spikes), heads, -1) for part in parts]

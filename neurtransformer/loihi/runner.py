@@ -123,6 +123,7 @@ class _Builder:
                 shift=self._tensor("ssa.shift"),
                 present=self._tensor("ssa.present"),
                 dim=node.dim,
+                key_dim=node.key_dim,
                 **common,
             )
             return process.s_in, process.s_out, process
@@ -171,7 +172,7 @@ def _shape(node: graph.AnyNode, quantity: str) -> tuple[int, ...]:
     """Shape of a logged quantity in one time step."""
     if isinstance(node, graph.SSA):
         read = node.heads, node.dim + 1
-        return read if quantity == "read" else (*read, node.dim)
+        return read if quantity == "read" else (*read, node.key_dim)
     return (node.outputs,)
 
 

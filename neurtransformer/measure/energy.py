@@ -95,22 +95,25 @@ def measure_spikes(
 
 
 def layer_spikes(
-    model: SpikingGPT2LMHeadModel, sums: Mapping[str, Tensor], tokens: Mapping[str, int]
+    model: SpikingGPT2LMHeadModel, counter: SpikeCounter, sums: Mapping[str, Tensor]
 ) -> list[LayerSpikes]:
-    """Per block and token what a `SpikeCounter` summed over tokens: `spikes` or `active`."""
+    """Per block and token what `counter` summed over tokens. sums: its `spikes` or `active`."""
 
     def per_token(name: str) -> Tensor:
-        return sums[name] / tokens[name]
+        return sums[name] / counter.tokens[name]
 
     layers = []
     for i, block in enumerate(model.blocks):
-        key = per_token(f"{i}.attn.key").unflatten(0, (block.attn.heads, -1)).sum(-1)
+        name = f"{i}.attn.key"
+        written = counter.active[name].unflatten(0, (block.attn.heads, -1)).sum(-1)
+        written = written / counter.tokens[name]
         layers.append(
             LayerSpikes(
                 encode=float(per_token(f"{i}.attn.encode").sum()),
                 query=float(per_token(f"{i}.attn.query").sum()),
-                key=float(key.sum()),
-                present=float(key[block.attn.present != 0].sum()),
+                key=float(per_token(name).sum()),
+                written=float(written.sum()),
+                present=float(written[block.attn.present != 0].sum()),
                 value=float(per_token(f"{i}.attn.value").sum()),
                 merged=float(per_token(f"{i}.attn.merged").sum()),
                 mlp_encode=float(per_token(f"{i}.mlp.encode").sum()),
@@ -126,8 +129,8 @@ def layer_spikes(
 def estimate(model: SpikingGPT2LMHeadModel, counter: SpikeCounter) -> dict[str, Any]:
     """The answer of `neurtx energy`: joules per token, all blocks together."""
     shape = Shape.of(model.config)
-    spikes = layer_spikes(model, counter.spikes, counter.tokens)
-    active = layer_spikes(model, counter.active, counter.tokens)
+    spikes = layer_spikes(model, counter, counter.spikes)
+    active = layer_spikes(model, counter, counter.active)
     parts = operations(shape, spikes, active)
     sums = {name: {form: total([p]) for form, p in forms.items()} for name, forms in parts.items()}
     sums["model"] = {

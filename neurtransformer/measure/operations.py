@@ -2,8 +2,9 @@
 
 Every multiply-accumulate (MAC), every accumulate (AC) and every 32-bit word moved to or from memory
 is counted, for one token at batch 1. Spikes are binary, T steps each (`--spikes rate`): a spike
-visits all its synapses, one AC each; -1 or 1 of a signed population at the same price. `graded`
-turns the counts into those of graded spikes.
+visits all its synapses, one AC each; -1 or 1 of a signed population at the same price. Only spikes
+of query and key multiply, because they facilitate. `graded` turns the counts into those of graded
+spikes.
 
 Where a choice is open, the dearer one is taken for the spiking side and the cheaper one for the
 dense side. Biases are counted on neither side: accumulators and membranes start from them. Memory
@@ -15,6 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from transformers import GPT2Config
+
+from neurtransformer.spiking.attention import qkv_sizes
 
 LAYER_NORM_MACS = 4
 """Per channel: mean, variance, scaling, gain and bias."""
@@ -83,21 +86,27 @@ class Shape:
 
     @property
     def state(self) -> int:
-        """Entries of all heads' fast-weight matrices, (head_dim + 1) x head_dim each."""
-        head_dim = self.width // self.heads
-        return self.heads * (head_dim + 1) * head_dim
+        """Entries of all heads' fast-weight matrices, (head_dim + 1) x key_dim each."""
+        return (self.width // self.heads + 1) * self.keys
+
+    @property
+    def keys(self) -> int:
+        """Key neurons of all heads; there are as many query neurons."""
+        return qkv_sizes(self.width)[1]
 
 
 @dataclass(frozen=True)
 class LayerSpikes:
     """Measured spikes per token of one block, summed over each population.
 
-    present: those of `key` in heads that let a token attend to itself (u of the SSA not 0).
+    written: key neurons that fire at all, each of which writes one column of the state; present:
+    those of them in heads that let a token attend to itself (u of the SSA not 0).
     """
 
     encode: float
     query: float
     key: float
+    written: float
     present: float
     value: float
     merged: float
@@ -169,27 +178,33 @@ def neurons(channels: int, spikes: float, timesteps: int, *, signed: bool) -> Op
 def spiking_attention(s: Shape, n: LayerSpikes) -> dict[str, Ops]:
     """Causal SSA of one block.
 
-    write: a key spike adds the whole vector of value counts to its column of the state, head_dim
-    values and the witness, zeros too, one AC each, so a product of counts is never formed; counting
-    the value spikes costs one AC each. present: the same once more into what this token reads, in
-    heads that read it. forget: shift and subtract at every entry of the state, one AC each, in
-    every head whether it forgets or not; that pass reads and writes the state. read: a query spike
-    adds its column. normalise: per head one addition, one search for the leading bit and one table
-    look-up (an AC each), per value one product with the reciprocal and two rounding shifts.
+    write: counting the spikes of key and value costs one AC each; each key that fired is squared,
+    and its square times the whole vector of value counts, head_dim values and the witness, zeros
+    too, goes into its column of the state, one MAC each. present: that column goes, times u, into
+    what this token reads too, in heads that read it. forget: shift and subtract at every entry of
+    the state, one AC each, in every head whether it forgets or not; that pass reads and writes the
+    state. read: a query spike carries a payload, 2n - 1 (n^2 if graded), at a MAC to form it and
+    an AC to add it to the head's sum; each entry of the column that it visits is shifted, an AC,
+    and multiplied, a MAC; the shift takes one search for the leading bit of the sum per head.
+    normalise: per head one addition, one search for the leading bit and one table look-up (an AC
+    each), per value one product with the reciprocal and two rounding shifts.
     """
     column = s.width // s.heads + 1
     steps = s.timesteps
+    visited = n.query * column
     coded = neurons(s.width, n.encode, steps, signed=True)
-    coded += neurons(s.width, n.query, steps, signed=False)
-    coded += neurons(s.width, n.key, steps, signed=False)
+    coded += neurons(s.keys, n.query, steps, signed=False)
+    coded += neurons(s.keys, n.key, steps, signed=False)
     coded += neurons(s.width, n.value, steps, signed=True)
     coded += neurons(s.width, n.merged, steps, signed=True)
     return {
-        "c_attn": synapses(n.encode, 3 * s.width),
-        "write": Ops(ac=n.key * column + n.value, words=2 * n.key * column),
-        "present": Ops(ac=n.present * column, words=2 * n.present * column),
+        "c_attn": synapses(n.encode, sum(qkv_sizes(s.width))),
+        "write": Ops(
+            mac=n.written * (1 + column), ac=n.key + n.value, words=2 * n.written * column
+        ),
+        "present": Ops(mac=n.present * column, words=2 * n.present * column),
         "forget": Ops(ac=s.state, words=2 * s.state),
-        "read": synapses(n.query, column),
+        "read": Ops(mac=visited + n.query, ac=visited + n.query + s.heads, words=visited),
         "normalise": Ops(mac=s.width, ac=2 * s.width + 3 * s.heads, words=s.heads),
         "c_proj": synapses(n.merged, s.width),
         "neurons": coded,
@@ -210,7 +225,8 @@ def spiking_feed_forward(s: Shape, n: LayerSpikes) -> dict[str, Ops]:
 
 # --- graded spikes, and the sum of all blocks ---
 
-SYNAPTIC = ("c_attn", "c_fc", "c_proj", "write", "present", "read")
+SYNAPTIC = ("c_attn", "c_fc", "c_proj")
+"""Operations of binary spikes; those of the SSA multiply already."""
 
 
 def graded(part: Part) -> Part:

@@ -1,16 +1,24 @@
 """Causal spiking self-attention (SSA): a fast-weight matrix written by spikes.
 
-With key counts k, value counts v and query counts q of one token, a head does
+With key counts k, value counts v and query counts q of one token, and squares of k and q taken
+neuron by neuron, a head does
 
-    [o, d] <- (W + u [v, 1] k^T) q        (read the past, and the present with weight u)
-    W <- W - W >> s + [v, 1] k^T          (forget by a power of two, then a Hebbian write)
+    [o, d] <- (W + u [v, 1] (k^2)^T) q^2      (read the past, and the present with weight u)
+    W <- W - W >> s + [v, 1] (k^2)^T          (forget by a power of two, then a Hebbian write)
 
-and passes on ``o / (d + 1)``. This is softmax-free causal attention whose weights are ``u q_i.k_i``
-for the token itself and ``(1 - 2^-s)^(i-j-1) q_i.k_j`` for the tokens before it, divided by their
-sum (linear attention as fast weights: arXiv 2006.16236, 2102.11174; on Loihi 2: 2410.08711; a
-weight of its own for the present as in RWKV: 2305.13048). The 1 beside v is a value neuron that
-always fires once. s = 0 with u = 0 is a head that sees just the token before, as softmax heads
-often do. The division is one reciprocal per head and token, read from a table (`normalise`).
+and passes on ``o / (d + 1)``. This is softmax-free causal attention whose weights are
+``u q_i^2.k_i^2`` for the token itself and ``(1 - 2^-s)^(i-j-1) q_i^2.k_j^2`` for the tokens before
+it, divided by their sum (linear attention as fast weights: arXiv 2006.16236, 2102.11174; on Loihi
+2: 2410.08711; a weight of its own for the present as in RWKV: 2305.13048). The 1 beside v is a
+value neuron that always fires once. s = 0 with u = 0 is a head that sees just the token before, as
+softmax heads often do. The division is one reciprocal per head and token, read from a table
+(`normalise`).
+
+Counts act squared because the n-th spike of a key or query neuron weighs 2n - 1 at its synapse,
+which facilitates linearly: n spikes deposit 1 + 3 + ... + (2n - 1) = n^2 (`coding.facilitated`). On
+the chip that is a graded payload, 2n - 1 of each spike or n^2 of one. The square stands for the
+second-order term of softmax's exp(q.k), which counts as they are lack. A head has KEY_EXPANSION
+times as many keys and queries as values, at first one for each sign of a pretrained channel.
 
 The module has both forms: `ssa_parallel`, over all pairs of tokens, differentiable, for training;
 and `ssa_recurrent`, the bounded integer state of the chip, for everything else.
@@ -21,13 +29,20 @@ import math
 import torch
 from torch import Tensor, nn
 
+from neurtransformer.spiking.coding import facilitated
 from neurtransformer.spiking.neuron import RateNeuron, SpikeLinear
 
 STATE_BITS = 24
 """Width of a state on Loihi 2, sign included; also what a float32 holds exactly."""
 
+KEY_EXPANSION = 2
+"""Key and query neurons for each of the head's pretrained key channels, see `convert.mirrored`."""
+
 NO_FORGETTING = STATE_BITS
 """The shift that leaves a state as it is."""
+
+HEADROOM_BITS = 8
+"""A state holds 2^HEADROOM_BITS products of full scale before it saturates, unless it forgets."""
 
 MEAN_BITS = 8
 """Fraction bits of the mean value counts that a head passes on."""
@@ -36,17 +51,29 @@ RECIPROCALS = tuple(round(2**16 / (2 * index + 1)) for index in range(128, 256))
 """2^15 / x at the middle of [index, index + 1): 128 entries of 8 bits."""
 
 
-def state_format(timesteps: int, key_dim: int) -> tuple[int, int]:
-    """Fixed point of the SSA state: (write_shift, read_shift).
+def write_shift(timesteps: int, shift: Tensor) -> Tensor:
+    """Bits by which a product ``v k^2`` enters the state of each head shifted left: (heads,).
 
-    A product ``v k`` enters the state shifted left by `write_shift`, which leaves room for 256
-    full-scale products before saturation. A read drops `read_shift` bits, so that the sum over
-    `key_dim` keys of state times query count cannot leave 24 bits.
+    A head that forgets by 2^-s per token sums up to 2^s products of full scale, T^3 each, and the
+    present beside them: it gets just that room. At most it gets room for 2^HEADROOM_BITS, for heads
+    that never forget. From T = 33 on those have less, 32, rather than a shift to the right, which
+    would round small products away. shift: s, (heads,).
     """
+    headroom = (shift + 1).clamp(2, HEADROOM_BITS)
     level_bits = math.ceil(math.log2(timesteps))
-    write_shift = STATE_BITS - 1 - 8 - 2 * level_bits
-    read_shift = math.ceil(math.log2(key_dim)) + level_bits
-    return write_shift, read_shift
+    return (STATE_BITS - 1 - headroom - 3 * level_bits).clamp_min(0)
+
+
+def read_shift(query: Tensor) -> Tensor:
+    """How many bits of the state a read drops: the least r with ``sum q^2 <= 2^r``.
+
+    query: the squares (..., key), or whatever payloads add up to them. Returns (...), integers.
+    No read can then leave 24 bits, and one by few spikes, as most are, sees a fine state. Were it
+    always the log2(key) + 2 log2(T) bits that every neuron firing T times needs, 3 or 4 more than
+    is usual on text, small weights would drown in rounding. What a read is worth cancels in o / d.
+    The chip adds up the payloads of a head's queries while it delays them; r is the sum's length.
+    """
+    return torch.frexp((query.sum(-1) - 1).clamp_min(0))[1]
 
 
 def forget(state: Tensor, shift: Tensor) -> Tensor:
@@ -67,19 +94,23 @@ def ssa_token(
 ) -> tuple[Tensor, Tensor]:
     """Read and write one token.
 
-    state: (batch, heads, value + 1, key), integers held in floats. key: counts (batch, heads, key).
-    value: counts (batch, heads, value + 1), the last always 1. query: the spikes of R reads,
-    (R, batch, heads, key); a read is linear in the query, so T reads by single spikes add up to one
-    read by their counts, exactly. forgetting: shift s and present weight u, both (heads,).
+    state: (batch, heads, value + 1, key), integers held in floats. key: squared counts (batch,
+    heads, key). value: counts (batch, heads, value + 1), the last always 1. query: the payloads of
+    R reads, (R, batch, heads, key); a read is linear in them, so T reads by single spikes add up to
+    one read by their sum, the squared counts, exactly. forgetting: shift s and present weight u,
+    both (heads,).
     Returns reads (batch, heads, value + 1), at most 24 bits, and the next state.
     """
     shift, present = forgetting
-    write_shift, read_shift = state_format(timesteps, key.shape[-1])
     limit = float(2 ** (STATE_BITS - 1) - 1)
-    written = value.unsqueeze(-1) * key.unsqueeze(-2) * float(1 << write_shift)
-    visible = (state + present[:, None, None] * written).clamp_(-limit, limit)
-    most = float(2 ** (STATE_BITS - 1 - read_shift) - 1)
-    visible = torch.floor(visible * 2.0**-read_shift + 0.5).clamp_(-most, most)
+    scale = torch.exp2(write_shift(timesteps, shift).to(state.dtype))[:, None, None]
+    written = value.unsqueeze(-1) * key.unsqueeze(-2) * scale
+    # a quarter of a product that was not shifted left is no integer, but the state is
+    share = torch.floor(present[:, None, None] * written)
+    visible = (state + share).clamp_(-limit, limit)
+    unit = torch.exp2(read_shift(query.sum(0)).to(state.dtype))[..., None, None]
+    most = 2.0 ** (STATE_BITS - 1) / unit - 1
+    visible = torch.floor(visible / unit + 0.5).clamp_(-most, most)
     membrane = torch.zeros_like(value)
     for spikes in query:
         membrane = membrane + torch.einsum("bhvk,bhk->bhv", visible, spikes)
@@ -96,11 +127,12 @@ def ssa_recurrent(
 ) -> tuple[Tensor, Tensor]:
     """Token after token on the integer state.
 
-    query: spikes (R, batch, heads, length, key), R = 1 for counts. key, value: counts
+    query: spikes (R, batch, heads, length, key), counts where R = 1. key, value: counts
     (batch, heads, length, dim). Returns the integer reads (batch, heads, length, value + 1) and the
     state (batch, heads, value + 1, key) after the last token.
     """
     value = torch.cat([value, torch.ones_like(value[..., :1])], dim=-1)
+    query, key = facilitated(query), key.square()
     reads = []
     for i in range(key.shape[-2]):
         token = query[..., i, :], key[..., i, :], value[..., i, :]
@@ -127,12 +159,6 @@ def normalise(read: Tensor, timesteps: int) -> Tensor:
     return torch.floor(product * 2.0 ** (MEAN_BITS - 7 - headroom) + 0.5)
 
 
-def read_unit(timesteps: int, key_dim: int) -> float:
-    """How many products of counts one unit of an integer read is worth."""
-    write_shift, read_shift = state_format(timesteps, key_dim)
-    return 2.0 ** (read_shift - write_shift)
-
-
 def age_weights(shift: Tensor, present: Tensor, length: int) -> Tensor:
     """What a head keeps of token j when it reads at token i: (heads, i, j), 0 for j > i."""
     position = torch.arange(length, device=shift.device)
@@ -142,11 +168,17 @@ def age_weights(shift: Tensor, present: Tensor, length: int) -> Tensor:
     return past + present[:, None, None] * torch.eye(length, device=shift.device)
 
 
+def qkv_sizes(width: int) -> tuple[int, int, int]:
+    """How many query, key and value neurons (rows of `c_attn`, in this order) a block has."""
+    return KEY_EXPANSION * width, KEY_EXPANSION * width, width
+
+
 def ssa_weights(query: Tensor, key: Tensor, forgetting: tuple[Tensor, Tensor]) -> Tensor:
     """The effective attention weights, (batch, heads, i, j), before they are divided by their sum.
 
     query, key: counts (batch, heads, length, key).
     """
+    query, key = query.square(), key.square()
     return (query @ key.transpose(-1, -2)) * age_weights(*forgetting, query.shape[-2])
 
 
@@ -159,15 +191,18 @@ def ssa_parallel(
     Returns mean value counts (batch, heads, length, value).
     """
     weights = ssa_weights(query, key, forgetting)
-    least = read_unit(timesteps, key.shape[-1])
+    # the 1 of o / (d + 1), in products v k^2 times q^2
+    dropped = read_shift(query.detach().square()) - write_shift(timesteps, forgetting[0])[:, None]
+    least = torch.exp2(dropped.to(query.dtype)).unsqueeze(-1)
     return weights @ value / (weights.sum(-1, keepdim=True) + least)
 
 
 class SpikingSelfAttention(nn.Module):
     """GPT-2's attention with softmax replaced by SSA. `c_attn` and `c_proj` keep their names.
 
-    Keys and queries are unsigned populations (so attention weights are never negative), values and
-    outputs signed ones. `shift` and `present` (heads,) are the s and u of the rule above.
+    Keys and queries are unsigned populations (so attention weights are never negative), wider than
+    values and outputs, which are signed. `c_attn` has the rows of all queries, then keys, then
+    values, each head by head. `shift` and `present` (heads,) are the s and u of the rule above.
     """
 
     shift: Tensor
@@ -178,9 +213,10 @@ class SpikingSelfAttention(nn.Module):
         self.heads = heads
         self.timesteps = timesteps
         self.encode = RateNeuron(width, timesteps, signed=True, analogue=True)
-        self.c_attn = SpikeLinear(width, 3 * width, timesteps)
-        self.query = RateNeuron(width, timesteps, signed=False)
-        self.key = RateNeuron(width, timesteps, signed=False)
+        queries, keys, values = qkv_sizes(width)
+        self.c_attn = SpikeLinear(width, queries + keys + values, timesteps)
+        self.query = RateNeuron(queries, timesteps, signed=False)
+        self.key = RateNeuron(keys, timesteps, signed=False)
         self.value = RateNeuron(width, timesteps, signed=True)
         self.register_buffer("shift", torch.full((heads,), NO_FORGETTING, dtype=torch.int32))
         self.register_buffer("present", torch.ones(heads))
@@ -188,19 +224,19 @@ class SpikingSelfAttention(nn.Module):
         self.c_proj = SpikeLinear(width, width, timesteps)
 
     def split_heads(self, spikes: Tensor) -> Tensor:
-        """(..., length, width) to (..., heads, length, width / heads)."""
+        """(..., length, channels) to (..., heads, length, channels / heads)."""
         return spikes.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
 
     def new_state(self, batch: int) -> Tensor:
-        """The empty fast-weight matrix, (batch, heads, head_dim + 1, head_dim)."""
+        """The empty fast-weight matrix, (batch, heads, head_dim + 1, key_dim)."""
         head_dim = self.c_proj.weight.shape[0] // self.heads
-        return self.present.new_zeros(batch, self.heads, head_dim + 1, head_dim)
+        return self.present.new_zeros(batch, self.heads, head_dim + 1, KEY_EXPANSION * head_dim)
 
     def code(self, x: Tensor, steps: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """x (batch, length, width) to the spikes of query, key and value, heads split."""
         spikes = self.encode(x, steps)
         membrane = self.c_attn(spikes, self.encode.spike_value, steps)
-        q, k, v = membrane.chunk(3, dim=-1)
+        q, k, v = membrane.split(qkv_sizes(x.shape[-1]), dim=-1)
         neurons = (self.query, q), (self.key, k), (self.value, v)
         query, key, value = (self.split_heads(neuron(m, steps)) for neuron, m in neurons)
         return query, key, value

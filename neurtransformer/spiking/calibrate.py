@@ -21,6 +21,7 @@ from neurtransformer.spiking.attention import (
     NO_FORGETTING,
     SpikingSelfAttention,
     age_weights,
+    qkv_sizes,
     ssa_parallel,
 )
 from neurtransformer.spiking.feedforward import SpikingFeedForward
@@ -30,6 +31,10 @@ from neurtransformer.text import load_blocks, write_text
 
 CLIP_RATIOS = 24
 FIT_SAMPLES = 2048
+PEAK_ROOM = 1.3
+"""Thresholds of query and key over those that code best: what is squared must not be clipped.
+
+The least coding error clips rare peaks, which matter little as counts but much as squares."""
 SHIFTS = (0, 1, 2, 3, 4, 5, 6, 7, NO_FORGETTING)
 PRESENTS = (0.0, 0.25, 0.5, 1.0, 2.0)
 PROFILE_TOKENS = 256
@@ -178,10 +183,11 @@ def calibrate_attention(attention: SpikingSelfAttention, block: GPT2Block, taps:
     fit_neuron(attention.encode, taps["attn_in"], centred=True)
     absorb_center(attention.encode, attention.c_attn)
     membrane = attention.c_attn(attention.encode(taps["attn_in"]), attention.encode.spike_value)
-    for neuron, x in zip(
-        (attention.query, attention.key, attention.value), membrane.chunk(3, dim=-1), strict=True
-    ):
+    parts = membrane.split(qkv_sizes(block.attn.split_size), dim=-1)
+    for neuron, x in zip((attention.query, attention.key, attention.value), parts, strict=True):
         fit_neuron(neuron, x, centred=False)
+    for neuron in (attention.query, attention.key):
+        neuron.threshold.mul_(PEAK_ROOM)
     query, key, value = attention.code(taps["attn_in"])
     mean = ssa_parallel(query, key, value, (shift, present), attention.timesteps)
     fit_neuron(attention.merged, attention.merge(mean), centred=True)

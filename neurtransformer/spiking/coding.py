@@ -53,6 +53,16 @@ def spikes_from_total(z: Tensor, timesteps: int, signed: bool, per_step: int = 1
     return spikes.unflatten(0, (timesteps, per_step)).sum(1)
 
 
+def facilitated(spikes: Tensor) -> Tensor:
+    """What spikes deposit through synapses that facilitate linearly: n spikes deposit n^2.
+
+    The n-th spike of a neuron weighs 2n - 1, and 1 + 3 + 5 + ... + (2n - 1) = n^2. spikes: of
+    unsigned neurons, (phase, ...), one a step or graded; a graded spike of m is m of them at once,
+    so a single one deposits m^2. Returns payloads of the same shape.
+    """
+    return spikes * (2 * spikes.cumsum(0) - spikes)
+
+
 class _SurrogateCount(torch.autograd.Function):
     """Counts forward; backward the sum over all levels of a rectangular surrogate of width one.
 

@@ -1,5 +1,6 @@
 """Dense GPT-2 to spiking GPT-2: copy the weights, swap the blocks, calibrate."""
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -59,8 +60,9 @@ def carry_over(model: SpikingGPT2LMHeadModel, dense: GPT2LMHeadModel) -> None:
 def _carry_block(ours: SpikingBlock, theirs: GPT2Block) -> None:
     ours.ln_1.load_state_dict(theirs.ln_1.state_dict())
     ours.ln_2.load_state_dict(theirs.ln_2.state_dict())
+    heads = ours.attn.heads
+    _carry_linear(ours.attn.c_attn, theirs.attn.c_attn, lambda rows: mirrored(rows, heads))
     for module, conv in (
-        (ours.attn.c_attn, theirs.attn.c_attn),
         (ours.attn.c_proj, theirs.attn.c_proj),
         (ours.mlp.c_fc, theirs.mlp.c_fc),
         (ours.mlp.c_proj, theirs.mlp.c_proj),
@@ -68,7 +70,20 @@ def _carry_block(ours: SpikingBlock, theirs: GPT2Block) -> None:
         _carry_linear(module, conv)
 
 
-def _carry_linear(ours: SpikeLinear, theirs: nn.Module) -> None:
+def mirrored(rows: Tensor, heads: int) -> Tensor:
+    """Rows of GPT-2's c_attn to rows of ours: in each head of query and key W becomes [W; -W].
+
+    Two neurons for one pretrained channel, so that unsigned counts tell both of its signs.
+    rows: weights (3 width, in) or biases (3 width,). Returns (5 width, ...): q, k, v, head-major.
+    """
+    query, key, value = rows.chunk(3)
+    pairs = (x.unflatten(0, (heads, -1)) for x in (query, key))
+    return torch.cat([*(torch.cat([x, -x], dim=1).flatten(0, 1) for x in pairs), value])
+
+
+def _carry_linear(
+    ours: SpikeLinear, theirs: nn.Module, arrange: Callable[[Tensor], Tensor] = lambda rows: rows
+) -> None:
     assert isinstance(theirs, Conv1D)
-    ours.weight.copy_(theirs.weight.T)
-    ours.bias.copy_(theirs.bias)
+    ours.weight.copy_(arrange(theirs.weight.T))
+    ours.bias.copy_(arrange(theirs.bias))
