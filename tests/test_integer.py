@@ -121,7 +121,7 @@ def test_ssa_is_the_spiking_networks(
 def test_normalise_is_the_spiking_networks(timesteps: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     size = 2.0 ** rng.uniform(0, 23, (200, 1))
-    read = np.rint(rng.uniform(-1, 1, (200, 5)) * size * timesteps).clip(-LIMIT, LIMIT)
+    read = np.rint(rng.uniform(-1, 1, (200, 5)) * size * 1.1).clip(-LIMIT, LIMIT)
     read[:, -1:] = np.floor(size).clip(0, LIMIT)
     read[0] = LIMIT
     read[1] = 0

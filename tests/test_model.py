@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from neurtransformer.dense import load_dense
@@ -108,6 +109,18 @@ def _sizes(dense: Any) -> dict[str, int]:
     return {name: getattr(dense.config, name) for name in names}
 
 
+def test_thresholds_of_what_is_squared_leave_room_for_peaks(
+    tiny_dense_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense, _ = load_dense(str(tiny_dense_folder))
+    roomy = convert(dense, tokens(1, 32), 4, "tiny").blocks[0].attn
+    monkeypatch.setattr("neurtransformer.spiking.calibrate.PEAK_ROOM", 1.0)
+    tight = convert(dense, tokens(1, 32), 4, "tiny").blocks[0].attn
+    assert torch.allclose(roomy.query.threshold, 1.3 * tight.query.threshold)
+    assert torch.allclose(roomy.key.threshold, 1.3 * tight.key.threshold)
+    assert torch.equal(roomy.value.threshold, tight.value.threshold)
+
+
 def test_each_sign_of_a_pretrained_channel_has_its_neuron(tiny_run: Path) -> None:
     """Of a mirrored pair exactly one fires, and both do over a text."""
     model, _ = load_run(tiny_run)
@@ -185,11 +198,21 @@ def test_every_pass_sees_every_block_once() -> None:
     assert not torch.equal(seen[:2], batch_at(5, blocks, 2, seed=1))
 
 
+def _as_before_wide_keys(path: Path) -> None:
+    """As runs were when a head had as many queries and keys as values."""
+    tensors = load_file(path)
+    for name, x in tensors.items():
+        if ".c_attn." in name:
+            tensors[name] = x[: 3 * 64].clone()
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize(
     "spoil, message",
     [
         (lambda run: (run / "model.safetensors").write_bytes(b"x" * 100), "does not load"),
         (lambda run: (run / "model.safetensors").unlink(), "missing"),
+        (lambda run: _as_before_wide_keys(run / "model.safetensors"), "does not (load|fit)"),
         (lambda run: (run / "config.json").write_text("{"), "JSON"),
         (lambda run: (run / "config.json").write_text('{"model_type": "bert"}'), "bert"),
     ],

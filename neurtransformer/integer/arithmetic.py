@@ -5,8 +5,6 @@ The functions of the SSA restate those of `spiking/attention.py`, which holds th
 floats; `tests/test_integer.py` proves the two equal.
 """
 
-import math
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -15,6 +13,8 @@ from neurtransformer.spiking.attention import (
     MEAN_BITS,
     RECIPROCALS,
     STATE_BITS,
+    level_bits,
+    witness,
 )
 
 Integers = NDArray[np.int64]
@@ -148,8 +148,7 @@ def facilitated(spikes: Integers) -> Integers:
 def write_shift(timesteps: int, shift: Integers) -> Integers:
     """Bits by which a product of full scale T^3 enters the state shifted left: (heads,)."""
     headroom = np.clip(shift + 1, 2, HEADROOM_BITS)
-    level_bits = math.ceil(math.log2(timesteps))
-    return np.maximum(STATE_BITS - 1 - headroom - 3 * level_bits, 0)
+    return np.maximum(STATE_BITS - 1 - headroom - 3 * level_bits(timesteps), 0)
 
 
 def ssa_written(key: Integers, value: Integers, shift: Integers, timesteps: int) -> Integers:
@@ -181,9 +180,9 @@ def ssa_next(state: Integers, written: Integers, shift: Integers) -> Integers:
     return saturate(state - shift_round(state, shift[:, None, None]) + written)
 
 
-def with_witness(value: Integers) -> Integers:
-    """Value counts (..., n) with the value neuron that always fires once: (..., n + 1)."""
-    return np.concatenate([value, np.ones_like(value[..., :1])], axis=-1)
+def with_witness(value: Integers, timesteps: int) -> Integers:
+    """Value counts (..., n) with the value neuron that always fires at full scale: (..., n + 1)."""
+    return np.concatenate([value, np.full_like(value[..., :1], witness(timesteps))], axis=-1)
 
 
 def ssa_recurrent(
@@ -200,7 +199,7 @@ def ssa_recurrent(
     Returns reads (batch, heads, length, value + 1) and the state after the last token.
     """
     shift, present = forgetting
-    value = with_witness(value)
+    value = with_witness(value, timesteps)
     squares = query**2
     reads = np.empty_like(value)
     for i in range(key.shape[-2]):
@@ -216,11 +215,10 @@ def normalise(read: Integers, timesteps: int) -> Integers:
 
     read: (..., value + 1). Returns mean value counts (..., value) with MEAN_BITS fraction bits.
     """
-    level_bits = math.ceil(math.log2(timesteps))
     divisor = read[..., -1:] + 1
     length = np.frexp(divisor.astype(np.float64))[1].astype(np.int64)
     reciprocal = np.asarray(RECIPROCALS)[((divisor << WEIGHT_BITS) >> length) - 128]
-    right = length - (15 - level_bits)
+    right = length - 15
     scaled = shift_round(read[..., :-1] << np.maximum(-right, 0), np.maximum(right, 0))
     scaled = np.clip(scaled, -(2**15 - 1), 2**15 - 1)
-    return shift_round(scaled * reciprocal, 22 - MEAN_BITS - level_bits)
+    return shift_round(scaled * reciprocal, 22 - MEAN_BITS - level_bits(timesteps))

@@ -142,7 +142,7 @@ class IntegerAttention:
         """Spikes (phase, length, qkv) to reads (phase, length, heads, dim + 1) and states."""
         query, key, value = self.split(spikes)
         query = arithmetic.facilitated(query)
-        key, value = key.sum(0), arithmetic.with_witness(value.sum(0))
+        key, value = key.sum(0), arithmetic.with_witness(value.sum(0), self.timesteps)
         state = self.new_state(1)[0]
         reads, states = [], []
         for i in range(key.shape[1]):

@@ -4,7 +4,6 @@ Everything here follows from the sizes of the model; a manifest holds it so that
 and is believed only if it says the same.
 """
 
-import math
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Literal
@@ -13,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.config import IntegerConfig
-from neurtransformer.spiking.attention import KEY_EXPANSION, MEAN_BITS, qkv_sizes
+from neurtransformer.spiking.attention import KEY_EXPANSION, MEAN_BITS, level_bits, qkv_sizes
 
 Spikes = Literal["rate", "graded"]
 Count = Annotated[int, Field(strict=True, ge=0)]
@@ -169,7 +168,7 @@ def _attention(
             heads=config.heads,
             dim=dim,
             key_dim=KEY_EXPANSION * dim,
-            level_bits=math.ceil(math.log2(config.timesteps)),
+            level_bits=level_bits(config.timesteps),
             mean_bits=MEAN_BITS,
         ),
         # the SSA reads, and its mean arrives, one phase after the spikes of key and value

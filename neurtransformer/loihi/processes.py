@@ -264,7 +264,7 @@ class PySSA(PhasedModel):
         state = self.state.astype(np.int64)
         written = arithmetic.ssa_written(
             key.sum(0),
-            arithmetic.with_witness(value.sum(0)),
+            arithmetic.with_witness(value.sum(0), self.timesteps),
             self.shift.astype(np.int64),
             self.timesteps,
         )

@@ -10,9 +10,9 @@ and passes on ``o / (d + 1)``. This is softmax-free causal attention whose weigh
 ``u q_i^2.k_i^2`` for the token itself and ``(1 - 2^-s)^(i-j-1) q_i^2.k_j^2`` for the tokens before
 it, divided by their sum (linear attention as fast weights: arXiv 2006.16236, 2102.11174; on Loihi
 2: 2410.08711; a weight of its own for the present as in RWKV: 2305.13048). The 1 beside v is a
-value neuron that always fires once. s = 0 with u = 0 is a head that sees just the token before, as
-softmax heads often do. The division is one reciprocal per head and token, read from a table
-(`normalise`).
+value neuron that always fires at full scale (`witness`), for nothing needs precision as the divisor
+does. s = 0 with u = 0 is a head that sees just the token before, as softmax heads often do. The
+division is one reciprocal per head and token, read from a table (`normalise`).
 
 Counts act squared because the n-th spike of a key or query neuron weighs 2n - 1 at its synapse,
 which facilitates linearly: n spikes deposit 1 + 3 + ... + (2n - 1) = n^2 (`coding.facilitated`). On
@@ -51,6 +51,16 @@ RECIPROCALS = tuple(round(2**16 / (2 * index + 1)) for index in range(128, 256))
 """2^15 / x at the middle of [index, index + 1): 128 entries of 8 bits."""
 
 
+def level_bits(timesteps: int) -> int:
+    """The least b with ``T <= 2^b``, the scale of a count."""
+    return math.ceil(math.log2(timesteps))
+
+
+def witness(timesteps: int) -> int:
+    """The count 2^level_bits that stands for the 1 in [v, 1], the full scale of a value."""
+    return 1 << level_bits(timesteps)
+
+
 def write_shift(timesteps: int, shift: Tensor) -> Tensor:
     """Bits by which a product ``v k^2`` enters the state of each head shifted left: (heads,).
 
@@ -60,8 +70,7 @@ def write_shift(timesteps: int, shift: Tensor) -> Tensor:
     would round small products away. shift: s, (heads,).
     """
     headroom = (shift + 1).clamp(2, HEADROOM_BITS)
-    level_bits = math.ceil(math.log2(timesteps))
-    return (STATE_BITS - 1 - headroom - 3 * level_bits).clamp_min(0)
+    return (STATE_BITS - 1 - headroom - 3 * level_bits(timesteps)).clamp_min(0)
 
 
 def read_shift(query: Tensor) -> Tensor:
@@ -95,9 +104,9 @@ def ssa_token(
     """Read and write one token.
 
     state: (batch, heads, value + 1, key), integers held in floats. key: squared counts (batch,
-    heads, key). value: counts (batch, heads, value + 1), the last always 1. query: the payloads of
-    R reads, (R, batch, heads, key); a read is linear in them, so T reads by single spikes add up to
-    one read by their sum, the squared counts, exactly. forgetting: shift s and present weight u,
+    heads, key). value: counts (batch, heads, value + 1), the last the witness. query: the payloads
+    of R reads, (R, batch, heads, key); a read is linear in them, so T reads by single spikes add up
+    to one read by their sum, the squared counts, exactly. forgetting: shift s and present weight u,
     both (heads,).
     Returns reads (batch, heads, value + 1), at most 24 bits, and the next state.
     """
@@ -131,7 +140,8 @@ def ssa_recurrent(
     (batch, heads, length, dim). Returns the integer reads (batch, heads, length, value + 1) and the
     state (batch, heads, value + 1, key) after the last token.
     """
-    value = torch.cat([value, torch.ones_like(value[..., :1])], dim=-1)
+    one = torch.full_like(value[..., :1], witness(timesteps))
+    value = torch.cat([value, one], dim=-1)
     query, key = facilitated(query), key.square()
     reads = []
     for i in range(key.shape[-2]):
@@ -144,19 +154,18 @@ def ssa_recurrent(
 def normalise(read: Tensor, timesteps: int) -> Tensor:
     """Divide the values of a read by its last entry plus one, with shifts and one table look-up.
 
-    read: (..., value + 1), integers; the last is the sum of the attention weights. Returns mean
-    value counts (..., value) as integers with MEAN_BITS fraction bits; every intermediate fits 24
-    bits. The reciprocal is `RECIPROCALS` at the leading 8 bits of the sum, right to 1/256.
+    read: (..., value + 1), integers; the last is the sum of the attention weights times `witness`,
+    so no other is larger. Returns mean value counts (..., value) as integers with MEAN_BITS
+    fraction bits; every intermediate fits 24 bits. The reciprocal is `RECIPROCALS` at the leading 8
+    bits of the sum, right to 1/256.
     """
-    level_bits = math.ceil(math.log2(timesteps))
     mantissa, exponent = torch.frexp(read[..., -1:] + 1)
     index = torch.floor(mantissa * 256).long() - 128
     reciprocal = torch.tensor(RECIPROCALS, dtype=read.dtype, device=read.device)[index]
-    headroom = 15 - level_bits
     limit = float(2**15 - 1)
-    scaled = torch.floor(torch.ldexp(read[..., :-1], headroom - exponent) + 0.5)
+    scaled = torch.floor(torch.ldexp(read[..., :-1], 15 - exponent) + 0.5)
     product = scaled.clamp_(-limit, limit) * reciprocal
-    return torch.floor(product * 2.0 ** (MEAN_BITS - 7 - headroom) + 0.5)
+    return torch.floor(product * 2.0 ** (MEAN_BITS - 22 + level_bits(timesteps)) + 0.5)
 
 
 def age_weights(shift: Tensor, present: Tensor, length: int) -> Tensor:
@@ -191,9 +200,9 @@ def ssa_parallel(
     Returns mean value counts (batch, heads, length, value).
     """
     weights = ssa_weights(query, key, forgetting)
-    # the 1 of o / (d + 1), in products v k^2 times q^2
+    # the 1 of o / (d + 1), in products k^2 q^2
     dropped = read_shift(query.detach().square()) - write_shift(timesteps, forgetting[0])[:, None]
-    least = torch.exp2(dropped.to(query.dtype)).unsqueeze(-1)
+    least = torch.exp2(dropped.to(query.dtype)).unsqueeze(-1) / witness(timesteps)
     return weights @ value / (weights.sum(-1, keepdim=True) + least)
 
 
