@@ -1,29 +1,31 @@
-"""The fair controls for a perplexity ratio, on one model, one text and one recipe.
+"""The fair controls for the perplexity ratio of a fine-tuned run.
 
-    python scripts/controls.py [--model gpt2-nano] [--text FILE]... [--steps N] [--train-text FILE]
+    python scripts/controls.py RUN [--text FILE]... [--train-text FILE] [--limit TOKENS]
 
 Four networks of the same dense model, evaluated on the same tokens:
 
 - naive: converted, nothing trained;
-- no attention: converted with heads that see only their own token, then fine-tuned alike;
+- no attention: converted with heads that see only their own token, then fine-tuned as RUN was;
 - feed-forward only: softmax attention kept, feed-forward blocks rate coded, nothing trained;
-- spiking: converted and fine-tuned.
+- spiking: RUN.
 """
 
 import json
 import math
+from pathlib import Path
 
 import click
 import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from neurtransformer.dense import load_dense
 from neurtransformer.measure.quality import evaluate
-from neurtransformer.recipe import Finetune, load_recipe
+from neurtransformer.recipe import Finetune, Recipe
+from neurtransformer.runs import read_json
 from neurtransformer.spiking.calibrate import calibration_text
 from neurtransformer.spiking.convert import convert
 from neurtransformer.spiking.finetune import finetune, training_text
+from neurtransformer.spiking.load import load_run, load_teacher
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 from neurtransformer.text import load_blocks
 
@@ -45,51 +47,35 @@ def feedforward_only(
 
 
 @click.command()
-@click.option("--model", default="gpt2-nano", show_default=True)
+@click.argument("run", type=click.Path(path_type=Path))
 @click.option("--text", multiple=True, help="Held-out text; default CPython's. May be repeated.")
-@click.option("--train-text", help="Text to fine-tune on; default as `neurtx finetune`.")
-@click.option("--steps", type=int)
+@click.option("--train-text", help="The --text that RUN was fine-tuned with, if any.")
 @click.option("--limit", default=8192, show_default=True)
-@click.option("--seed", default=0, show_default=True)
-def main(
-    model: str,
-    text: tuple[str, ...],
-    train_text: str | None,
-    steps: int | None,
-    limit: int,
-    seed: int,
-) -> None:
-    """Print one JSON object: text -> control -> perplexity ratio to the dense model."""
-    dense, tokenizer = load_dense(model)
-    recipe = load_recipe()
-    train = recipe.finetune.changed(steps=steps)
-    tokens = calibration_text(dense, tokenizer, None, recipe.calibration)
-    training = training_text(dense, tokenizer, train_text, train, seed)
-
-    def trained(network: SpikingGPT2LMHeadModel) -> SpikingGPT2LMHeadModel:
-        _train(network, dense, training, train, seed)
-        return network
-
-    naive = convert(dense, tokens, recipe.timesteps, model)
-    blind = convert(dense, tokens, recipe.timesteps, model)
+def main(run: Path, text: tuple[str, ...], train_text: str | None, limit: int) -> None:
+    """Print one JSON object: text -> network -> perplexity ratio to the dense model of RUN."""
+    spiking, tokenizer = load_run(run)
+    dense = load_teacher(spiking)
+    report = read_json(run / "report.json")
+    recipe, done = Recipe.from_report(report, run), report["finetune"]
+    train = recipe.finetune.changed(steps=done["steps"], train=done["train"])
+    calibration = calibration_text(dense, tokenizer, None, recipe.calibration)
+    naive, blind = (convert(dense, calibration, recipe.timesteps, str(run)) for _ in range(2))
     for block in blind.blocks:
         block.attn.shift.fill_(0)
         block.attn.present.fill_(1.0)
-    networks = {
-        "naive": naive,
-        "no_attention": trained(blind),
-        "spiking": trained(convert(dense, tokens, recipe.timesteps, model)),
-    }
+    training = training_text(dense, tokenizer, train_text, train, done["seed"])
+    _train(blind, dense, training, train, done["seed"])
+    networks = {"naive": naive, "no_attention": blind, "spiking": spiking}
     result = {}
     for source in text or (None,):
         length = dense.config.n_positions
         heldout = load_blocks(source, tokenizer, length, split="heldout", limit_tokens=limit)
-        ratios = {name: evaluate(n, dense, heldout) for name, n in networks.items()}
-        ppl_dense = ratios["naive"]["ppl_dense"]
+        values = {name: evaluate(n, dense, heldout) for name, n in networks.items()}
+        ppl_dense = values["naive"]["ppl_dense"]
         result[source or "cpython"] = {
             "ppl_dense": ppl_dense,
             "feedforward_only": feedforward_only(naive, dense, heldout) / ppl_dense,
-            **{name: values["ppl_ratio"] for name, values in ratios.items()},
+            **{name: value["ppl_ratio"] for name, value in values.items()},
         }
     print(json.dumps(result, indent=2))
 
