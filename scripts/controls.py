@@ -12,6 +12,7 @@ Four networks of the same dense model, evaluated on the same tokens:
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import click
@@ -87,7 +88,7 @@ def _train(
     recipe: Finetune,
     seed: int,
 ) -> None:
-    with click.progressbar(length=recipe.steps, file=click.get_text_stream("stderr")) as bar:
+    with click.progressbar(length=recipe.steps, file=sys.stderr) as bar:
         finetune(
             network,
             dense,
