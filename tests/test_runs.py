@@ -104,9 +104,11 @@ def test_someone_else_may_take_the_name_meanwhile(here: Path) -> None:
 
 
 HANGS = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from neurtransformer.runs import new_folder
+# a shell's background job starts with SIGINT ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with new_folder(Path("run")) as fresh:
     (fresh / "half").write_text("half")
     print("ready", flush=True)
