@@ -30,6 +30,7 @@ def command(
     spiking self-attention in every layer, the feed-forward blocks are rate coded, thresholds are
     calibrated on text; nothing is trained yet (`neurtx finetune`).
     """
+    import sys
     import time
 
     from neurtransformer import runs
@@ -44,12 +45,19 @@ def command(
         from neurtransformer.spiking.calibrate import calibration_text
         from neurtransformer.spiking.convert import convert
 
+        from .progress import bar
+
         started = time.monotonic()
         dense, tokenizer = load_dense(model)
         blocks = calibration_text(dense, tokenizer, text, recipe.calibration)
         local = model not in KNOWN and Path(model).is_dir()
         source = str(Path(model).resolve()) if local else model
-        spiking = convert(dense, blocks, recipe.timesteps, source)
+        # short enough that a log needs no lines of it
+        quiet = not sys.stderr.isatty()
+        with bar("calibrating", dense.config.n_layer, "blocks", quiet=quiet) as advance:
+            spiking = convert(
+                dense, blocks, recipe.timesteps, source, on_block=lambda: advance(1, "")
+            )
         spiking.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         values = {

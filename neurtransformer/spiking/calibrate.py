@@ -204,8 +204,16 @@ def calibrate_feedforward(mlp: SpikingFeedForward, taps: Taps) -> None:
 
 
 @torch.no_grad()
-def calibrate(model: SpikingGPT2LMHeadModel, dense: GPT2LMHeadModel, tokens: Tensor) -> None:
-    """Fit thresholds, centres and forgetting of `model` to `dense` on tokens (batch, length)."""
+def calibrate(
+    model: SpikingGPT2LMHeadModel,
+    dense: GPT2LMHeadModel,
+    tokens: Tensor,
+    on_block: Callable[[], None] = lambda: None,
+) -> None:
+    """Fit thresholds, centres and forgetting of `model` to `dense` on tokens (batch, length).
+
+    on_block: called when a block is done.
+    """
     with tapped(dense) as taps:
         dense(tokens)
     dense_blocks = cast("list[GPT2Block]", dense.transformer.h)
@@ -213,3 +221,4 @@ def calibrate(model: SpikingGPT2LMHeadModel, dense: GPT2LMHeadModel, tokens: Ten
         calibrate_attention(spiking.attn, block, tap)
         calibrate_feedforward(spiking.mlp, tap)
         tap.clear()
+        on_block()

@@ -24,11 +24,16 @@ def check_timesteps(timesteps: int) -> None:
 
 
 def convert(
-    dense: GPT2LMHeadModel, tokens: Tensor, timesteps: int, source: str
+    dense: GPT2LMHeadModel,
+    tokens: Tensor,
+    timesteps: int,
+    source: str,
+    on_block: Callable[[], None] = lambda: None,
 ) -> SpikingGPT2LMHeadModel:
     """The spiking network for `dense`, calibrated on tokens (batch, length) int64, in eval mode.
 
     source: what `dense` was loaded from, kept in the config so that the teacher is found again.
+    on_block: called for each block that is calibrated.
     Raises UserError for timesteps out of range.
     """
     check_timesteps(timesteps)
@@ -38,7 +43,7 @@ def convert(
     config = SpikingGPT2Config(**values, timesteps=timesteps, dense=source)
     model = SpikingGPT2LMHeadModel(config).eval()
     carry_over(model, dense)
-    calibrate(model, dense, tokens)
+    calibrate(model, dense, tokens, on_block)
     return model
 
 
