@@ -163,14 +163,14 @@ def synapses(spikes: float, fan_out: float) -> Ops:
     return Ops(ac=spikes * fan_out, words=spikes * fan_out)
 
 
-def neurons(channels: int, spikes: float, timesteps: int, *, signed: bool) -> Ops:
+def neurons(channels: int, spikes: float, timesteps: int, *, pairs: bool) -> Ops:
     """Updates of a population: T steps of integrating, then T of firing.
 
     Per neuron one AC a step to add the synaptic current to the membrane, one a step to compare it
-    with the threshold (two if signed), and one per spike for the reset. Each of the 2 T steps reads
-    and writes the membrane.
+    with the threshold (two in pairs, signed or staggered), and one per spike for the reset. Each of
+    the 2 T steps reads and writes the membrane.
     """
-    comparisons = 2 if signed else 1
+    comparisons = 2 if pairs else 1
     updates = channels * timesteps * (1 + comparisons) + spikes
     return Ops(ac=updates, words=2 * 2 * timesteps * channels)
 
@@ -192,11 +192,11 @@ def spiking_attention(s: Shape, n: LayerSpikes) -> dict[str, Ops]:
     column = s.width // s.heads + 1
     steps = s.timesteps
     visited = n.query * column
-    coded = neurons(s.width, n.encode, steps, signed=True)
-    coded += neurons(s.keys, n.query, steps, signed=False)
-    coded += neurons(s.keys, n.key, steps, signed=False)
-    coded += neurons(s.width, n.value, steps, signed=True)
-    coded += neurons(s.width, n.merged, steps, signed=True)
+    coded = neurons(s.width, n.encode, steps, pairs=True)
+    coded += neurons(s.keys, n.query, steps, pairs=False)
+    coded += neurons(s.keys, n.key, steps, pairs=False)
+    coded += neurons(s.width, n.value, steps, pairs=True)
+    coded += neurons(s.width, n.merged, steps, pairs=True)
     return {
         "c_attn": synapses(n.encode, sum(qkv_sizes(s.width))),
         "write": Ops(
@@ -213,8 +213,8 @@ def spiking_attention(s: Shape, n: LayerSpikes) -> dict[str, Ops]:
 
 def spiking_feed_forward(s: Shape, n: LayerSpikes) -> dict[str, Ops]:
     """The rate-coded MLP of one block; its GELU acts once on each membrane."""
-    coded = neurons(s.width, n.mlp_encode, s.timesteps, signed=True)
-    coded += neurons(s.hidden, n.hidden, s.timesteps, signed=True)
+    coded = neurons(s.width, n.mlp_encode, s.timesteps, pairs=True)
+    coded += neurons(s.hidden, n.hidden, s.timesteps, pairs=True)
     return {
         "c_fc": synapses(n.mlp_encode, s.hidden),
         "gelu": Ops(mac=GELU_MACS * s.hidden),
