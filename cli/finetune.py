@@ -40,6 +40,11 @@ def command(
     from neurtransformer.recipe import Recipe
 
     folder = runs.resolve("run", run)
+    if runs.is_bundled(folder):
+        raise UserError(
+            f"{run} ships with neurtx and stays as it is: make a run of your own with "
+            "`neurtx convert gpt2-nano`, or copy the folder " + str(folder)
+        )
     report = runs.read_json(folder / "report.json")
     recipe = Recipe.from_report(report, folder).finetune
     recipe = recipe.changed(steps=steps, train=train)

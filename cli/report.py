@@ -20,7 +20,8 @@ def command(run: str | None, out: Path | None, force: bool) -> None:
     from neurtransformer.errors import UserError
 
     folder = runs.resolve("run", run)
-    own = folder / "report.html"
+    # a run that ships with the package is not written to
+    own = (Path.cwd() if runs.is_bundled(folder) else folder) / "report.html"
     target = (out or own).expanduser().resolve()
     if target.is_dir():
         raise UserError(f"{target} is a folder: --out names a file, such as report.html")

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from neurtransformer import hub
 from neurtransformer.errors import UserError
-from neurtransformer.runs import read_json
+from neurtransformer.runs import BUNDLED, read_json
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
-BUNDLED = Path(__file__).parent / "models"
 DEFAULT = "gpt2-nano"
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu")
 # what a folder needs, and all that is fetched: no pickle, no code

@@ -24,6 +24,9 @@ from neurtransformer.errors import UserError
 
 Kind = Literal["run", "netlist"]
 
+BUNDLED = Path(__file__).parent / "models"
+"""What ships with the package: dense models, and runs, which are read and never written."""
+
 HOME: dict[Kind, str] = {"run": "runs", "netlist": "netlists"}
 MARKS: dict[Kind, tuple[str, ...]] = {
     "run": ("report.json", "config.json"),
@@ -211,13 +214,16 @@ def latest(kind: Kind) -> Path:
 
 
 def resolve(kind: Kind, given: str | None) -> Path:
-    """The folder that a command's RUN or NETLIST means; None is the last one made.
+    """The folder that a command's RUN or NETLIST means: a path, or the name of a run that ships
+    with the package (`gpt2-nano-spiking`); None is the last one made.
 
     Raises UserError if there is no such folder or it is not of that kind.
     """
     if given is None:
         return latest(kind)
     folder = Path(given).expanduser().resolve()
+    if given in bundled(kind) and not folder.exists():
+        return BUNDLED / given
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise UserError(f"{folder} {what}: make a {kind} with `{MAKER[kind]}`")
@@ -227,6 +233,16 @@ def resolve(kind: Kind, given: str | None) -> Path:
                 f"{folder} is not a {kind} (no {mark} in it): make one with `{MAKER[kind]}`"
             )
     return folder
+
+
+def bundled(kind: Kind) -> list[str]:
+    """Names of the folders of that kind that ship with the package."""
+    return sorted(folder.name for folder in BUNDLED.iterdir() if is_one(kind, folder))
+
+
+def is_bundled(folder: Path) -> bool:
+    """Whether `folder` ships with the package."""
+    return folder.parent == BUNDLED
 
 
 def _note(kind: Kind) -> Path:
@@ -274,7 +290,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def update_report(run: Path, section: str, values: Mapping[str, Any]) -> None:
-    """Set `values` in one section of the run's report.json; other keys and sections stay."""
+    """Set `values` in one section of the run's report.json; other keys and sections stay.
+
+    The report of a run that ships with the package stays as it was shipped.
+    """
+    if is_bundled(run):
+        return
     path = run / "report.json"
     with _locked(run):
         report = read_json(path)

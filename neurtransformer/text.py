@@ -107,7 +107,7 @@ def write_text(dense: "GPT2LMHeadModel", blocks: int, length: int, seed: int) ->
 def _open(source: str | None, split: Split, *, limited: bool) -> tuple[str, Iterable[Piece]]:
     """What to call the source in a message, and its pieces."""
     if source is None:
-        return "CPython's text", _python_text(split)
+        return "CPython's text", ((True, topic) for topic in python_text(split))
     if source == "-":
         return "standard input", _standard_input()
     path = Path(source).expanduser()
@@ -124,14 +124,14 @@ def _open(source: str | None, split: Split, *, limited: bool) -> tuple[str, Iter
     return f"data set {source}", _data_set(source, split, limited=limited)
 
 
-def _python_text(split: Split) -> Iterator[Piece]:
+def python_text(split: Split) -> Iterator[str]:
     """The topics of Python's `help()`; a topic's name decides for good which split it is in."""
     from pydoc_data.topics import topics
 
     for name in sorted(topics):
         heldout = hashlib.sha256(name.encode()).digest()[0] % _HELDOUT_SHARE == 0
         if heldout == (split == "heldout"):
-            yield True, topics[name]
+            yield topics[name]
 
 
 # --- files ---

@@ -1,0 +1,327 @@
+"""The ladder: what each step from the dense model to the spiking one costs, and fair controls.
+
+    python scripts/quality.py OUT [--seeds N] [--steps N] [--text FILE]... [--train-text FILE]
+
+Every network is measured on the same held-out tokens, those that are trained with several seeds on
+the same training tokens. What is measured is kept in OUT network by network: a ladder that was
+stopped goes on where it was when the same command is given again.
+"""
+
+import copy
+import hashlib
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import click
+import torch
+from quality_spikingjelly import RECIPES, converted_mlps
+from torch import Tensor, nn
+from transformers import GPT2LMHeadModel
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+
+from neurtransformer.dense import load_dense
+from neurtransformer.measure.energy import estimate
+from neurtransformer.measure.quality import counting_spikes, evaluate
+from neurtransformer.recipe import Finetune, load_recipe
+from neurtransformer.runs import BUNDLED, read_json, write_json, write_text
+from neurtransformer.spiking.attention import SpikingSelfAttention
+from neurtransformer.spiking.calibrate import calibration_text
+from neurtransformer.spiking.convert import carry_over, convert
+from neurtransformer.spiking.finetune import (
+    batch_at,
+    bfloat16_products,
+    finetune,
+    rate_at,
+    training_text,
+)
+from neurtransformer.spiking.load import load_run
+from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+from neurtransformer.text import load_blocks
+
+DENSE_RATE = 3e-4
+"""Peak learning rate of the dense control."""
+
+RATE_T = (2, 4, 8, 16, 32)
+PHASE_T = (2, 4, 8)
+SPIKINGJELLY_T = (8, 32)
+
+
+class Softmax(nn.Module):
+    """A dense block's attention in the place of an SSA."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x: Tensor, *_: Any) -> tuple[Tensor, None]:
+        return self.attention(x)[0], None
+
+
+class Gelu(nn.Module):
+    """A dense block's feed-forward network, or one of the same shape, in the place of ours."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.mlp = mlp
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        return self.mlp(x)
+
+
+class OwnValue(SpikingSelfAttention):
+    """The no-attention control: each token passes on its own value and sees no other."""
+
+    def forward(self, x: Tensor, steps: bool = False, *_: Any) -> tuple[Tensor, None]:
+        value = self.code(x, steps)[2]
+        spikes = self.merged(self.merge(value.sum(0) if steps else value), steps)
+        return self.c_proj(spikes, self.merged.spike_value, steps), None
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One network of the ladder. build: seed -> network. trained: its seed matters."""
+
+    name: str
+    build: Callable[[int], SpikingGPT2LMHeadModel]
+    trained: bool = False
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """What all rungs share: the dense model, the text, the recipe."""
+
+    dense: GPT2LMHeadModel
+    calibration: Tensor
+    recipe: Finetune
+    timesteps: int
+    training: Callable[[int], Tensor]
+
+    def converted(self, timesteps: int | None = None) -> SpikingGPT2LMHeadModel:
+        return convert(self.dense, self.calibration, timesteps or self.timesteps, "ladder")
+
+    def hybrid(
+        self, *, softmax: bool, mlps: Iterable[nn.Module] | None = None, timesteps: int | None = None
+    ) -> SpikingGPT2LMHeadModel:
+        """A converted network with dense attention, or other feed-forward blocks, put back."""
+        model = self.converted(timesteps)
+        if softmax:
+            for ours, theirs in zip(model.blocks, _blocks(self.dense), strict=True):
+                ours.attn = cast(SpikingSelfAttention, Softmax(copy.deepcopy(theirs.attn)))
+        for ours, mlp in zip(model.blocks, mlps or (), strict=mlps is not None):
+            ours.mlp = Gelu(mlp)
+        return model.eval()
+
+    def trained(self, model: SpikingGPT2LMHeadModel, seed: int) -> SpikingGPT2LMHeadModel:
+        with click.progressbar(length=self.recipe.steps, file=sys.stderr) as bar:
+            finetune(
+                model,
+                self.dense,
+                self.training(seed),
+                self.recipe,
+                seed=seed,
+                device="cpu",
+                checkpoint=None,
+                resume=False,
+                on_step=lambda step: bar.update(1),
+            )
+        return model
+
+    def dense_mlps(self) -> list[nn.Module]:
+        return [copy.deepcopy(block.mlp) for block in _blocks(self.dense)]
+
+    def blind(self) -> SpikingGPT2LMHeadModel:
+        model = self.converted()
+        for block in model.blocks:
+            block.attn.__class__ = OwnValue
+        return model
+
+    def dense_finetuned(self, seed: int) -> SpikingGPT2LMHeadModel:
+        """The dense model after as many steps on the same tokens, by next-token prediction."""
+        dense = copy.deepcopy(self.dense).requires_grad_(True).train()
+        optimizer = torch.optim.AdamW(dense.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
+        blocks = self.training(seed)
+        with bfloat16_products(), click.progressbar(range(self.recipe.steps), file=sys.stderr) as bar:
+            for step in bar:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate_at(step, self.recipe.steps, DENSE_RATE)
+                tokens = batch_at(step, blocks, self.recipe.batch, seed)
+                loss = dense(tokens, labels=tokens).loss
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(dense.parameters(), 1.0)
+                optimizer.step()
+        dense.requires_grad_(False).eval()
+        model = self.converted()
+        carry_over(model, dense)
+        for ours, theirs in zip(model.blocks, _blocks(dense), strict=True):
+            ours.attn = cast(SpikingSelfAttention, Softmax(theirs.attn))
+            ours.mlp = Gelu(theirs.mlp)
+        return model.eval()
+
+    def rungs(self) -> Iterator[Rung]:
+        yield Rung("dense, fine-tuned on the same tokens", self.dense_finetuned, trained=True)
+        for t in RATE_T:
+            yield Rung(
+                f"feed-forward only, rate, T = {t}",
+                lambda seed, t=t: self.hybrid(softmax=True, timesteps=t),
+            )
+        for recipe in RECIPES:
+            for t in SPIKINGJELLY_T:
+                yield Rung(
+                    f"feed-forward only, SpikingJelly's {recipe}, T = {t}",
+                    lambda seed, recipe=recipe, t=t: self.hybrid(
+                        softmax=True,
+                        mlps=converted_mlps(self.dense, self.calibration, recipe, t),
+                    ),
+                )
+        yield Rung("naive conversion, nothing trained", lambda seed: self.converted())
+        yield Rung(
+            "no attention",
+            lambda seed: self.trained(self.blind(), seed),
+            trained=True,
+        )
+        yield Rung(
+            "SSA only",
+            lambda seed: self.trained(self.hybrid(softmax=False, mlps=self.dense_mlps()), seed),
+            trained=True,
+        )
+        yield Rung(
+            "SSA and feed-forward: `neurtx finetune`",
+            lambda seed: self.trained(self.converted(), seed),
+            trained=True,
+        )
+        yield Rung(
+            "gpt2-nano-spiking, as shipped",
+            lambda seed: load_run(BUNDLED / "gpt2-nano-spiking")[0],
+        )
+
+
+def _blocks(dense: GPT2LMHeadModel) -> list[GPT2Block]:
+    return cast("list[GPT2Block]", dense.transformer.h)
+
+
+def measure(
+    model: SpikingGPT2LMHeadModel, dense: GPT2LMHeadModel, blocks: Tensor
+) -> dict[str, float]:
+    """Quality and its price on blocks (n, length); energy only where every part is spiking."""
+    with counting_spikes(model) as counter:
+        values = evaluate(model, dense, blocks, counter)
+    names = (
+        "ppl_dense",
+        "ppl_ratio",
+        "cosine_similarity",
+        "token_agreement",
+        "spikes_per_token",
+        "tokens",
+    )
+    found = {name: values[name] for name in names}
+    if all(type(block.attn) is SpikingSelfAttention for block in model.blocks) and not any(
+        isinstance(block.mlp, Gelu) for block in model.blocks
+    ):
+        energy = estimate(model, counter)
+        for part in ("attention", "model"):
+            found[f"{part}_reduction_percent"] = energy[part]["reduction_percent"]
+    return found
+
+
+def table(rows: list[dict[str, Any]], texts: list[str]) -> str:
+    """Rungs as a Markdown table: mean over seeds, with the range where there are several."""
+    head = [
+        "network",
+        *(f"ratio, {text}" for text in texts),
+        "cosine",
+        "agreement",
+        "spikes a token",
+        "attention / model energy saved (estimate)",
+    ]
+    lines = [head, ["---"] * len(head)]
+    for name in dict.fromkeys(row["rung"] for row in rows):
+        seeds = [row["texts"] for row in rows if row["rung"] == name]
+
+        def of(key: str, text: str, seeds: list[dict[str, Any]] = seeds) -> list[float]:
+            return [values[text][key] for values in seeds if key in values[text]]
+
+        def over_texts(key: str, of: Callable[[str, str], list[float]] = of) -> float | None:
+            values = [value for text in texts for value in of(key, text)]
+            return statistics.fmean(values) if values else None
+
+        saved = [over_texts(f"{part}_reduction_percent") for part in ("attention", "model")]
+        cosine, agreement = over_texts("cosine_similarity"), over_texts("token_agreement")
+        lines.append(
+            [
+                name,
+                *(_mean_and_range(of("ppl_ratio", text)) for text in texts),
+                f"{cosine:.3f}",
+                f"{agreement:.1%}",
+                f"{over_texts('spikes_per_token'):,.0f}",
+                " / ".join(f"{part:.0f} %" for part in saved if part is not None) or "-",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _mean_and_range(values: list[float]) -> str:
+    mean = f"{statistics.fmean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.3f}-{max(values):.3f})"
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--model", default="gpt2-nano", show_default=True)
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), help="Of each training; default the recipe's.")
+@click.option("--text", multiple=True, help="Held-out text; default CPython's. May be repeated.")
+@click.option("--train-text", help="Text to train on; default the recipe's.")
+@click.option("--limit", type=click.IntRange(min=2), default=8192, show_default=True)
+def main(
+    out: Path,
+    model: str,
+    seeds: int,
+    steps: int | None,
+    text: tuple[str, ...],
+    train_text: str | None,
+    limit: int,
+) -> None:
+    """Measure every rung, and write OUT/ladder.md and OUT/ladder.json."""
+    dense, tokenizer = load_dense(model)
+    recipe = load_recipe()
+    finetuning = recipe.finetune.changed(steps=steps)
+    length = dense.config.n_positions
+    heldout = {
+        Path(source).stem if source else "CPython": load_blocks(
+            source, tokenizer, length, split="heldout", limit_tokens=limit
+        )
+        for source in text or (None,)
+    }
+    ladder = Ladder(
+        dense,
+        calibration_text(dense, tokenizer, None, recipe.calibration),
+        finetuning,
+        recipe.timesteps,
+        lambda seed: training_text(dense, tokenizer, train_text, finetuning, seed),
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {"model": model, "recipe": finetuning.model_dump(), "train_text": train_text}
+    rows = []
+    for rung in ladder.rungs():
+        for seed in range(seeds if rung.trained else 1):
+            key = json.dumps([settings, rung.name, seed, sorted(heldout), limit])
+            file = out / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+            if not file.exists():
+                click.echo(f"{rung.name}, seed {seed}", err=True)
+                network = rung.build(seed)
+                texts = {name: measure(network, dense, x) for name, x in heldout.items()}
+                write_json(file, {"rung": rung.name, "seed": seed, "texts": texts})
+            rows.append(read_json(file))
+    write_json(out / "ladder.json", {**settings, "rows": rows})
+    write_text(out / "ladder.md", table(rows, list(heldout)))
+    click.echo((out / "ladder.md").read_text())
+
+
+if __name__ == "__main__":
+    main()
