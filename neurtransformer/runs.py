@@ -222,7 +222,7 @@ def resolve(kind: Kind, given: str | None) -> Path:
     if given is None:
         return latest(kind)
     folder = Path(given).expanduser().resolve()
-    if given in bundled(kind) and not folder.exists():
+    if not folder.exists() and given in bundled(kind):
         return BUNDLED / given
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"

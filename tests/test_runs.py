@@ -186,6 +186,24 @@ def test_resolve_says_what_is_wrong(here: Path) -> None:
     assert runs.resolve("run", "run") == here / "run"
 
 
+def test_a_run_of_the_package_has_a_name_and_stays_as_it_is(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = here / "package"
+    make(shipped / "some-run")
+    (shipped / "a-dense-model").mkdir()
+    monkeypatch.setattr(runs, "BUNDLED", shipped)
+    assert runs.bundled("run") == ["some-run"]
+    assert runs.resolve("run", "some-run") == shipped / "some-run"
+    before = (shipped / "some-run" / "report.json").read_text()
+    runs.update_report(shipped / "some-run", "eval", {"ppl": 1.0})
+    assert (shipped / "some-run" / "report.json").read_text() == before
+    with pytest.raises(UserError, match="does not exist"):
+        runs.resolve("run", "a-dense-model")
+    make(here / "some-run")
+    assert runs.resolve("run", "some-run") == here / "some-run"
+
+
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"a": "\ud800', "\0" * 9, "[" * 10**5])
 def test_json_that_is_none_is_refused(here: Path, content: str) -> None:
     (here / "x.json").write_bytes(content.encode("utf-8", "surrogatepass"))
