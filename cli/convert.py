@@ -11,7 +11,7 @@ from .output import answer, json_option
 @click.argument("model")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option("--config", type=click.Path(path_type=Path), help="A recipe, see configs/.")
-@click.option("--timesteps", type=int, help="T of the rate code, 1 to 64.")
+@click.option("--timesteps", type=int, help="T of the code, 1 to 64.")
 @click.option("--text", help="Text to calibrate on: a file, - or a hub data set.")
 @click.option("--force", is_flag=True, help="Replace a run that stands at --out.")
 @json_option
@@ -56,13 +56,19 @@ def command(
         quiet = not sys.stderr.isatty()
         with bar("calibrating", dense.config.n_layer, "blocks", quiet=quiet) as advance:
             spiking = convert(
-                dense, blocks, recipe.timesteps, source, on_block=lambda: advance(1, "")
+                dense,
+                blocks,
+                recipe.timesteps,
+                source,
+                on_block=lambda: advance(1, ""),
+                coding=recipe.coding,
             )
         spiking.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         values = {
             "model": model,
             "timesteps": recipe.timesteps,
+            "coding": recipe.coding,
             "parameters": spiking.num_parameters(),
             "calibration_tokens": blocks.numel(),
             "seconds": time.monotonic() - started,

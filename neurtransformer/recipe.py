@@ -13,6 +13,10 @@ R = TypeVar("R", bound=BaseModel)
 MAX_TIMESTEPS = 64
 """Longest code for which float32 sums of spikes stay exact (`spiking.coding.snap_weights`)."""
 
+MAX_PHASE_TIMESTEPS = 8
+"""The same for phase coding, whose counts go up to 2^T - 1."""
+
+Coding = Literal["rate", "phase"]
 Rate = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -51,6 +55,7 @@ class Recipe(Section):
     """One way to make a spiking network; `configs/default.yaml` explains each value."""
 
     timesteps: Annotated[int, Field(ge=1, le=MAX_TIMESTEPS)]
+    coding: Coding
     calibration: Calibration
     finetune: Finetune
 

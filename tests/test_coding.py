@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from spikingjelly.activation_based.surrogate import MultiLevelSpikeCount
 from torch import Tensor
 
+from neurtransformer.recipe import Coding
 from neurtransformer.spiking import coding
-from neurtransformer.spiking.neuron import RateNeuron, SpikeLinear
+from neurtransformer.spiking.neuron import CodingNeuron, SpikeLinear
 
 TIMESTEPS = st.integers(1, 64)
 SIGNED = st.booleans()
@@ -45,6 +46,22 @@ def test_steps_add_up_to_counts(values: list[float], timesteps: int, signed: boo
     assert spikes.shape == (timesteps, *z.shape)
     assert set(spikes.unique().tolist()) <= ({-1.0, 0.0, 1.0} if signed else {0.0, 1.0})
     assert torch.equal(spikes.sum(0), coding.counts_from_total(z, timesteps, signed))
+
+
+@given(st.lists(TOTALS, min_size=1, max_size=20), st.integers(1, 8), SIGNED)
+def test_phase_spikes_are_the_digits_of_the_count(
+    values: list[float], timesteps: int, signed: bool
+) -> None:
+    z = totals([*values, 2.0**timesteps - 1, 2.0**timesteps])
+    spikes = coding.phase_spikes_from_total(z, timesteps, signed)
+    assert set(spikes.unique().tolist()) <= ({-1.0, 0.0, 1.0} if signed else {0.0, 1.0})
+    most = coding.largest_count(timesteps, "phase")
+    counts = coding.counts_from_total(z, most, signed)
+    digits = [f"{int(n):0{timesteps}b}" for n in counts.abs()]
+    expected = torch.tensor([[float(digit) for digit in row] for row in digits]).T
+    assert torch.equal(spikes.abs(), expected)
+    assert torch.equal(spikes * counts < 0, torch.zeros_like(spikes, dtype=torch.bool))
+    assert torch.equal(coding.spikes_in(counts, "phase", timesteps), expected.sum(0))
 
 
 @given(st.lists(TOTALS, min_size=1, max_size=20), TIMESTEPS)
@@ -100,7 +117,7 @@ def test_integration_is_exact_in_any_order(
     assert bool((error <= weight.abs().amax(1) * inputs * timesteps * 2.0**-22).all())
 
 
-@given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1), TIMESTEPS)
+@given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1), st.one_of(TIMESTEPS, st.just(255)))
 def test_constant_current_adds_up_exactly(values: list[float], timesteps: int) -> None:
     current = coding.snap_current(torch.tensor(values))
     membrane = torch.zeros_like(current)
@@ -109,12 +126,21 @@ def test_constant_current_adds_up_exactly(values: list[float], timesteps: int) -
     assert torch.equal(membrane, current * timesteps)
 
 
-@given(st.integers(1, 64), st.integers(0, 2**16), SIGNED)
-def test_layer_of_neurons_steps_equal_counts(timesteps: int, seed: int, signed: bool) -> None:
+CODES = st.one_of(
+    st.tuples(st.integers(1, 64), st.just("rate")), st.tuples(st.integers(1, 8), st.just("phase"))
+)
+
+
+@given(CODES, st.integers(0, 2**16), SIGNED)
+def test_layer_of_neurons_steps_equal_counts(
+    code: tuple[int, Coding], seed: int, signed: bool
+) -> None:
+    timesteps, name = code
     torch.manual_seed(seed)
-    first = RateNeuron(12, timesteps, signed=True, analogue=True).eval()
-    synapse = SpikeLinear(12, 9, timesteps).eval()
-    second = RateNeuron(9, timesteps, signed=signed, activation=torch.nn.GELU("tanh")).eval()
+    first = CodingNeuron(12, timesteps, signed=True, coding=name, analogue=True).eval()
+    synapse = SpikeLinear(12, 9, first.most, name).eval()
+    gelu = torch.nn.GELU("tanh")
+    second = CodingNeuron(9, timesteps, signed=signed, coding=name, activation=gelu).eval()
     with torch.no_grad():
         first.threshold.uniform_(0.1, 3)
         first.center.normal_()
@@ -123,7 +149,8 @@ def test_layer_of_neurons_steps_equal_counts(timesteps: int, seed: int, signed: 
         synapse.bias.normal_()
         x = torch.randn(5, 12) * 2
         counts, steps = first(x), first(x, steps=True)
-        assert torch.equal(steps.sum(0), counts)
+        weight = 1.0 if name == "rate" else 2.0 ** torch.arange(timesteps).flip(0)[:, None, None]
+        assert torch.equal((steps * weight).sum(0), counts)
         membrane = synapse(counts, first.spike_value)
         assert torch.equal(synapse(steps, first.spike_value, steps=True), membrane)
-        assert torch.equal(second(membrane, steps=True).sum(0), second(membrane))
+        assert torch.equal((second(membrane, steps=True) * weight).sum(0), second(membrane))

@@ -37,7 +37,9 @@ from neurtransformer.measure.operations import (
 )
 
 # 2 heads of 4, contexts of 1 to 5 tokens: 3 on average
-SMALL = Shape(width=8, heads=2, hidden=32, layers=1, vocab=100, context=5, timesteps=4)
+SMALL = Shape(
+    width=8, heads=2, hidden=32, layers=1, vocab=100, context=5, timesteps=4, coding="rate"
+)
 SPIKES = LayerSpikes(
     encode=10, query=6, key=5, written=4, present=3, value=7, merged=9, mlp_encode=11, hidden=20
 )
@@ -47,7 +49,7 @@ counts = st.floats(0, 1e6)
 layers = st.builds(LayerSpikes, *[counts] * 9)
 ops = st.builds(Ops, counts, counts, counts)
 shapes = st.builds(
-    lambda heads, head_dim, hidden, context, timesteps: Shape(
+    lambda heads, head_dim, hidden, context, timesteps, coding: Shape(
         width=heads * head_dim,
         heads=heads,
         hidden=hidden,
@@ -55,9 +57,11 @@ shapes = st.builds(
         vocab=50,
         context=context,
         timesteps=timesteps,
+        coding=coding,
     ),
     *[st.integers(1, 16), st.integers(1, 64), st.integers(1, 256), st.integers(1, 1024)],
     st.integers(1, 64),
+    st.sampled_from(["rate", "phase"]),
 )
 
 

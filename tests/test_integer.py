@@ -15,9 +15,11 @@ from neurtransformer.integer import arithmetic, quantise
 from neurtransformer.integer.arithmetic import LIMIT
 from neurtransformer.integer.layout import check, layout
 from neurtransformer.integer.model import IntegerGPT2
+from neurtransformer.recipe import Coding
 from neurtransformer.spiking import attention as spiking_attention
 from neurtransformer.spiking import coding
 from neurtransformer.spiking.attention import NO_FORGETTING
+from neurtransformer.spiking.coding import largest_count
 from neurtransformer.spiking.load import load_run
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 
@@ -27,7 +29,7 @@ PRESENTS = [0.0, 0.25, 0.5, 1.0, 2.0]
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-# --- rate neurons ---
+# --- coding neurons ---
 
 
 @st.composite
@@ -52,19 +54,26 @@ def test_counts_are_the_spiking_networks(
     u, theta, timesteps = case
     z = torch.from_numpy(u).double() / torch.from_numpy(theta).double()
     expected = coding.counts_from_total(z, timesteps, signed).numpy()
-    assert (arithmetic.rate_counts(u, theta, timesteps, signed) == expected).all()
+    assert (arithmetic.fire_counts(u, theta, timesteps, signed) == expected).all()
 
 
-@given(membranes(), st.booleans(), st.booleans())
+@given(membranes(), st.booleans(), st.booleans(), st.sampled_from(["rate", "phase"]))
 def test_steps_are_counts(
-    case: tuple[np.ndarray, np.ndarray, int], signed: bool, graded: bool
+    case: tuple[np.ndarray, np.ndarray, int], signed: bool, graded: bool, coding: Coding
 ) -> None:
     u, theta, timesteps = case
+    if coding == "phase":
+        timesteps = min(timesteps, 8)
+        theta = np.maximum(theta >> timesteps, 1)
+        room = LIMIT - (theta >> 1)
+        u = np.clip(u, -room, room)
     phase = 1 if graded else timesteps
-    spikes, v = arithmetic.rate_steps(u, theta, timesteps, signed, phase)
-    counts = arithmetic.rate_counts(u, theta, timesteps, signed)
-    assert (spikes.sum(0) == counts).all()
-    assert (arithmetic.spread(counts, timesteps, phase) == spikes).all()
+    most = largest_count(timesteps, coding)
+    spikes, v = arithmetic.fire_steps(u, theta, most, signed, phase, coding)
+    counts = arithmetic.fire_counts(u, theta, most, signed)
+    received = arithmetic.integrate(spikes, np.full_like(u, 3), coding)
+    assert (received[-1] == counts + 3).all()
+    assert (arithmetic.spread(counts, phase, coding) == spikes).all()
     assert np.abs(v).max() <= LIMIT
     if not graded:
         assert np.abs(spikes).max() <= 1

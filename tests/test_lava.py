@@ -16,6 +16,7 @@ from neurtransformer.integer.blocks import Trace
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.loihi import graph, netlist, netx
 from neurtransformer.loihi.simulate import SENT, Tally, _pairs, _steps, prompt_ids, simulate
+from neurtransformer.recipe import MAX_PHASE_TIMESTEPS, Coding
 from neurtransformer.spiking.load import load_run
 from neurtransformer.spiking.model import SpikingGPT2Config, SpikingGPT2LMHeadModel
 
@@ -103,7 +104,9 @@ def test_stock_netx_runs_a_file_by_the_formula(tmp_path: Path) -> None:
 # --- our processes ---
 
 
-def random_spiking(seed: int, heads: int, dim: int, timesteps: int) -> SpikingGPT2LMHeadModel:
+def random_spiking(
+    seed: int, heads: int, dim: int, timesteps: int, coding: Coding = "rate"
+) -> SpikingGPT2LMHeadModel:
     """One block with weights, thresholds, centres and forgetting from all over their ranges."""
     rng = torch.Generator().manual_seed(seed)
     width = heads * dim
@@ -115,6 +118,7 @@ def random_spiking(seed: int, heads: int, dim: int, timesteps: int) -> SpikingGP
         n_layer=1,
         n_inner=3 * width + 1,
         timesteps=timesteps,
+        coding=coding,
     )
     spiking = SpikingGPT2LMHeadModel(config).eval()
     with torch.no_grad():
@@ -146,29 +150,44 @@ def compare(found: netlist.Netlist, network: graph.Network, encoded: np.ndarray)
 
 
 def check_random(
-    folder: Path, tokenizer: Any, case: tuple[int, int, int, int, int], spikes: graph.Spikes
+    folder: Path,
+    tokenizer: Any,
+    case: tuple[int, int, int, int, int],
+    spikes: graph.Spikes,
+    coding: Coding,
 ) -> None:
     """Both networks of a random block, on random counts, equal at every step."""
     seed, heads, dim, timesteps, length = case
-    model = IntegerGPT2.from_spiking(random_spiking(seed, heads, dim, timesteps))
+    model = IntegerGPT2.from_spiking(random_spiking(seed, heads, dim, timesteps, coding))
     netlist.write(folder, model, tokenizer, spikes)
     found = netlist.read(folder)
     rng = np.random.default_rng(seed)
+    most = model.config.most
     for network in found.manifest.networks:
-        encoded = rng.integers(-timesteps, timesteps + 1, (length, heads * dim))
+        encoded = rng.integers(-most, most + 1, (length, heads * dim))
         tally = compare(found, network, encoded)
         assert tally.mismatches == 0, (network.name, tally)
         assert tally.compared > 0
 
 
 @pytest.mark.parametrize(
-    ("case", "spikes"),
-    [((1, 2, 8, 5, 4), "rate"), ((2, 3, 5, 64, 3), "graded"), ((3, 1, 4, 1, 6), "rate")],
+    ("case", "spikes", "coding"),
+    [
+        ((1, 2, 8, 5, 4), "rate", "rate"),
+        ((2, 3, 5, 64, 3), "graded", "rate"),
+        ((3, 1, 4, 1, 6), "rate", "rate"),
+        ((4, 2, 6, 8, 4), "rate", "phase"),
+        ((5, 2, 6, 5, 4), "graded", "phase"),
+    ],
 )
 def test_lava_is_the_integer_model(
-    tmp_path: Path, nano_tokenizer: Any, case: tuple[int, int, int, int, int], spikes: graph.Spikes
+    tmp_path: Path,
+    nano_tokenizer: Any,
+    case: tuple[int, int, int, int, int],
+    spikes: graph.Spikes,
+    coding: Coding,
 ) -> None:
-    check_random(tmp_path, nano_tokenizer, case, spikes)
+    check_random(tmp_path, nano_tokenizer, case, spikes, coding)
 
 
 @pytest.mark.parametrize("value", [0.0, -0.5])
@@ -195,14 +214,18 @@ def test_projections_that_need_a_silent_input(
         st.integers(1, 6),
     ),
     st.sampled_from(["rate", "graded"]),
+    st.sampled_from(["rate", "phase"]),
 )
 def test_lava_is_the_integer_model_anywhere(
     tmp_path_factory: pytest.TempPathFactory,
     nano_tokenizer: Any,
     case: tuple[int, int, int, int, int],
     spikes: graph.Spikes,
+    coding: Coding,
 ) -> None:
-    check_random(tmp_path_factory.mktemp("netlist"), nano_tokenizer, case, spikes)
+    if coding == "phase":
+        case = (*case[:3], min(case[3], MAX_PHASE_TIMESTEPS), case[4])
+    check_random(tmp_path_factory.mktemp("netlist"), nano_tokenizer, case, spikes, coding)
 
 
 def test_simulate_a_prompt(
@@ -269,7 +292,7 @@ def test_a_dead_process_is_an_error_and_not_a_wait(tmp_path: Path, when: str) ->
         np.save(log, np.zeros((2, 4), np.int32))
     before = children()
     source = RingBuffer(data=np.zeros((4, 9), int))
-    readout = Readout(bias=np.zeros(4, int), phase=1, start=0, logs={"u": log})
+    readout = Readout(bias=np.zeros(4, int), receives="rate", phase=1, start=0, logs={"u": log})
     source.s_out.connect(readout.a_in)
     with pytest.raises(LavaFailed):
         run_lava([source, readout], 9)

@@ -11,7 +11,7 @@ from torch import Tensor
 from neurtransformer.dense import load_dense
 from neurtransformer.errors import UserError
 from neurtransformer.measure.quality import counting_spikes, evaluate
-from neurtransformer.recipe import load_recipe
+from neurtransformer.recipe import Coding, load_recipe
 from neurtransformer.spiking.calibrate import fit_forgetting, fit_threshold
 from neurtransformer.spiking.config import SpikingGPT2Config
 from neurtransformer.spiking.convert import carry_over, convert
@@ -24,10 +24,14 @@ def tokens(count: int, length: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 4096, (count, length), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("timesteps", [1, 4, 7])
-def test_steps_equal_counts_neuron_for_neuron(tiny_dense_folder: Path, timesteps: int) -> None:
+@pytest.mark.parametrize(
+    ("timesteps", "coding"), [(1, "rate"), (4, "rate"), (7, "rate"), (1, "phase"), (8, "phase")]
+)
+def test_steps_equal_counts_neuron_for_neuron(
+    tiny_dense_folder: Path, timesteps: int, coding: Coding
+) -> None:
     dense, _ = load_dense(str(tiny_dense_folder))
-    model = convert(dense, tokens(2, 32), timesteps, "tiny")
+    model = convert(dense, tokens(2, 32), timesteps, "tiny", coding=coding)
     x = tokens(2, 16, seed=1)
     with torch.no_grad():
         with counting_spikes(model) as by_counts:

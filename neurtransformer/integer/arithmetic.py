@@ -8,6 +8,7 @@ floats; `tests/test_integer.py` proves the two equal.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from neurtransformer.recipe import Coding
 from neurtransformer.spiking.attention import (
     HEADROOM_BITS,
     MEAN_BITS,
@@ -59,7 +60,7 @@ def shift_round(x: Integers, bits: ArrayLike) -> Integers:
     return (x + half) >> bits
 
 
-# --- rate neurons ---
+# --- coding neurons ---
 
 
 def fire_start(u: Integers, theta: Integers, signed: ArrayLike) -> tuple[Integers, Integers]:
@@ -82,35 +83,60 @@ def fire(v: Integers, theta: Integers, most: int) -> tuple[Integers, Integers]:
     return spikes, v - spikes * theta
 
 
-def rate_counts(u: Integers, theta: Integers, most: int, signed: ArrayLike) -> Integers:
+def fire_counts(u: Integers, theta: Integers, most: int, signed: ArrayLike) -> Integers:
     """Spike counts of a whole firing phase: ``coding.counts_from_total`` of u / theta."""
     v, sign = fire_start(u, theta, signed)
     return sign * fire(v, theta, most)[0]
 
 
-def rate_steps(
-    u: Integers, theta: Integers, most: int, signed: ArrayLike, phase: int
+def fire_step(
+    v: Integers, theta: Integers, most: int, step: int, phase: int, coding: Coding
 ) -> tuple[Integers, Integers]:
-    """The firing phase step by step: spikes and v, each (phase, ..., n).
+    """Step 0..phase - 1 of the firing phase of neurons whose largest count is `most`.
 
-    most: the largest count. phase: T steps of spikes of at most `most` / T each, or one step of a
-    graded spike that carries the count.
+    phase: T steps of spikes, or one step of a graded spike that carries the count. Rate-coding
+    neurons send at most `most` / T in a step; the threshold of phase-coding ones is theta times
+    what the spike of this step weighs, 2^(phase - 1 - step).
     """
+    if coding == "rate":
+        return fire(v, theta, most // phase)
+    return fire(v, theta << (phase - 1 - step), most if phase == 1 else 1)
+
+
+def fire_steps(
+    u: Integers, theta: Integers, most: int, signed: ArrayLike, phase: int, coding: Coding
+) -> tuple[Integers, Integers]:
+    """The firing phase step by step: spikes and v, each (phase, ..., n). See `fire_step`."""
     v, sign = fire_start(u, theta, signed)
     spikes, potentials = [], []
-    for _ in range(phase):
-        spike, v = fire(v, theta, most // phase)
+    for step in range(phase):
+        spike, v = fire_step(v, theta, most, step, phase, coding)
         spikes.append(sign * spike)
         potentials.append(v)
     return np.stack(spikes), np.stack(potentials)
 
 
-def spread(counts: Integers, timesteps: int, phase: int) -> Integers:
-    """The spikes that carry `counts`: (phase, *counts.shape), see `rate_steps`."""
+def spread(counts: Integers, phase: int, coding: Coding) -> Integers:
+    """The spikes that carry `counts`: (phase, *counts.shape), see `fire_step`."""
     if phase == 1:
         return counts[None]
-    step = np.arange(timesteps).reshape(-1, *[1] * counts.ndim)
-    return np.where(step < np.abs(counts), np.sign(counts), 0)
+    step = np.arange(phase).reshape(-1, *[1] * counts.ndim)
+    size = np.abs(counts)
+    fires = step < size if coding == "rate" else (size >> (phase - 1 - step)) & 1 == 1
+    return np.where(fires, np.sign(counts), 0)
+
+
+def integrate(arriving: Integers, bias: Integers, coding: Coding) -> Integers:
+    """Membranes (phase, ..., n) after each step of integrating what arrives, the same shape.
+
+    What phase-coded spikes drive doubles before each step; the bias joins in the last one.
+    """
+    u = np.zeros_like(arriving)
+    last = np.zeros_like(arriving[0])
+    for step, current in enumerate(arriving):
+        last = u[step] = (last << (coding == "phase")) + current
+    u[-1] += bias
+    return u
 
 
 # --- GELU neurons ---

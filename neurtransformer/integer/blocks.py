@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import MERGE_SHIFT, Integers
+from neurtransformer.integer.config import IntegerConfig
+from neurtransformer.recipe import Coding
 from neurtransformer.spiking.attention import KEY_EXPANSION, qkv_sizes
-from neurtransformer.spiking.feedforward import HIDDEN_SPIKES
 
 Tensors = Mapping[str, NDArray]
 Trace = dict[str, Integers]
@@ -52,14 +53,14 @@ class Projection:
         """Counts (..., in) to membranes (..., out) at the end of a phase."""
         return self.synapses(counts) + self.bias
 
-    def steps(self, spikes: Integers) -> Integers:
+    def steps(self, spikes: Integers, coding: Coding) -> Integers:
         """Spikes (phase, ..., in) to membranes (phase, ..., out) after each step."""
-        return self.synapses(spikes).cumsum(0) + self.bias
+        return arithmetic.integrate(self.synapses(spikes), self.bias, coding)
 
 
 @dataclass(frozen=True)
 class GeluNeurons:
-    """Rate neurons whose membrane passes a GELU before they fire. All (n,), table apart."""
+    """Coding neurons whose membrane passes a GELU before they fire. All (n,), table apart."""
 
     mantissa: Integers
     shift: Integers
@@ -81,9 +82,10 @@ class GeluNeurons:
 class IntegerAttention:
     """The SSA network of one block: c_attn, query/key/value neurons, SSA, merged, c_proj."""
 
-    def __init__(self, tensors: Tensors, name: str, heads: int, timesteps: int) -> None:
-        self.heads = heads
-        self.timesteps = timesteps
+    def __init__(self, tensors: Tensors, name: str, config: IntegerConfig) -> None:
+        self.heads = config.heads
+        self.timesteps = config.timesteps
+        self.coding, self.most = config.coding, config.most
         self.c_attn = Projection.of(tensors, f"{name}.c_attn")
         self.c_proj = Projection.of(tensors, f"{name}.c_proj")
         self.qkv_theta = tensors[f"{name}.qkv.theta"].astype(np.int64)
@@ -112,30 +114,30 @@ class IntegerAttention:
     def counts(self, encoded: Integers, state: Integers) -> tuple[Integers, Integers]:
         """Counts (batch, length, width) to membranes of c_proj, the same shape, and state."""
         u = self.c_attn.counts(encoded)
-        qkv = arithmetic.rate_counts(u, self.qkv_theta, self.timesteps, self.qkv_signed)
+        qkv = arithmetic.fire_counts(u, self.qkv_theta, self.timesteps, self.qkv_signed)
         forgetting = self.shift, self.present
         reads, state = arithmetic.ssa_recurrent(*self.split(qkv), forgetting, self.timesteps, state)
         mean = arithmetic.normalise(reads, self.timesteps).swapaxes(1, 2)
         u = (mean.reshape(encoded.shape) << MERGE_SHIFT) + self.merged_bias
-        merged = arithmetic.rate_counts(u, self.merged_theta, self.timesteps, signed=True)
+        merged = arithmetic.fire_counts(u, self.merged_theta, self.most, signed=True)
         return self.c_proj.counts(merged), state
 
     def steps(self, encoded: Integers, phase: int) -> Trace:
         """Counts (length, width) of one sequence to all that happens, from an empty state."""
-        trace: Trace = {"encode.spikes": arithmetic.spread(encoded, self.timesteps, phase)}
-        trace["qkv.u"] = self.c_attn.steps(trace["encode.spikes"])
-        trace["qkv.spikes"], trace["qkv.v"] = arithmetic.rate_steps(
-            trace["qkv.u"][-1], self.qkv_theta, self.timesteps, self.qkv_signed, phase
+        trace: Trace = {"encode.spikes": arithmetic.spread(encoded, phase, self.coding)}
+        trace["qkv.u"] = self.c_attn.steps(trace["encode.spikes"], self.coding)
+        trace["qkv.spikes"], trace["qkv.v"] = arithmetic.fire_steps(
+            trace["qkv.u"][-1], self.qkv_theta, self.timesteps, self.qkv_signed, phase, "rate"
         )
         trace["ssa.read"], trace["ssa.state"] = self._ssa_steps(trace["qkv.spikes"])
         mean = arithmetic.normalise(trace["ssa.read"][-1], self.timesteps)
         arriving = np.zeros((phase, *encoded.shape), dtype=np.int64)
         arriving[-1] = mean.reshape(encoded.shape)
-        trace["merged.u"] = (arriving << MERGE_SHIFT) + self.merged_bias
-        trace["merged.spikes"], trace["merged.v"] = arithmetic.rate_steps(
-            trace["merged.u"][-1], self.merged_theta, self.timesteps, True, phase
+        trace["merged.u"] = arithmetic.integrate(arriving << MERGE_SHIFT, self.merged_bias, "rate")
+        trace["merged.spikes"], trace["merged.v"] = arithmetic.fire_steps(
+            trace["merged.u"][-1], self.merged_theta, self.most, True, phase, self.coding
         )
-        trace["readout.u"] = self.c_proj.steps(trace["merged.spikes"])
+        trace["readout.u"] = self.c_proj.steps(trace["merged.spikes"], self.coding)
         return _by_token(trace)
 
     def _ssa_steps(self, spikes: Integers) -> tuple[Integers, Integers]:
@@ -157,9 +159,8 @@ class IntegerAttention:
 class IntegerFeedForward:
     """The feed-forward network of one block: c_fc, GELU neurons, c_proj."""
 
-    def __init__(self, tensors: Tensors, name: str, timesteps: int) -> None:
-        self.timesteps = timesteps
-        self.most = HIDDEN_SPIKES * timesteps
+    def __init__(self, tensors: Tensors, name: str, config: IntegerConfig) -> None:
+        self.coding, self.most = config.coding, config.hidden_most
         self.c_fc = Projection.of(tensors, f"{name}.c_fc")
         self.hidden = GeluNeurons.of(tensors, f"{name}.hidden")
         self.c_proj = Projection.of(tensors, f"{name}.c_proj")
@@ -167,18 +168,18 @@ class IntegerFeedForward:
     def counts(self, encoded: Integers) -> Integers:
         """Counts (..., width) to membranes of c_proj (..., width)."""
         y = self.hidden.membrane(self.c_fc.counts(encoded))
-        hidden = arithmetic.rate_counts(y, self.hidden.theta, self.most, signed=False)
+        hidden = arithmetic.fire_counts(y, self.hidden.theta, self.most, signed=False)
         return self.c_proj.counts(hidden)
 
     def steps(self, encoded: Integers, phase: int) -> Trace:
         """Counts (length, width) of one sequence to all that happens."""
-        trace: Trace = {"encode.spikes": arithmetic.spread(encoded, self.timesteps, phase)}
-        trace["hidden.u"] = self.c_fc.steps(trace["encode.spikes"])
+        trace: Trace = {"encode.spikes": arithmetic.spread(encoded, phase, self.coding)}
+        trace["hidden.u"] = self.c_fc.steps(trace["encode.spikes"], self.coding)
         y = self.hidden.membrane(trace["hidden.u"][-1])
-        trace["hidden.spikes"], trace["hidden.v"] = arithmetic.rate_steps(
-            y, self.hidden.theta, self.most, False, phase
+        trace["hidden.spikes"], trace["hidden.v"] = arithmetic.fire_steps(
+            y, self.hidden.theta, self.most, False, phase, self.coding
         )
-        trace["readout.u"] = self.c_proj.steps(trace["hidden.spikes"])
+        trace["readout.u"] = self.c_proj.steps(trace["hidden.spikes"], self.coding)
         return _by_token(trace)
 
 

@@ -4,7 +4,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from neurtransformer.recipe import MAX_TIMESTEPS
+from neurtransformer.recipe import MAX_PHASE_TIMESTEPS, MAX_TIMESTEPS, Coding
+from neurtransformer.spiking.coding import largest_count
+from neurtransformer.spiking.feedforward import HIDDEN_SPIKES
 
 Size = Annotated[int, Field(strict=True, ge=1, le=2**24)]
 
@@ -21,10 +23,23 @@ class IntegerConfig(BaseModel):
     vocabulary: Size
     positions: Size
     timesteps: Annotated[int, Field(strict=True, ge=1, le=MAX_TIMESTEPS)]
+    coding: Coding
     epsilon: Annotated[float, Field(ge=0, lt=1)]
 
+    @property
+    def most(self) -> int:
+        """The largest count of the inputs of a network and of the merged heads."""
+        return largest_count(self.timesteps, self.coding)
+
+    @property
+    def hidden_most(self) -> int:
+        """The largest count of a hidden channel."""
+        return largest_count(self.timesteps, self.coding, HIDDEN_SPIKES[self.coding])
+
     @model_validator(mode="after")
-    def _whole_heads(self) -> "IntegerConfig":
+    def _possible(self) -> "IntegerConfig":
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is no multiple of {self.heads} heads")
+        if self.coding == "phase" and self.timesteps > MAX_PHASE_TIMESTEPS:
+            raise ValueError(f"phase coding takes at most {MAX_PHASE_TIMESTEPS} timesteps")
         return self

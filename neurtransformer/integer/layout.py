@@ -15,7 +15,6 @@ from neurtransformer.integer.arithmetic import LIMIT, WEIGHT_LIMIT
 from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.integer.quantise import Tensors, worst_sums
 from neurtransformer.spiking.attention import NO_FORGETTING, qkv_sizes
-from neurtransformer.spiking.feedforward import HIDDEN_SPIKES
 
 Home = Literal["synapses", "chip", "host"]
 
@@ -66,14 +65,14 @@ def _encode(config: IntegerConfig) -> Iterator[tuple[str, Entry]]:
 
 
 def _attention(config: IntegerConfig) -> Iterator[tuple[str, Entry]]:
-    width, heads, most = config.width, config.heads, LIMIT // config.timesteps
+    width, heads = config.width, config.heads
     yield from _encode(config)
     rows = sum(qkv_sizes(width))
     yield from _projection("c_attn", rows, width)
-    yield "qkv.theta", _chip(rows, 1, most)
+    yield "qkv.theta", _chip(rows, 1, LIMIT // config.timesteps)
     yield "ssa.shift", _chip(heads, 0, NO_FORGETTING)
     yield "ssa.present", _chip(heads, 0, 255)
-    yield "merged.theta", _chip(width, 1, most)
+    yield "merged.theta", _chip(width, 1, LIMIT // config.most)
     center = arithmetic.MERGED_CENTER_LIMIT
     yield "merged.bias", _chip(width, -center, center)
     yield from _projection("c_proj", width, width)
@@ -86,7 +85,7 @@ def _feedforward(config: IntegerConfig) -> Iterator[tuple[str, Entry]]:
     yield "hidden.mantissa", _chip(hidden, mantissas[0], mantissas[-1])
     yield "hidden.shift", _chip(hidden, -24, 62)
     yield "hidden.center", _chip(hidden, -LIMIT, LIMIT)
-    yield "hidden.theta", _chip(hidden, 1, LIMIT // (HIDDEN_SPIKES * config.timesteps))
+    yield "hidden.theta", _chip(hidden, 1, LIMIT // config.hidden_most)
     unit = 1 << arithmetic.GELU_BITS
     yield "hidden.table", _chip(arithmetic.GELU_ENTRIES, -unit, unit)
     yield from _projection("c_proj", config.width, hidden)
@@ -117,9 +116,9 @@ def check(config: IntegerConfig, tensors: Tensors, complain: Callable[[str], Non
             first = "c_attn" if neurons else "c_fc"
             theta = tensors[f"{name}.{neurons}.theta"] if neurons else 0
             gain = 1 if neurons else arithmetic.GELU_MANTISSAS[-1]
-            behind = config.timesteps * (1 if neurons else HIDDEN_SPIKES)
+            behind = config.most if neurons else config.hidden_most
             for projection, most, beside, factor in (
-                (first, config.timesteps, theta, gain),
+                (first, config.most, theta, gain),
                 ("c_proj", behind, 0, 1),
             ):
                 weight = tensors[f"{name}.{projection}.weight"]

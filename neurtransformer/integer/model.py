@@ -20,7 +20,7 @@ from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.integer.blocks import IntegerAttention, IntegerFeedForward
 from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
-from neurtransformer.spiking.neuron import RateNeuron
+from neurtransformer.spiking.neuron import CodingNeuron
 
 Network = Literal["attn", "mlp"]
 States = list[Integers | None]
@@ -33,14 +33,9 @@ class IntegerGPT2:
     def __init__(self, config: IntegerConfig, tensors: quantise.Tensors) -> None:
         self.config = config
         self.tensors = tensors
-        steps = config.timesteps
-        self.attention = [
-            IntegerAttention(tensors, f"h.{i}.attn", config.heads, steps)
-            for i in range(config.layers)
-        ]
-        self.feedforward = [
-            IntegerFeedForward(tensors, f"h.{i}.mlp", steps) for i in range(config.layers)
-        ]
+        blocks = range(config.layers)
+        self.attention = [IntegerAttention(tensors, f"h.{i}.attn", config) for i in blocks]
+        self.feedforward = [IntegerFeedForward(tensors, f"h.{i}.mlp", config) for i in blocks]
 
     @classmethod
     def from_spiking(cls, model: SpikingGPT2LMHeadModel) -> "IntegerGPT2":
@@ -57,6 +52,7 @@ class IntegerGPT2:
             vocabulary=c.vocab_size,
             positions=c.n_positions,
             timesteps=c.timesteps,
+            coding=c.coding,
             epsilon=c.layer_norm_epsilon,
         )
         return cls(config, _tensors(model))
@@ -83,7 +79,8 @@ class IntegerGPT2:
     def encode(self, x: Tensor, block: int, network: Network) -> Integers:
         """Residual stream (..., width) to the spike counts that enter a network of a block."""
         norm = "ln_1" if network == "attn" else "ln_2"
-        neuron = RateNeuron(x.shape[-1], self.config.timesteps, signed=True, analogue=True).eval()
+        steps, coding = self.config.timesteps, self.config.coding
+        neuron = CodingNeuron(x.shape[-1], steps, signed=True, coding=coding, analogue=True).eval()
         with torch.no_grad():
             neuron.threshold.copy_(self.host(f"h.{block}.{network}.encode.threshold"))
             neuron.center.copy_(self.host(f"h.{block}.{network}.encode.center"))

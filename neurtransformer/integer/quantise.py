@@ -115,15 +115,16 @@ def quantise_attention(attention: SpikingSelfAttention, name: str) -> Tensors:
     spike_value = np.concatenate([_floats(neuron.spike_value) for neuron in neurons])
     center = np.concatenate([_floats(neuron.center) for neuron in neurons])
     weight, bias = _folded(attention.c_attn, _floats(encode.spike_value))
-    c_attn = quantise_rows(weight, bias - center, timesteps, spike_value=spike_value)
+    c_attn = quantise_rows(weight, bias - center, encode.most, spike_value=spike_value)
     theta = quantise_threshold(spike_value, c_attn.scale, timesteps)
 
     value_spike = (theta * c_attn.scale)[-len(_floats(attention.value.center)) :]
     unit = value_spike * 2.0 ** -(MEAN_BITS + arithmetic.MERGE_SHIFT)
-    merged_theta = quantise_threshold(_floats(attention.merged.spike_value), unit, timesteps)
+    merged = attention.merged
+    merged_theta = quantise_threshold(_floats(merged.spike_value), unit, merged.most)
     most = arithmetic.MERGED_CENTER_LIMIT
-    merged_center = np.rint(_floats(attention.merged.center) / unit).clip(-most, most)
-    c_proj = quantise_rows(*_folded(attention.c_proj, merged_theta * unit), timesteps)
+    merged_center = np.rint(_floats(merged.center) / unit).clip(-most, most)
+    c_proj = quantise_rows(*_folded(attention.c_proj, merged_theta * unit), merged.most)
     present = _floats(attention.present) * (1 << arithmetic.PRESENT_BITS)
     return {
         f"{name}.encode.threshold": _floats(encode.threshold).astype(np.float32),
@@ -140,11 +141,11 @@ def quantise_attention(attention: SpikingSelfAttention, name: str) -> Tensors:
 
 def quantise_feedforward(mlp: SpikingFeedForward, name: str) -> Tensors:
     """Tensors of one feed-forward network, keys beginning with `name`."""
-    timesteps, encode, hidden = mlp.encode.timesteps, mlp.encode, mlp.hidden
+    encode, hidden = mlp.encode, mlp.hidden
     assert hidden.activation is not None
     weight, bias = _folded(mlp.c_fc, _floats(encode.spike_value))
     c_fc = quantise_rows(
-        weight, bias, timesteps, snap=gelu_scale, gain=arithmetic.GELU_MANTISSAS[-1]
+        weight, bias, encode.most, snap=gelu_scale, gain=arithmetic.GELU_MANTISSAS[-1]
     )
     mantissa, shift = gelu_multiplier(c_fc.scale)
     unit = 2.0**-arithmetic.GELU_BITS

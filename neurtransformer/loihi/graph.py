@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.config import IntegerConfig
+from neurtransformer.recipe import Coding
 from neurtransformer.spiking.attention import KEY_EXPANSION, MEAN_BITS, level_bits, qkv_sizes
+from neurtransformer.spiking.feedforward import HIDDEN_SPIKES
 
 Spikes = Literal["rate", "graded"]
 Count = Annotated[int, Field(strict=True, ge=0)]
@@ -46,27 +48,39 @@ class Synapses(Node):
     silent_inputs: Literal[0, 1] = 0
 
 
-class RateNeurons(Node):
-    """Soft-reset rate neurons; what arrives is shifted left. Tensors: theta, bias."""
+class Integrating(Node):
+    """What integrates spikes in a membrane. Tensor: bias, which joins in a phase's last step.
 
-    kind: Literal["rate_neurons"] = "rate_neurons"
+    receives: the code of the spikes that arrive; a membrane that phase-coded ones drive doubles
+    each step."""
+
+    receives: Coding
+    state_bits: Literal[24] = 24
+    bias: str
+
+
+class CodingNeurons(Integrating):
+    """Soft-reset neurons; what arrives is shifted left. Tensor: theta.
+
+    sends: the code of their own spikes; of phase-coding ones the threshold of step t is theta times
+    2^(T-1-t)."""
+
+    kind: Literal["coding_neurons"] = "coding_neurons"
+    sends: Coding
     unsigned: Count
     """The first so many send spikes 0 or 1, the others -1, 0 or 1."""
     input_shift: Count
-    state_bits: Literal[24] = 24
-    bias: str
 
 
-class GeluNeurons(Node):
-    """Rate neurons that fire the GELU of their membrane. Tensors: mantissa, shift, center, theta,
-    table, bias."""
+class GeluNeurons(Integrating):
+    """Neurons that fire the GELU of their membrane. Tensors: mantissa, shift, center, theta,
+    table."""
 
     kind: Literal["gelu_neurons"] = "gelu_neurons"
-    spikes_per_step: Literal[2] = 2
+    sends: Coding
+    spikes_per_step: Literal[1, 2]
     fraction_bits: Literal[14] = 14
     table_entries: Literal[256] = 256
-    state_bits: Literal[24] = 24
-    bias: str
 
 
 class SSA(Node):
@@ -87,16 +101,14 @@ class SSA(Node):
     state_bits: Literal[24] = 24
 
 
-class Readout(Node):
+class Readout(Integrating):
     """Membranes that the host reads when a phase ends and adds, times `scale`, to the stream."""
 
     kind: Literal["readout"] = "readout"
-    state_bits: Literal[24] = 24
-    bias: str
 
 
 AnyNode = Annotated[
-    Source | Synapses | RateNeurons | GeluNeurons | SSA | Readout, Field(discriminator="kind")
+    Source | Synapses | CodingNeurons | GeluNeurons | SSA | Readout, Field(discriminator="kind")
 ]
 
 
@@ -153,10 +165,12 @@ def _attention(
     nodes: list[AnyNode] = [
         Source(name="encode", outputs=width, start=0),
         _synapses(name, "c_attn", (rows, width), 0, silent),
-        RateNeurons(
+        CodingNeurons(
             name="qkv",
             outputs=rows,
             start=1,
+            receives=config.coding,
+            sends="rate",
             unsigned=queries + keys,
             input_shift=0,
             bias="c_attn.bias",
@@ -172,16 +186,24 @@ def _attention(
             mean_bits=MEAN_BITS,
         ),
         # the SSA reads, and its mean arrives, one phase after the spikes of key and value
-        RateNeurons(
+        CodingNeurons(
             name="merged",
             outputs=width,
             start=1 + 2 * phase,
+            receives="rate",
+            sends=config.coding,
             unsigned=0,
             input_shift=arithmetic.MERGE_SHIFT,
             bias="merged.bias",
         ),
         _synapses(name, "c_proj", (width, width), 1 + 3 * phase, silent),
-        Readout(name="readout", outputs=width, start=2 + 3 * phase, bias="c_proj.bias"),
+        Readout(
+            name="readout",
+            outputs=width,
+            start=2 + 3 * phase,
+            receives=config.coding,
+            bias="c_proj.bias",
+        ),
     ]
     return _chain(name, block, nodes)
 
@@ -193,9 +215,23 @@ def _feedforward(
     nodes: list[AnyNode] = [
         Source(name="encode", outputs=width, start=0),
         _synapses(name, "c_fc", (hidden, width), 0, silent),
-        GeluNeurons(name="hidden", outputs=hidden, start=1, bias="c_fc.bias"),
+        GeluNeurons(
+            name="hidden",
+            outputs=hidden,
+            start=1,
+            receives=config.coding,
+            sends=config.coding,
+            spikes_per_step=HIDDEN_SPIKES[config.coding],
+            bias="c_fc.bias",
+        ),
         _synapses(name, "c_proj", (width, hidden), 1 + phase, silent),
-        Readout(name="readout", outputs=width, start=2 + phase, bias="c_proj.bias"),
+        Readout(
+            name="readout",
+            outputs=width,
+            start=2 + phase,
+            receives=config.coding,
+            bias="c_proj.bias",
+        ),
     ]
     return _chain(name, block, nodes)
 

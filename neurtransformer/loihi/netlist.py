@@ -31,7 +31,7 @@ from neurtransformer.loihi import netx
 from neurtransformer.loihi.graph import Count, Network, Spikes, Strict, Synapses, networks
 from neurtransformer.runs import read_json, write_json
 
-VERSION: Literal[2] = 2
+VERSION: Literal[3] = 3
 CHIP, HOST, TOKENIZER = "chip.safetensors", "host.safetensors", "tokenizer"
 Progress = Callable[[str], None]
 
@@ -41,9 +41,10 @@ _HOST = (
 )
 _TRANSPORT: dict[Spikes, str] = {
     "rate": "a phase is T steps; a neuron sends at most one spike a step, of payload +1, or -1 or "
-    "+1 where it is signed (a graded spike of one bit and sign), or 1 or 2 behind a GELU",
-    "graded": "a phase is one step; a neuron sends one graded spike that carries its count, 0..T, "
-    "or -T..T where it is signed, or 0..2T behind a GELU",
+    "+1 where it is signed (a graded spike of one bit and sign), or 1 or 2 behind a GELU if counts "
+    "are rate coded; of phase-coded counts it sends the binary digits, the highest first",
+    "graded": "a phase is one step; a neuron sends one graded spike that carries its count: rate "
+    "coded 0..T, -T..T where it is signed, or 0..2T behind a GELU; phase coded up to 2^T - 1",
 }
 
 
@@ -66,7 +67,7 @@ class Manifest(Strict):
     """manifest.json."""
 
     format: Literal["neurtx netlist"] = "neurtx netlist"
-    version: Literal[2] = VERSION
+    version: Literal[3] = VERSION
     config: IntegerConfig
     spikes: Spikes
     transport: str
@@ -143,7 +144,7 @@ def _totals(graph: list[Network]) -> Totals:
     nodes = [node for network in graph for node in network.nodes]
     return Totals(
         synapses=sum(n.inputs * n.outputs for n in nodes if isinstance(n, Synapses)),
-        neurons=sum(n.outputs for n in nodes if n.kind in ("rate_neurons", "gelu_neurons")),
+        neurons=sum(n.outputs for n in nodes if n.kind in ("coding_neurons", "gelu_neurons")),
     )
 
 

@@ -1,12 +1,13 @@
-"""Our Lava processes: rate and GELU neurons, the SSA with its plastic state, membranes to read out.
+"""Our Lava processes: neurons, the SSA with its plastic state, membranes to read out.
 
 Time is cut into phases of P steps: P = T with one spike per step, P = 1 with one graded spike per
 phase. One phase handles one token, and every process is one or more phases behind the one before
 it, as in a pipeline. A process whose `start` is s takes step s + 1 as the first of its phase 0.
 
-- A neuron *integrates* the spikes of a phase in u, which starts at its bias; when the next phase
-  begins, u is handed to v, from which the neuron *fires* during that phase (soft reset), while u
-  integrates the next token. On the chip these are the two states of one neuron.
+- A neuron *integrates* the spikes of a phase in u, which its bias joins in the last step; when the
+  next phase begins, u is handed to v, from which the neuron *fires* during that phase (soft reset),
+  while u integrates the next token. On the chip these are the two states of one neuron. Where
+  phase-coded spikes arrive u doubles each step; where they are sent the threshold halves each step.
 - The SSA *counts* the spikes of key and value during a phase; when the next phase begins it writes
   the product of values and squared keys into its plastic state, and during that phase it *reads*
   the state with the query spikes of the same token, which it has delayed by one phase. They
@@ -40,6 +41,7 @@ from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.integer.blocks import GeluNeurons
+from neurtransformer.recipe import Coding
 
 STATE = LavaPyType(np.ndarray, np.int32, precision=arithmetic.STATE_BITS)
 SPIKES_IN = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=arithmetic.STATE_BITS)
@@ -48,11 +50,12 @@ SPIKES_OUT = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=arithmetic.STAT
 Logs = dict[str, Path]
 
 
-class RateNeurons(AbstractProcess):
-    """Soft-reset rate neurons. bias, theta: (n,). The first `unsigned` of them are unsigned.
+class CodingNeurons(AbstractProcess):
+    """Soft-reset neurons. bias, theta: (n,). The first `unsigned` of them are unsigned.
 
-    A neuron sends at most `per_step` spikes a step. What arrives is shifted left by `input_shift`.
-    With `gelu` the membrane passes a GELU first.
+    receives, sends: the codes of the spikes that arrive and leave. most: the largest count that
+    leaves. What arrives is shifted left by `input_shift`. With `gelu` the membrane passes a GELU
+    before it fires.
     """
 
     def __init__(
@@ -61,19 +64,21 @@ class RateNeurons(AbstractProcess):
         bias: Integers,
         theta: Integers,
         unsigned: int,
-        per_step: int,
+        receives: Coding,
+        sends: Coding,
+        most: int,
         input_shift: int,
         gelu: GeluNeurons | None = None,
-        timesteps: int,
         phase: int,
         start: int,
         logs: Logs,
     ) -> None:
         super().__init__(
-            per_step=per_step,
+            receives=receives,
+            sends=sends,
+            most=most,
             input_shift=input_shift,
             gelu=gelu,
-            timesteps=timesteps,
             phase=phase,
             start=start,
             logs=logs,
@@ -84,7 +89,7 @@ class RateNeurons(AbstractProcess):
         self.bias = Var(shape=shape, init=bias)
         self.theta = Var(shape=shape, init=theta)
         self.signed = Var(shape=shape, init=(np.arange(len(bias)) >= unsigned).astype(np.int32))
-        self.u = Var(shape=shape, init=bias)
+        self.u = Var(shape=shape, init=0)
         self.v = Var(shape=shape, init=0)
         self.sign = Var(shape=shape, init=1)
 
@@ -113,18 +118,34 @@ class PhasedModel(PyLoihiProcessModel):
             self.files[name][self.time_step - 1] = values[name]
 
 
-@implements(proc=RateNeurons, protocol=LoihiProtocol)
-@requires(CPU)
-@tag("fixed_pt")
-class PyRateNeurons(PhasedModel):
-    """RateNeurons on a CPU."""
+class IntegratingModel(PhasedModel):
+    """A membrane u that integrates the spikes of a phase, and starts again with the next."""
 
     a_in: PyInPort = SPIKES_IN
-    s_out: PyOutPort = SPIKES_OUT
     bias: np.ndarray = STATE
+    u: np.ndarray = STATE
+
+    def __init__(self, proc_params: Any) -> None:
+        super().__init__(proc_params)
+        self.doubling = int(proc_params["receives"] == "phase")
+
+    def integrate(self, arriving: NDArray, step: int) -> None:
+        """One step of a phase."""
+        before = self.u << self.doubling if step > 0 else np.zeros_like(self.u)
+        self.u = before + arriving
+        if step == self.period - 1:
+            self.u = self.u + self.bias
+
+
+@implements(proc=CodingNeurons, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PyCodingNeurons(IntegratingModel):
+    """CodingNeurons on a CPU."""
+
+    s_out: PyOutPort = SPIKES_OUT
     theta: np.ndarray = STATE
     signed: np.ndarray = STATE
-    u: np.ndarray = STATE
     v: np.ndarray = STATE
     sign: np.ndarray = STATE
 
@@ -132,7 +153,8 @@ class PyRateNeurons(PhasedModel):
         super().__init__(proc_params)
         self.input_shift: int = proc_params["input_shift"]
         self.gelu: GeluNeurons | None = proc_params["gelu"]
-        self.most = proc_params["per_step"] * proc_params["timesteps"] // self.period
+        self.sends: Coding = proc_params["sends"]
+        self.most: int = proc_params["most"]
 
     def run_spk(self) -> None:
         arriving = self.a_in.recv()
@@ -142,49 +164,46 @@ class PyRateNeurons(PhasedModel):
             return
         if step == 0 and self.time_step > self.begin + self.period:
             self.hand_over()
-        self.u = self.u + (arriving << self.input_shift)
-        fired, self.v = arithmetic.fire(self.v, self.theta, self.most)
+        self.integrate(arriving << self.input_shift, step)
+        fired, self.v = arithmetic.fire_step(
+            self.v, self.theta, self.most, step, self.period, self.sends
+        )
         spikes = (self.sign * fired).astype(np.int32)
         self.s_out.send(spikes)
         self.record(u=self.u, v=self.v, spikes=spikes)
 
     def hand_over(self) -> None:
-        """From integrating to firing; integrating begins anew."""
+        """From integrating to firing."""
         u: Integers = self.u.astype(np.int64)
         if self.gelu is not None:
             u = self.gelu.membrane(u)
         self.v, self.sign = arithmetic.fire_start(u, self.theta, self.signed.astype(bool))
-        self.u = self.bias.copy()
 
 
 class Readout(AbstractProcess):
     """Membranes that the host reads at the end of each phase: neurons that do not fire."""
 
-    def __init__(self, *, bias: Integers, phase: int, start: int, logs: Logs) -> None:
-        super().__init__(phase=phase, start=start, logs=logs)
+    def __init__(
+        self, *, bias: Integers, receives: Coding, phase: int, start: int, logs: Logs
+    ) -> None:
+        super().__init__(receives=receives, phase=phase, start=start, logs=logs)
         self.a_in = InPort(shape=bias.shape)
         self.bias = Var(shape=bias.shape, init=bias)
-        self.u = Var(shape=bias.shape, init=bias)
+        self.u = Var(shape=bias.shape, init=0)
 
 
 @implements(proc=Readout, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("fixed_pt")
-class PyReadout(PhasedModel):
+class PyReadout(IntegratingModel):
     """Readout on a CPU."""
-
-    a_in: PyInPort = SPIKES_IN
-    bias: np.ndarray = STATE
-    u: np.ndarray = STATE
 
     def run_spk(self) -> None:
         arriving = self.a_in.recv()
         step = self.step_in_phase()
         if step < 0:
             return
-        if step == 0:
-            self.u = self.bias.copy()
-        self.u = self.u + arriving
+        self.integrate(arriving, step)
         self.record(u=self.u)
 
 

@@ -34,20 +34,21 @@ from neurtransformer.loihi import graph
 from neurtransformer.loihi.netlist import Netlist
 from neurtransformer.loihi.processes import (
     SSA,
+    CodingNeurons,
     Logs,
-    PyRateNeurons,
+    PyCodingNeurons,
     PyReadout,
     PySSA,
-    RateNeurons,
     Readout,
 )
+from neurtransformer.spiking.coding import largest_count
 
 PAYLOAD_BITS = 8
 """Width of a spike's payload: counts up to 64, and their sign."""
 
 _LOGGED = {
     # node kind -> quantity -> whether it belongs to the token of the phase before
-    "rate_neurons": {"u": False, "v": True, "spikes": True},
+    "coding_neurons": {"u": False, "v": True, "spikes": True},
     "gelu_neurons": {"u": False, "v": True, "spikes": True},
     "ssa": {"read": True, "state": True},
     "readout": {"u": False},
@@ -56,7 +57,7 @@ _MODELS = {
     # all tagged fixed_pt
     RingBuffer: PySendModelFixed,
     Dense: PyDenseModelBitAcc,
-    RateNeurons: PyRateNeurons,
+    CodingNeurons: PyCodingNeurons,
     SSA: PySSA,
     Readout: PyReadout,
 }
@@ -115,11 +116,11 @@ class _Builder:
             "logs": self._logs(node),
         }
         if isinstance(node, graph.Readout):
-            process = Readout(bias=self._tensor(node.bias), **common)
+            process = Readout(bias=self._tensor(node.bias), receives=node.receives, **common)
             return process.a_in, None, process
-        common["timesteps"] = self.timesteps
         if isinstance(node, graph.SSA):
             process = SSA(
+                timesteps=self.timesteps,
                 shift=self._tensor("ssa.shift"),
                 present=self._tensor("ssa.present"),
                 dim=node.dim,
@@ -127,14 +128,20 @@ class _Builder:
                 **common,
             )
             return process.s_in, process.s_out, process
-        if isinstance(node, graph.RateNeurons):
-            common |= {"unsigned": node.unsigned, "per_step": 1, "input_shift": node.input_shift}
+        if isinstance(node, graph.CodingNeurons):
+            per_step = 1
+            common |= {"unsigned": node.unsigned, "input_shift": node.input_shift}
         else:
+            per_step = node.spikes_per_step
             hidden = self.netlist.model.feedforward[self.network.block].hidden
-            common |= {"unsigned": node.outputs, "per_step": node.spikes_per_step}
-            common |= {"input_shift": 0, "gelu": hidden}
-        process = RateNeurons(
-            bias=self._tensor(node.bias), theta=self._tensor(f"{node.name}.theta"), **common
+            common |= {"unsigned": node.outputs, "input_shift": 0, "gelu": hidden}
+        process = CodingNeurons(
+            bias=self._tensor(node.bias),
+            theta=self._tensor(f"{node.name}.theta"),
+            receives=node.receives,
+            sends=node.sends,
+            most=largest_count(self.timesteps, node.sends, per_step),
+            **common,
         )
         return process.a_in, process.s_out, process
 

@@ -17,7 +17,9 @@ from typing import Self
 
 from transformers import GPT2Config
 
+from neurtransformer.recipe import Coding
 from neurtransformer.spiking.attention import qkv_sizes
+from neurtransformer.spiking.feedforward import HIDDEN_SPIKES
 
 LAYER_NORM_MACS = 4
 """Per channel: mean, variance, scaling, gain and bias."""
@@ -65,6 +67,7 @@ class Shape:
     vocab: int
     context: int
     timesteps: int
+    coding: Coding
 
     @classmethod
     def of(cls, config: GPT2Config) -> Self:
@@ -77,6 +80,7 @@ class Shape:
             vocab=config.vocab_size,
             context=config.n_positions,
             timesteps=config.timesteps,
+            coding=config.coding,
         )
 
     @property
@@ -163,15 +167,18 @@ def synapses(spikes: float, fan_out: float) -> Ops:
     return Ops(ac=spikes * fan_out, words=spikes * fan_out)
 
 
-def neurons(channels: int, spikes: float, timesteps: int, *, pairs: bool) -> Ops:
+def neurons(
+    channels: int, spikes: float, timesteps: int, *, pairs: bool, receives: Coding = "rate"
+) -> Ops:
     """Updates of a population: T steps of integrating, then T of firing.
 
     Per neuron one AC a step to add the synaptic current to the membrane, one a step to compare it
-    with the threshold (two in pairs, signed or staggered), and one per spike for the reset. Each of
-    the 2 T steps reads and writes the membrane.
+    with the threshold (two in pairs, signed or staggered), and one per spike for the reset; where
+    phase-coded spikes arrive, one more a step, a shift, to double the membrane. Each of the 2 T
+    steps reads and writes the membrane.
     """
-    comparisons = 2 if pairs else 1
-    updates = channels * timesteps * (1 + comparisons) + spikes
+    each = 1 + (2 if pairs else 1) + (receives == "phase")
+    updates = channels * timesteps * each + spikes
     return Ops(ac=updates, words=2 * 2 * timesteps * channels)
 
 
@@ -193,9 +200,9 @@ def spiking_attention(s: Shape, n: LayerSpikes) -> dict[str, Ops]:
     steps = s.timesteps
     visited = n.query * column
     coded = neurons(s.width, n.encode, steps, pairs=True)
-    coded += neurons(s.keys, n.query, steps, pairs=False)
-    coded += neurons(s.keys, n.key, steps, pairs=False)
-    coded += neurons(s.width, n.value, steps, pairs=True)
+    coded += neurons(s.keys, n.query, steps, pairs=False, receives=s.coding)
+    coded += neurons(s.keys, n.key, steps, pairs=False, receives=s.coding)
+    coded += neurons(s.width, n.value, steps, pairs=True, receives=s.coding)
     coded += neurons(s.width, n.merged, steps, pairs=True)
     return {
         "c_attn": synapses(n.encode, sum(qkv_sizes(s.width))),
@@ -212,9 +219,10 @@ def spiking_attention(s: Shape, n: LayerSpikes) -> dict[str, Ops]:
 
 
 def spiking_feed_forward(s: Shape, n: LayerSpikes) -> dict[str, Ops]:
-    """The rate-coded MLP of one block; its GELU acts once on each membrane."""
+    """The spiking MLP of one block; its GELU acts once on each membrane."""
     coded = neurons(s.width, n.mlp_encode, s.timesteps, pairs=True)
-    coded += neurons(s.hidden, n.hidden, s.timesteps, pairs=True)
+    pairs = HIDDEN_SPIKES[s.coding] == 2
+    coded += neurons(s.hidden, n.hidden, s.timesteps, pairs=pairs, receives=s.coding)
     return {
         "c_fc": synapses(n.mlp_encode, s.hidden),
         "gelu": Ops(mac=GELU_MACS * s.hidden),
@@ -250,7 +258,8 @@ def operations(
     spikes: per block the spikes of a token; active: per block the neurons that send any, which is
     the number of graded spikes.
     """
-    one_step = replace(s, timesteps=1)
+    # a graded spike carries a count, so no membrane doubles
+    one_step = replace(s, timesteps=1, coding="rate")
     return {
         "attention": {
             "dense": _sum([dense_attention(s) for _ in spikes]),

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import GPT2LMHeadModel
 
+from neurtransformer.spiking.coding import spikes_in
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
-from neurtransformer.spiking.neuron import RateNeuron
+from neurtransformer.spiking.neuron import CodingNeuron
 
 
 class SpikeCounter:
@@ -22,9 +23,13 @@ class SpikeCounter:
         self.active: dict[str, Tensor] = {}
         self.tokens: dict[str, int] = {}
 
-    def add(self, name: str, spikes: Tensor, steps: bool) -> None:
-        """spikes: counts (..., channels) or, with `steps`, spikes (T, ..., channels)."""
-        counts = (spikes.sum(0) if steps else spikes).abs().flatten(0, -2)
+    def add(self, name: str, neuron: CodingNeuron, output: Tensor, steps: bool) -> None:
+        """output: counts (..., channels) or, with `steps`, spikes (T, ..., channels)."""
+        if steps:
+            counts = output.abs().sum(0)
+        else:
+            counts = spikes_in(output, neuron.coding, neuron.timesteps)
+        counts = counts.flatten(0, -2)
         self.spikes[name] = self.spikes.get(name, 0) + counts.sum(0, dtype=torch.float64)
         self.active[name] = self.active.get(name, 0) + (counts > 0).sum(0).double()
         self.tokens[name] = self.tokens.get(name, 0) + len(counts)
@@ -36,19 +41,19 @@ class SpikeCounter:
 
 @contextmanager
 def counting_spikes(model: SpikingGPT2LMHeadModel) -> Iterator[SpikeCounter]:
-    """Count the spikes of every `RateNeuron` of `model` while open."""
+    """Count the spikes of every `CodingNeuron` of `model` while open."""
     counter = SpikeCounter()
 
     def listener(name: str) -> Callable[..., None]:
-        def hear(module: torch.nn.Module, args: Any, output: Tensor) -> None:
-            counter.add(name, output, model.steps)
+        def hear(module: CodingNeuron, args: Any, output: Tensor) -> None:
+            counter.add(name, module, output, model.steps)
 
         return hear
 
     hooks = [
         module.register_forward_hook(listener(name.removeprefix("transformer.h.")))
         for name, module in model.named_modules()
-        if isinstance(module, RateNeuron)
+        if isinstance(module, CodingNeuron)
     ]
     try:
         yield counter

@@ -29,8 +29,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from neurtransformer.recipe import Coding
 from neurtransformer.spiking.coding import facilitated
-from neurtransformer.spiking.neuron import RateNeuron, SpikeLinear
+from neurtransformer.spiking.neuron import CodingNeuron, SpikeLinear
 
 STATE_BITS = 24
 """Width of a state on Loihi 2, sign included; also what a float32 holds exactly."""
@@ -212,25 +213,28 @@ class SpikingSelfAttention(nn.Module):
     Keys and queries are unsigned populations (so attention weights are never negative), wider than
     values and outputs, which are signed. `c_attn` has the rows of all queries, then keys, then
     values, each head by head. `shift` and `present` (heads,) are the s and u of the rule above.
+    coding: how the inputs and the merged heads are sent; query, key and value are always counted,
+    because their products would not fit the state otherwise.
     """
 
     shift: Tensor
     present: Tensor
 
-    def __init__(self, width: int, heads: int, timesteps: int) -> None:
+    def __init__(self, width: int, heads: int, timesteps: int, coding: Coding = "rate") -> None:
         super().__init__()
         self.heads = heads
         self.timesteps = timesteps
-        self.encode = RateNeuron(width, timesteps, signed=True, analogue=True)
+        self.encode = CodingNeuron(width, timesteps, signed=True, coding=coding, analogue=True)
         queries, keys, values = qkv_sizes(width)
-        self.c_attn = SpikeLinear(width, queries + keys + values, timesteps)
-        self.query = RateNeuron(queries, timesteps, signed=False)
-        self.key = RateNeuron(keys, timesteps, signed=False)
-        self.value = RateNeuron(width, timesteps, signed=True)
+        most = self.encode.most
+        self.c_attn = SpikeLinear(width, queries + keys + values, most, coding)
+        self.query = CodingNeuron(queries, timesteps, signed=False)
+        self.key = CodingNeuron(keys, timesteps, signed=False)
+        self.value = CodingNeuron(width, timesteps, signed=True)
         self.register_buffer("shift", torch.full((heads,), NO_FORGETTING, dtype=torch.int32))
         self.register_buffer("present", torch.ones(heads))
-        self.merged = RateNeuron(width, timesteps, signed=True)
-        self.c_proj = SpikeLinear(width, width, timesteps)
+        self.merged = CodingNeuron(width, timesteps, signed=True, coding=coding)
+        self.c_proj = SpikeLinear(width, width, most, coding)
 
     def split_heads(self, spikes: Tensor) -> Tensor:
         """(..., length, channels) to (..., heads, length, channels / heads)."""

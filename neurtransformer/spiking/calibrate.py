@@ -26,7 +26,7 @@ from neurtransformer.spiking.attention import (
 )
 from neurtransformer.spiking.feedforward import SpikingFeedForward
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
-from neurtransformer.spiking.neuron import RateNeuron, SpikeLinear
+from neurtransformer.spiking.neuron import CodingNeuron, SpikeLinear
 from neurtransformer.text import load_blocks, write_text
 
 CLIP_RATIOS = 24
@@ -84,7 +84,7 @@ def fit_threshold(
     return best, best_center
 
 
-def fit_neuron(neuron: RateNeuron, x: Tensor, *, centred: bool) -> None:
+def fit_neuron(neuron: CodingNeuron, x: Tensor, *, centred: bool) -> None:
     """Set threshold and centre of `neuron` for driving values x (..., channels).
 
     centred: signed neurons code distances from the mean, others those from a rest level at or below
@@ -169,7 +169,7 @@ def softmax_weights(block: GPT2Block, attn_in: Tensor) -> Tensor:
     return scores.masked_fill(hidden, float("-inf")).softmax(-1)
 
 
-def absorb_center(neuron: RateNeuron, synapse: SpikeLinear) -> None:
+def absorb_center(neuron: CodingNeuron, synapse: SpikeLinear) -> None:
     """Let the bias of `synapse` carry the centre of the code in front of it."""
     synapse.bias.add_(synapse.weight @ neuron.center)
 

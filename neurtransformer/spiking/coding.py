@@ -1,4 +1,4 @@
-"""Rate coding as pure functions: membrane totals, spike counts, spike trains.
+"""Rate and phase coding as pure functions: membrane totals, spike counts, spike trains.
 
 A rate-coding neuron integrates for T steps and then fires for T steps with soft reset (the
 threshold is subtracted). With the membrane total ``z``, in thresholds, its spike count is
@@ -13,6 +13,11 @@ A channel may hold a pair of such neurons. A *signed* pair is driven by ``z`` an
 is the difference, -T..T, and ties round away from zero. A *staggered* pair counts one way: both
 have twice the threshold, the second starts half of it lower, so that they take turns and together
 count 0..2T, two spikes a step at most. In all functions `most` is the largest count of a channel.
+
+*Phase coding* sends a count 0..2^T - 1 by its binary digits: the spike of step t = 0..T-1 weighs
+2^(T-1-t). The neuron that sends it fires at a threshold that is halved each step, from 2^(T-1)
+times its own; the one that receives it doubles its membrane each step before it adds what arrives
+(weighted spikes, Kim et al. 2018). Same steps, 2^T levels for T + 1.
 """
 
 from typing import Any
@@ -21,8 +26,15 @@ import torch
 from spikingjelly.activation_based.neuron import IFNode
 from torch import Tensor
 
+from neurtransformer.recipe import Coding
+
 FLOAT32_BITS = 24
 CURRENT_BITS = 14
+
+
+def largest_count(timesteps: int, coding: Coding, per_step: int = 1) -> int:
+    """The largest count that a channel sends in T steps. per_step: 2 for a staggered pair."""
+    return timesteps * per_step if coding == "rate" else 2**timesteps - 1
 
 
 def counts_from_total(z: Tensor, most: int, signed: bool) -> Tensor:
@@ -51,6 +63,38 @@ def spikes_from_total(z: Tensor, timesteps: int, signed: bool, per_step: int = 1
     silence = torch.zeros_like(z)
     spikes = torch.stack([neuron(silence) for _ in range(timesteps * per_step)])
     return spikes.unflatten(0, (timesteps, per_step)).sum(1)
+
+
+def phase_spikes_from_total(z: Tensor, timesteps: int, signed: bool) -> Tensor:
+    """Phase-coding neurons step by step: the binary digits of their count, the highest first.
+
+    Soft reset, and a threshold that halves each step; SpikingJelly's `IFNode` asked with the
+    membrane in units of that threshold. Returns spikes (T, *z.shape): 0, 1, or -1 too for a pair.
+    """
+    if signed:
+        positive = phase_spikes_from_total(z, timesteps, signed=False)
+        return positive - phase_spikes_from_total(-z, timesteps, signed=False)
+    neuron = IFNode(v_threshold=1.0, v_reset=None, step_mode="s")
+    # a neuron that fires in every step, 2^T - 1, is full
+    neuron.v = (z + 0.5).clamp(max=2.0**timesteps - 0.5) * 2.0 ** (1 - timesteps)
+    silence = torch.zeros_like(z)
+    spikes = []
+    for _ in range(timesteps):
+        spikes.append(neuron(silence))
+        neuron.v = neuron.v * 2
+    return torch.stack(spikes)
+
+
+def spikes_in(counts: Tensor, coding: Coding, timesteps: int) -> Tensor:
+    """How many spikes send each count: the count itself, or its binary digits that are 1."""
+    left = counts.abs()
+    if coding == "rate":
+        return left
+    spikes = torch.zeros_like(left)
+    for _ in range(timesteps):
+        spikes += left % 2
+        left = torch.floor(left / 2)
+    return spikes
 
 
 def facilitated(spikes: Tensor) -> Tensor:
@@ -102,9 +146,8 @@ def snap_weights(weight: Tensor, most: int) -> Tensor:
 
 
 def snap_current(current: Tensor) -> Tensor:
-    """Round an analogue input current, in thresholds per step, so that T of them add up exactly.
-
-    The range of four thresholds per step is four times what saturates a neuron.
+    """Round an analogue input, a share of what saturates a neuron, so that T steps of it and any
+    count add up exactly. The range is four times what saturates it.
     """
     scale = float(1 << CURRENT_BITS)
     return (current.clamp(-4.0, 4.0) * scale).round_() / scale

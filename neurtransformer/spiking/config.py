@@ -2,13 +2,16 @@
 
 from transformers import AutoConfig, GPT2Config
 
+from neurtransformer.recipe import Coding
+
 
 class SpikingGPT2Config(GPT2Config):
-    """A GPT-2 config plus `timesteps`, the T of the rate code, and `dense`, what was converted."""
+    """A GPT-2 config plus the T of the code, the code itself, and `dense`, what was converted."""
 
     model_type = "spiking_gpt2"
 
     timesteps: int = 8
+    coding: Coding = "rate"
     dense: str | None = None
 
 

@@ -10,17 +10,18 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from transformers.pytorch_utils import Conv1D
 
 from neurtransformer.errors import UserError
-from neurtransformer.recipe import MAX_TIMESTEPS
+from neurtransformer.recipe import MAX_PHASE_TIMESTEPS, MAX_TIMESTEPS, Coding
 from neurtransformer.spiking.calibrate import calibrate
 from neurtransformer.spiking.config import SpikingGPT2Config
 from neurtransformer.spiking.model import SpikingBlock, SpikingGPT2LMHeadModel
 from neurtransformer.spiking.neuron import SpikeLinear
 
 
-def check_timesteps(timesteps: int) -> None:
+def check_timesteps(timesteps: int, coding: Coding) -> None:
     """Raise UserError unless T is one that the code is exact for."""
-    if not 1 <= timesteps <= MAX_TIMESTEPS:
-        raise UserError(f"timesteps must be 1 to {MAX_TIMESTEPS}, not {timesteps}")
+    most = MAX_TIMESTEPS if coding == "rate" else MAX_PHASE_TIMESTEPS
+    if not 1 <= timesteps <= most:
+        raise UserError(f"timesteps of {coding} coding must be 1 to {most}, not {timesteps}")
 
 
 def convert(
@@ -29,18 +30,20 @@ def convert(
     timesteps: int,
     source: str,
     on_block: Callable[[], None] = lambda: None,
+    *,
+    coding: Coding = "rate",
 ) -> SpikingGPT2LMHeadModel:
     """The spiking network for `dense`, calibrated on tokens (batch, length) int64, in eval mode.
 
     source: what `dense` was loaded from, kept in the config so that the teacher is found again.
-    on_block: called for each block that is calibrated.
+    on_block: called for each block that is calibrated. coding: see `spiking/coding.py`.
     Raises UserError for timesteps out of range.
     """
-    check_timesteps(timesteps)
+    check_timesteps(timesteps, coding)
     values = dense.config.to_dict()
     for name in ("model_type", "architectures", "dtype", "transformers_version"):
         values.pop(name, None)
-    config = SpikingGPT2Config(**values, timesteps=timesteps, dense=source)
+    config = SpikingGPT2Config(**values, timesteps=timesteps, coding=coding, dense=source)
     model = SpikingGPT2LMHeadModel(config).eval()
     carry_over(model, dense)
     calibrate(model, dense, tokens, on_block)

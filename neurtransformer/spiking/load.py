@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import torch
 from safetensors import SafetensorError
@@ -9,9 +10,10 @@ from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from neurtransformer.dense import load_dense
 from neurtransformer.errors import UserError
-from neurtransformer.recipe import MAX_TIMESTEPS
+from neurtransformer.recipe import Coding
 from neurtransformer.runs import read_json
 from neurtransformer.spiking.config import SpikingGPT2Config
+from neurtransformer.spiking.convert import check_timesteps
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 
 
@@ -23,9 +25,12 @@ def load_run(run: Path) -> tuple[SpikingGPT2LMHeadModel, PreTrainedTokenizerBase
     values = read_json(run / "config.json")
     if values.get("model_type") != SpikingGPT2Config.model_type:
         raise UserError(f"{run} holds a {values.get('model_type')} model, not a spiking GPT-2")
-    timesteps = values.get("timesteps")
-    if not isinstance(timesteps, int) or not 1 <= timesteps <= MAX_TIMESTEPS:
-        raise UserError(f"{run}/config.json: timesteps must be 1 to {MAX_TIMESTEPS}")
+    timesteps, coding = values.get("timesteps"), values.get("coding", "rate")
+    if coding not in get_args(Coding):
+        raise UserError(f"{run}/config.json: coding must be {' or '.join(get_args(Coding))}")
+    if not isinstance(timesteps, int):
+        raise UserError(f"{run}/config.json: timesteps must be a whole number")
+    check_timesteps(timesteps, coding)
     if not (run / "model.safetensors").is_file():
         raise UserError(f"{run}/model.safetensors is missing: convert the model again")
     try:

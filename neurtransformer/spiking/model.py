@@ -55,9 +55,11 @@ class SpikingBlock(nn.Module):
         width, epsilon = config.n_embd, config.layer_norm_epsilon
         hidden = config.n_inner or 4 * width
         self.ln_1 = nn.LayerNorm(width, eps=epsilon)
-        self.attn = SpikingSelfAttention(width, config.n_head, config.timesteps)
+        self.attn = SpikingSelfAttention(width, config.n_head, config.timesteps, config.coding)
         self.ln_2 = nn.LayerNorm(width, eps=epsilon)
-        self.mlp = SpikingFeedForward(width, hidden, config.timesteps, config.activation_function)
+        self.mlp = SpikingFeedForward(
+            width, hidden, config.timesteps, config.activation_function, config.coding
+        )
 
     def forward(
         self, x: Tensor, steps: bool, state: Tensor | None, mask: Tensor | None

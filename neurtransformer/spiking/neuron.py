@@ -1,4 +1,4 @@
-"""The rate-coding neuron and the synapse in front of it, as modules: counts or steps.
+"""The coding neuron and the synapse in front of it, as modules: counts or steps.
 
 Between modules travel *spikes*: in counts form a tensor (..., channels) of integers held in floats,
 in steps form (T, ..., channels) of single spikes. `steps=True` selects the second; the two are
@@ -12,11 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neurtransformer.spiking import coding
+from neurtransformer.recipe import Coding
+from neurtransformer.spiking.coding import (
+    counts_from_total,
+    largest_count,
+    phase_spikes_from_total,
+    snap_current,
+    snap_weights,
+    spikes_from_total,
+    surrogate_counts,
+)
 
 
-class RateNeuron(nn.Module):
-    """A layer of rate-coding neurons with one threshold per channel.
+class CodingNeuron(nn.Module):
+    """A layer of rate- or phase-coding neurons with one threshold per channel.
 
     The count n codes the value ``center + n * spike_value`` with ``spike_value = threshold / most``
     and `most` the largest count, so `threshold` is the largest distance from `center` that can be
@@ -25,6 +34,7 @@ class RateNeuron(nn.Module):
 
     signed: pairs of neurons, counts -T..T. per_step: most spikes of a channel in a step; 1, or 2
     for a staggered pair, counts 0..2T (see `coding`). Neither: single neurons, counts 0..T.
+    coding: phase makes 2^T - 1 of T, for pairs that are signed and for single neurons.
     analogue: driven by a constant current (the code of a real-valued activation) and not by spikes.
     activation: applied to the membrane between integrating and firing.
     """
@@ -39,6 +49,7 @@ class RateNeuron(nn.Module):
         *,
         signed: bool,
         per_step: int = 1,
+        coding: Coding = "rate",
         analogue: bool = False,
         activation: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
@@ -46,7 +57,8 @@ class RateNeuron(nn.Module):
         self.timesteps = timesteps
         self.signed = signed
         self.per_step = per_step
-        self.most = timesteps * per_step
+        self.coding = coding
+        self.most = largest_count(timesteps, coding, per_step)
         self.analogue = analogue
         self.activation = activation
         self.threshold = nn.Parameter(torch.ones(channels))
@@ -63,31 +75,36 @@ class RateNeuron(nn.Module):
             x = self.activation(x)
         if not self.analogue or self.training:
             return (x - self.center) / self.spike_value
-        per_step = (x - self.center) / (self.spike_value * self.timesteps)
-        return coding.snap_current(per_step) * self.timesteps
+        return snap_current((x - self.center) / (self.spike_value * self.most)) * self.most
 
     def forward(self, x: Tensor, steps: bool = False) -> Tensor:
         """Values (..., channels) to counts (..., channels), or to spikes (T, ..., channels)."""
         z = self.total(x)
         if self.training:
-            return coding.surrogate_counts(z, self.most, self.signed)
-        if steps:
-            return coding.spikes_from_total(z, self.timesteps, self.signed, self.per_step)
-        return coding.counts_from_total(z, self.most, self.signed)
+            return surrogate_counts(z, self.most, self.signed)
+        if not steps:
+            return counts_from_total(z, self.most, self.signed)
+        if self.coding == "phase":
+            return phase_spikes_from_total(z, self.timesteps, self.signed)
+        return spikes_from_total(z, self.timesteps, self.signed, self.per_step)
 
 
 class SpikeLinear(nn.Module):
-    """Synapses from one layer of rate-coding neurons to the membranes of the next.
+    """Synapses from one layer of coding neurons to the membranes of the next.
 
-    Integrates spikes to the value ``sum_i weight_ji spike_value_i n_i + bias_j``. In eval mode the
-    weights are snapped so that counts and steps agree exactly (`coding.snap_weights`).
+    Integrates spikes to the value ``sum_i weight_ji spike_value_i n_i + bias_j``; a membrane that
+    phase-coded spikes drive doubles each step. In eval mode the weights are snapped so that counts
+    and steps agree exactly (`coding.snap_weights`).
 
-    most: the largest count of the neurons in front.
+    most, coding: the largest count of the neurons in front, and how they send it.
     """
 
-    def __init__(self, in_features: int, out_features: int, most: int) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, most: int, coding: Coding = "rate"
+    ) -> None:
         super().__init__()
         self.most = most
+        self.gain = 2.0 if coding == "phase" else 1.0
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.zeros(out_features))
         nn.init.normal_(self.weight, std=0.02)
@@ -95,7 +112,7 @@ class SpikeLinear(nn.Module):
     def scaled_weight(self, spike_value: Tensor) -> Tensor:
         """Weights with the presynaptic spike values folded in, (out, in)."""
         scaled = self.weight * spike_value
-        return scaled if self.training else coding.snap_weights(scaled, self.most)
+        return scaled if self.training else snap_weights(scaled, self.most)
 
     def forward(self, spikes: Tensor, spike_value: Tensor, steps: bool = False) -> Tensor:
         """Spikes in counts or steps form to membrane values (..., out_features)."""
@@ -104,5 +121,5 @@ class SpikeLinear(nn.Module):
             return F.linear(spikes, weight) + self.bias
         membrane = torch.zeros((), device=spikes.device)
         for spike in spikes:
-            membrane = membrane + F.linear(spike, weight)
+            membrane = membrane * self.gain + F.linear(spike, weight)
         return membrane + self.bias
