@@ -9,7 +9,7 @@ from .output import answer, json_option
 @click.argument("run", required=False)
 @click.option("--text", help="Text to train on: a file, - or a hub data set.")
 @click.option("--steps", type=click.IntRange(min=1), help="Optimisation steps, both stages.")
-@click.option("--train", type=click.Choice(["ssa", "all"]), help="What is trained; default ssa.")
+@click.option("--train", type=click.Choice(["ssa", "blocks"]), help="What is trained.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)

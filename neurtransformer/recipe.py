@@ -42,7 +42,7 @@ class Finetune(Section):
     block: Annotated[int, Field(ge=2)]
     match_rate: Rate
     distil_rate: Rate
-    train: Literal["ssa", "all"]
+    train: Literal["ssa", "blocks"]
     self_written: Annotated[int, Field(ge=0)]
 
     def changed(self, **values: object) -> Self:

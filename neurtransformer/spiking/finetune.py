@@ -1,6 +1,7 @@
 """Fine-tuning: the spiking attention learns from its dense teacher, by surrogate gradients.
 
-What is trained is the SSA and the threshold of every neuron; all other weights stay the teacher's.
+What is trained is the SSA and the threshold of every neuron, and with `train: blocks` all other
+weights of the blocks too, more slowly; embeddings and LM head stay the teacher's.
 
 Two stages, each with its own AdamW. *match*: every SSA, fed with what the teacher's attention is
 fed with, learns the teacher's attention output (all layers at once, errors relative to the output's
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -33,6 +34,7 @@ from neurtransformer.recipe import Finetune
 from neurtransformer.runs import new_folder, read_json, write_json
 from neurtransformer.spiking.calibrate import tapped
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+from neurtransformer.spiking.neuron import RateNeuron
 from neurtransformer.text import load_blocks, write_text
 
 Stage = Literal["match", "distil"]
@@ -40,6 +42,9 @@ WARM_UP = 10
 CHECKPOINT_EVERY = 50
 THRESHOLD_RATE = 3.0
 """Thresholds are of the size of activations, weights a hundredth of it: they take larger steps."""
+
+REST_RATE = 0.3
+"""The same for weights outside the SSA: they are pretrained for what they do, the SSA is not."""
 
 GRADIENT_NORM = {"match": 5.0, "distil": 1.0}
 
@@ -100,21 +105,24 @@ def training_text(
     return torch.cat([blocks, write_text(teacher, recipe.self_written, blocks.shape[1], seed)])
 
 
-def trainable(
-    model: SpikingGPT2LMHeadModel, train: str
-) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Mark what is trained: the SSA and all thresholds of every block, or everything.
+def trainable(model: SpikingGPT2LMHeadModel, train: str) -> list[dict[str, Any]]:
+    """Mark what is trained: the SSA and all thresholds of every block, or all of every block.
 
-    Returns weights and thresholds.
+    Returns an optimizer's groups of parameters, `scale` of each being its share of the rate.
     """
-    model.requires_grad_(train == "all")
+    model.requires_grad_(False)
+    model.transformer["h"].requires_grad_(train == "blocks")
     for block in model.blocks:
         block.attn.requires_grad_(True)
-        block.mlp.encode.requires_grad_(True)
-        block.mlp.hidden.requires_grad_(True)
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    thresholds = [p for name, p in named if name.endswith(".threshold")]
-    return [p for name, p in named if not name.endswith(".threshold")], thresholds
+        for module in block.modules():
+            if isinstance(module, RateNeuron):
+                module.requires_grad_(True)
+    groups: dict[float, list[nn.Parameter]] = {1.0: [], THRESHOLD_RATE: [], REST_RATE: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rest = 1.0 if ".attn." in name else REST_RATE
+            groups[THRESHOLD_RATE if name.endswith(".threshold") else rest].append(parameter)
+    return [{"params": params, "scale": scale} for scale, params in groups.items() if params]
 
 
 def trained(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -175,7 +183,7 @@ def finetune(
     # thresholds of the feed-forward blocks take no part in the first stage
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[unused])
-    weights, thresholds = trainable(model, recipe.train)
+    groups = trainable(model, recipe.train)
     distiller = accelerator.prepare(Distiller(model, teacher))
     model.train()
     text = hashlib.sha256(blocks.numpy().tobytes()).hexdigest()
@@ -186,7 +194,6 @@ def finetune(
         "processes": accelerator.num_processes,
     }
     match_steps = round(recipe.steps * recipe.match_share)
-    groups = ({"params": weights, "scale": 1.0}, {"params": thresholds, "scale": THRESHOLD_RATE})
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
     done: list[Step] = []
     if resume and checkpoint is not None:
@@ -210,7 +217,7 @@ def finetune(
             raise FloatingPointError(f"the loss is {mean_loss} at step {number + 1}")
         optimizer.zero_grad()
         accelerator.backward(loss)
-        nn.utils.clip_grad_norm_(weights + thresholds, GRADIENT_NORM[stage])
+        nn.utils.clip_grad_norm_(trained(optimizer), GRADIENT_NORM[stage])
         optimizer.step()
         done.append(Step(number + 1, stage, mean_loss))
         on_step(done[-1])
