@@ -55,7 +55,7 @@ class Recipe(Section):
     """One way to make a spiking network; `configs/default.yaml` explains each value."""
 
     timesteps: Annotated[int, Field(ge=1, le=MAX_TIMESTEPS)]
-    coding: Coding
+    coding: Coding = "rate"
     calibration: Calibration
     finetune: Finetune
 

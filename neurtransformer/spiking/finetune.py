@@ -34,7 +34,7 @@ from neurtransformer.recipe import Finetune
 from neurtransformer.runs import new_folder, read_json, write_json
 from neurtransformer.spiking.calibrate import tapped
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
-from neurtransformer.spiking.neuron import RateNeuron
+from neurtransformer.spiking.neuron import CodingNeuron
 from neurtransformer.text import load_blocks, write_text
 
 Stage = Literal["match", "distil"]
@@ -115,7 +115,7 @@ def trainable(model: SpikingGPT2LMHeadModel, train: str) -> list[dict[str, Any]]
     for block in model.blocks:
         block.attn.requires_grad_(True)
         for module in block.modules():
-            if isinstance(module, RateNeuron):
+            if isinstance(module, CodingNeuron):
                 module.requires_grad_(True)
     groups: dict[float, list[nn.Parameter]] = {1.0: [], THRESHOLD_RATE: [], REST_RATE: []}
     for name, parameter in model.named_parameters():
