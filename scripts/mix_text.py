@@ -12,9 +12,9 @@ from pathlib import Path
 
 import click
 import numpy as np
-from pretrain_data import DOCUMENT, documents, parse_mixture
 
 from neurtransformer.text import python_text
+from pretrain_data import DOCUMENT, documents, parse_mixture
 
 PASSAGE = 4000
 """About two blocks of 512 tokens of gpt2-nano's tokenizer."""

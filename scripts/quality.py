@@ -19,7 +19,6 @@ from typing import Any, cast
 
 import click
 import torch
-from quality_spikingjelly import RECIPES, converted_mlps
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
@@ -27,7 +26,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from neurtransformer.dense import load_dense
 from neurtransformer.measure.energy import estimate
 from neurtransformer.measure.quality import counting_spikes, evaluate
-from neurtransformer.recipe import Finetune, load_recipe
+from neurtransformer.recipe import Coding, Finetune, load_recipe
 from neurtransformer.runs import BUNDLED, read_json, write_json, write_text
 from neurtransformer.spiking.attention import SpikingSelfAttention
 from neurtransformer.spiking.calibrate import calibration_text
@@ -42,12 +41,12 @@ from neurtransformer.spiking.finetune import (
 from neurtransformer.spiking.load import load_run
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 from neurtransformer.text import load_blocks
+from quality_spikingjelly import RECIPES, converted_mlps
 
 DENSE_RATE = 3e-4
 """Peak learning rate of the dense control."""
 
-RATE_T = (2, 4, 8, 16, 32)
-PHASE_T = (2, 4, 8)
+FEED_FORWARD_T: dict[Coding, tuple[int, ...]] = {"rate": (2, 4, 8, 16, 32), "phase": (2, 4, 8)}
 SPIKINGJELLY_T = (8, 32)
 
 
@@ -101,14 +100,22 @@ class Ladder:
     timesteps: int
     training: Callable[[int], Tensor]
 
-    def converted(self, timesteps: int | None = None) -> SpikingGPT2LMHeadModel:
-        return convert(self.dense, self.calibration, timesteps or self.timesteps, "ladder")
+    def converted(
+        self, timesteps: int | None = None, coding: Coding = "rate"
+    ) -> SpikingGPT2LMHeadModel:
+        steps = timesteps or self.timesteps
+        return convert(self.dense, self.calibration, steps, "ladder", coding=coding)
 
     def hybrid(
-        self, *, softmax: bool, mlps: Iterable[nn.Module] | None = None, timesteps: int | None = None
+        self,
+        *,
+        softmax: bool,
+        mlps: Iterable[nn.Module] | None = None,
+        timesteps: int | None = None,
+        coding: Coding = "rate",
     ) -> SpikingGPT2LMHeadModel:
         """A converted network with dense attention, or other feed-forward blocks, put back."""
-        model = self.converted(timesteps)
+        model = self.converted(timesteps, coding)
         if softmax:
             for ours, theirs in zip(model.blocks, _blocks(self.dense), strict=True):
                 ours.attn = cast(SpikingSelfAttention, Softmax(copy.deepcopy(theirs.attn)))
@@ -145,7 +152,8 @@ class Ladder:
         dense = copy.deepcopy(self.dense).requires_grad_(True).train()
         optimizer = torch.optim.AdamW(dense.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
         blocks = self.training(seed)
-        with bfloat16_products(), click.progressbar(range(self.recipe.steps), file=sys.stderr) as bar:
+        steps = range(self.recipe.steps)
+        with bfloat16_products(), click.progressbar(steps, file=sys.stderr) as bar:
             for step in bar:
                 for group in optimizer.param_groups:
                     group["lr"] = rate_at(step, self.recipe.steps, DENSE_RATE)
@@ -165,11 +173,14 @@ class Ladder:
 
     def rungs(self) -> Iterator[Rung]:
         yield Rung("dense, fine-tuned on the same tokens", self.dense_finetuned, trained=True)
-        for t in RATE_T:
-            yield Rung(
-                f"feed-forward only, rate, T = {t}",
-                lambda seed, t=t: self.hybrid(softmax=True, timesteps=t),
-            )
+        for coding, timesteps in FEED_FORWARD_T.items():
+            for t in timesteps:
+                yield Rung(
+                    f"feed-forward only, {coding}, T = {t}",
+                    lambda seed, t=t, coding=coding: self.hybrid(
+                        softmax=True, timesteps=t, coding=coding
+                    ),
+                )
         for recipe in RECIPES:
             for t in SPIKINGJELLY_T:
                 yield Rung(
@@ -193,6 +204,11 @@ class Ladder:
         yield Rung(
             "SSA and feed-forward: `neurtx finetune`",
             lambda seed: self.trained(self.converted(), seed),
+            trained=True,
+        )
+        yield Rung(
+            "the same, phase coding",
+            lambda seed: self.trained(self.converted(coding="phase"), seed),
             trained=True,
         )
         yield Rung(
