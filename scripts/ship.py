@@ -1,0 +1,46 @@
+"""Put a run into the package, so that every command takes its name.
+
+    python scripts/ship.py RUN neurtransformer/models/gpt2-nano-spiking
+
+Weights are stored in float16, and report.json without the paths of the machine that made it. The
+model card is written by hand; one that is there stays.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+
+from neurtransformer.runs import new_folder, read_json, write_json
+from neurtransformer.spiking.load import load_run
+
+
+def without_paths(value: Any) -> Any:
+    """`value` with the names of files in place of their paths."""
+    if isinstance(value, dict):
+        return {key: without_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_paths(item) for item in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path, exists=True))
+@click.argument("target", type=click.Path(path_type=Path))
+def main(run: Path, target: Path) -> None:
+    """Copy RUN to TARGET, small and fit for others."""
+    model, tokenizer = load_run(run)
+    card = target / "README.md"
+    with new_folder(target, force=True) as folder:
+        model.half().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_json(folder / "report.json", without_paths(read_json(run / "report.json")))
+        if card.exists():
+            shutil.copy(card, folder / card.name)
+
+
+if __name__ == "__main__":
+    main()
