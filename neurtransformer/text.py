@@ -78,8 +78,8 @@ def load_blocks(
 def write_text(dense: "GPT2LMHeadModel", blocks: int, length: int, seed: int) -> torch.Tensor:
     """Text that the dense model writes itself, sampled from its own distribution.
 
-    Blocks are short documents put end to end: a long one costs far more. Returns (blocks, length) int64; the same seed gives the same text on the same
-    machine.
+    Blocks are short documents put end to end: a long one costs far more. Returns (blocks, length)
+    int64; the same seed gives the same text on the same machine.
     """
     start = dense.config.bos_token_id
     document = min(_DOCUMENT, dense.config.n_positions)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +31,7 @@ from neurtransformer.runs import BUNDLED, read_json, write_json, write_text
 from neurtransformer.spiking.attention import SpikingSelfAttention
 from neurtransformer.spiking.calibrate import calibration_text
 from neurtransformer.spiking.convert import carry_over, convert
+from neurtransformer.spiking.feedforward import SpikingFeedForward
 from neurtransformer.spiking.finetune import (
     batch_at,
     bfloat16_products,
@@ -41,13 +42,14 @@ from neurtransformer.spiking.finetune import (
 from neurtransformer.spiking.load import load_run
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 from neurtransformer.text import load_blocks
-from quality_spikingjelly import RECIPES, converted_mlps
+from quality_spikingjelly import RECIPES
+from quality_spikingjelly import converted as spikingjelly_converted
 
 DENSE_RATE = 3e-4
 """Peak learning rate of the dense control."""
 
 FEED_FORWARD_T: dict[Coding, tuple[int, ...]] = {"rate": (2, 4, 8, 16, 32), "phase": (2, 4, 8)}
-SPIKINGJELLY_T = (8, 32)
+SPIKINGJELLY = (*((recipe, 8) for recipe in RECIPES), ("rate_max", 32))
 
 
 class Softmax(nn.Module):
@@ -106,22 +108,9 @@ class Ladder:
         steps = timesteps or self.timesteps
         return convert(self.dense, self.calibration, steps, "ladder", coding=coding)
 
-    def hybrid(
-        self,
-        *,
-        softmax: bool,
-        mlps: Iterable[nn.Module] | None = None,
-        timesteps: int | None = None,
-        coding: Coding = "rate",
-    ) -> SpikingGPT2LMHeadModel:
-        """A converted network with dense attention, or other feed-forward blocks, put back."""
+    def feed_forward_only(self, timesteps: int, coding: Coding) -> SpikingGPT2LMHeadModel:
         model = self.converted(timesteps, coding)
-        if softmax:
-            for ours, theirs in zip(model.blocks, _blocks(self.dense), strict=True):
-                ours.attn = cast(SpikingSelfAttention, Softmax(copy.deepcopy(theirs.attn)))
-        for ours, mlp in zip(model.blocks, mlps or (), strict=mlps is not None):
-            ours.mlp = Gelu(mlp)
-        return model.eval()
+        return with_dense_parts(model, self.dense, feedforward=False)
 
     def trained(self, model: SpikingGPT2LMHeadModel, seed: int) -> SpikingGPT2LMHeadModel:
         with click.progressbar(length=self.recipe.steps, file=sys.stderr) as bar:
@@ -137,9 +126,6 @@ class Ladder:
                 on_step=lambda step: bar.update(1),
             )
         return model
-
-    def dense_mlps(self) -> list[nn.Module]:
-        return [copy.deepcopy(block.mlp) for block in _blocks(self.dense)]
 
     def blind(self) -> SpikingGPT2LMHeadModel:
         model = self.converted()
@@ -163,13 +149,9 @@ class Ladder:
                 loss.backward()
                 nn.utils.clip_grad_norm_(dense.parameters(), 1.0)
                 optimizer.step()
-        dense.requires_grad_(False).eval()
         model = self.converted()
         carry_over(model, dense)
-        for ours, theirs in zip(model.blocks, _blocks(dense), strict=True):
-            ours.attn = cast(SpikingSelfAttention, Softmax(theirs.attn))
-            ours.mlp = Gelu(theirs.mlp)
-        return model.eval()
+        return with_dense_parts(model, dense.requires_grad_(False).eval())
 
     def rungs(self) -> Iterator[Rung]:
         yield Rung("dense, fine-tuned on the same tokens", self.dense_finetuned, trained=True)
@@ -177,19 +159,16 @@ class Ladder:
             for t in timesteps:
                 yield Rung(
                     f"feed-forward only, {coding}, T = {t}",
-                    lambda seed, t=t, coding=coding: self.hybrid(
-                        softmax=True, timesteps=t, coding=coding
-                    ),
+                    lambda seed, t=t, coding=coding: self.feed_forward_only(t, coding),
                 )
-        for recipe in RECIPES:
-            for t in SPIKINGJELLY_T:
-                yield Rung(
-                    f"feed-forward only, SpikingJelly's {recipe}, T = {t}",
-                    lambda seed, recipe=recipe, t=t: self.hybrid(
-                        softmax=True,
-                        mlps=converted_mlps(self.dense, self.calibration, recipe, t),
-                    ),
-                )
+        for recipe, t in SPIKINGJELLY:
+            yield Rung(
+                f"feed-forward only, SpikingJelly's {recipe}, T = {t}",
+                lambda seed, recipe=recipe, t=t: with_dense_parts(
+                    self.converted(),
+                    spikingjelly_converted(self.dense, self.calibration, recipe, t),
+                ),
+            )
         yield Rung("naive conversion, nothing trained", lambda seed: self.converted())
         yield Rung(
             "no attention",
@@ -198,7 +177,9 @@ class Ladder:
         )
         yield Rung(
             "SSA only",
-            lambda seed: self.trained(self.hybrid(softmax=False, mlps=self.dense_mlps()), seed),
+            lambda seed: self.trained(
+                with_dense_parts(self.converted(), self.dense, attention=False), seed
+            ),
             trained=True,
         )
         yield Rung(
@@ -217,8 +198,21 @@ class Ladder:
         )
 
 
-def _blocks(dense: GPT2LMHeadModel) -> list[GPT2Block]:
-    return cast("list[GPT2Block]", dense.transformer.h)
+def with_dense_parts(
+    model: SpikingGPT2LMHeadModel,
+    dense: GPT2LMHeadModel,
+    *,
+    attention: bool = True,
+    feedforward: bool = True,
+) -> SpikingGPT2LMHeadModel:
+    """`model` with the attention or the feed-forward blocks of `dense` in the place of its own."""
+    theirs = cast("list[GPT2Block]", copy.deepcopy(dense.transformer.h))
+    for ours, block in zip(model.blocks, theirs, strict=True):
+        if attention:
+            ours.attn = cast(SpikingSelfAttention, Softmax(block.attn))
+        if feedforward:
+            ours.ln_2, ours.mlp = block.ln_2, cast(SpikingFeedForward, Gelu(block.mlp))
+    return model.eval()
 
 
 def measure(
