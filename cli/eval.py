@@ -27,7 +27,8 @@ def command(run: str | None, text: str | None, limit: int, mode: str, as_json: b
 
     folder = runs.resolve("run", run)
 
-    from neurtransformer.measure.quality import evaluate
+    from neurtransformer.measure.energy import estimate
+    from neurtransformer.measure.quality import counting_spikes, evaluate
     from neurtransformer.spiking.load import load_run, load_teacher
     from neurtransformer.text import load_blocks
 
@@ -38,13 +39,26 @@ def command(run: str | None, text: str | None, limit: int, mode: str, as_json: b
         text, tokenizer, model.config.n_positions, split="heldout", limit_tokens=limit
     )
     model.steps = mode == "steps"
-    with bar(f"evaluating ({mode})", blocks.numel(), "tokens") as advance:
+    dense = load_teacher(model)
+    with (
+        counting_spikes(model) as counter,
+        bar(f"evaluating ({mode})", blocks.numel(), "tokens") as advance,
+    ):
         values = evaluate(
-            model, load_teacher(model), blocks, on_tokens=lambda tokens: advance(tokens, "")
+            model, dense, blocks, counter, on_tokens=lambda tokens: advance(tokens, "")
         )
-    values = {"run": folder, "mode": mode, "text": text, **values}
+    energy = estimate(model, counter)
+    saved = {
+        f"{part}_energy_reduction_percent": energy[part]["reduction_percent"]
+        for part in ("attention", "model")
+    }
+    values = {"run": folder, "mode": mode, "text": text, **values, **saved}
     runs.update_report(folder, "eval", {k: v for k, v in values.items() if k != "run"})
     # rates layer by layer are for the report's picture
-    rows = [row for row in values.items() if row[0] != "spike_rate_by_layer"]
+    rows = [
+        (f"{name}, ESTIMATE" if name in saved else name, value)
+        for name, value in values.items()
+        if name != "spike_rate_by_layer"
+    ]
     title = "spiking beside dense"
     answer(values, as_json=as_json, table=lambda: rows_table(("", ""), rows, title=title))

@@ -33,6 +33,12 @@ def test_convert_finetune_eval(neurtx: Any, tiny_dense_folder: Path, tmp_path: P
     assert results[0] == results[1]
     keys = {"ppl_dense", "ppl_spiking", "ppl_ratio", "cosine_similarity", "token_agreement"}
     assert keys | {"timesteps", "mean_spike_count", "tokens", "run"} <= results[0].keys()
+    shown = neurtx("eval", "--text", "text.txt", "--limit", "256").stdout
+    assert shown.count("ESTIMATE") == 2  # attention and model
+    energy = json.loads(neurtx("energy", "--text", "text.txt", "--limit", "256", "--json").stdout)
+    for part in ("attention", "model"):
+        saved = results[0][f"{part}_energy_reduction_percent"]
+        assert saved == pytest.approx(energy[part]["reduction_percent"])
     text = neurtx("generate", "--prompt", "The quick", "--tokens", "4")
     assert text.returncode == 0 and text.stdout.startswith("The quick"), text.stderr
     assert text.stdout == neurtx("generate", "--prompt", "The quick", "--tokens", "4").stdout

@@ -58,10 +58,17 @@ def test_run_loads_with_auto_class_and_generates(tiny_run: Path) -> None:
 def test_evaluating_a_model_against_itself(tiny_run: Path) -> None:
     model, _ = load_run(tiny_run)
     dense = load_teacher(model)
-    values = evaluate(model, dense, tokens(2, 32))
+    with counting_spikes(model) as counter:
+        values = evaluate(model, dense, tokens(2, 32), counter)
     assert values["tokens"] == 64
     assert 0 < values["mean_spike_rate"] < 1
-    same = evaluate(model, _as_dense(model), tokens(2, 32))
+    spikes = {  # of each layer, per token
+        name: 4 * rate * model.get_submodule(f"transformer.h.{name}").threshold.numel()
+        for name, rate in values["spike_rate_by_layer"].items()
+    }
+    assert values["spikes_per_token"] == pytest.approx(sum(spikes.values()))
+    with counting_spikes(model) as counter:
+        same = evaluate(model, _as_dense(model), tokens(2, 32), counter)
     assert same["ppl_ratio"] == 1 and same["token_agreement"] == 1
     assert same["cosine_similarity"] == pytest.approx(1)
 

@@ -24,6 +24,7 @@ EVAL = {
     "cosine_similarity": 0.95,
     "token_agreement": 0.8,
     "timesteps": 4,
+    "spikes_per_token": 1234.5,
     "mean_spike_count": 1.2,
     "tokens": 4096,
     "spike_rate_by_layer": {"0.attn.encode": 0.3, "1.mlp.hidden": 0.1},
@@ -159,6 +160,7 @@ def test_damaged_weights_cost_one_picture(tiny_run: Path, copy_of: Callable[[Pat
 def test_the_summary_says_what_it_knows(full: dict[str, Any]) -> None:
     rows = {what: (number, meaning) for what, number, meaning in summary_rows(full)}
     assert rows["perplexity ratio"][0] == "1.100"
+    assert rows["spikes per token"][0] == "1,234"
     assert rows["mismatches on Loihi 2's stack"][0] == "0"
     assert rows["attention energy saved"][0].endswith("%")
     assert "ESTIMATE" in rows["attention energy saved"][1]
