@@ -35,6 +35,9 @@ def test_convert_finetune_eval(neurtx: Any, tiny_dense_folder: Path, tmp_path: P
     assert keys | {"timesteps", "mean_spike_count", "tokens", "run"} <= results[0].keys()
     shown = neurtx("eval", "--text", "text.txt", "--limit", "256").stdout
     assert shown.count("ESTIMATE") == 2  # attention and model
+    curve = results[0]["loss_by_position"]
+    assert curve[0]["position"] < 64 < curve[-1]["position"] < 128  # the context is 64
+    assert read_json(tmp_path / "run" / "report.json")["eval"]["loss_by_position"] == curve
     energy = json.loads(neurtx("energy", "--text", "text.txt", "--limit", "256", "--json").stdout)
     for part in ("attention", "model"):
         saved = results[0][f"{part}_energy_reduction_percent"]

@@ -28,6 +28,10 @@ EVAL = {
     "mean_spike_count": 1.2,
     "tokens": 4096,
     "spike_rate_by_layer": {"0.attn.encode": 0.3, "1.mlp.hidden": 0.1},
+    "loss_by_position": [
+        {"position": 31.5, "dense": 4.0, "spiking": 4.2},
+        {"position": 95.0, "dense": 6.0, "spiking": None},
+    ],
 }
 FINETUNE = {
     "steps": 4,
@@ -107,7 +111,7 @@ def test_everything_measured(tiny_run: Path, full: dict[str, Any]) -> None:
     html = render(full, config, "tiny", (torch.full((2, 2), 3), torch.ones(2, 2)))
     check_self_contained(html)
     assert "not measured yet" not in html
-    assert html.count("<img") == 4
+    assert html.count("<img") == 5
     for said in (
         "1.100",
         "1.045",
@@ -133,7 +137,7 @@ def test_a_picture_may_be_missing(tiny_run: Path, full: dict[str, Any], name: st
     html = render({**full, name: None}, read_json(tiny_run / "config.json"), "x")
     check_self_contained(html)
     # the energy section knows spike rates too
-    assert html.count("<img") == {"eval": 3, "finetune": 2, "energy": 2}[name]
+    assert html.count("<img") == {"eval": 3, "finetune": 3, "energy": 3}[name]
 
 
 @pytest.mark.parametrize("name", ["convert", "recipe", "eval", "integer", "simulate", "generate"])
