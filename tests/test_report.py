@@ -79,7 +79,11 @@ def full(tiny_run: Path) -> dict[str, Any]:
         "energy": {"text": None, "tokens": 64, **estimate(model, counter)},
         "integer": {"ppl_ratio": 1.15, "ppl_ratio_to_spiking": 1.045, "tokens": 512},
         "simulate": SIMULATE,
-        "generate": {"prompt": "Once <b>upon", "text": "Once <b>upon a <script>time</script>"},
+        "generate": {
+            "prompt": "Once <b>upon",
+            "text": "Once <b>upon a <script>time</script>",
+            "dense_text": "Once <b>upon the <i>hill",
+        },
     }
 
 
@@ -130,6 +134,16 @@ def test_what_people_write_is_text(tiny_run: Path, full: dict[str, Any]) -> None
     assert "<script" not in html
     assert "<i>name" not in html
     assert "<b>Once &lt;b&gt;upon</b> a &lt;script&gt;time" in html
+    assert "<b>Once &lt;b&gt;upon</b> the &lt;i&gt;hill" in html
+
+
+def test_spiking_text_stands_alone_without_a_teacher(full: dict[str, Any]) -> None:
+    def forms(generated: dict[str, Any]) -> list[str]:
+        return re.findall("<figcaption>(spiking|dense)<", render({"generate": generated}, {}, "x"))
+
+    assert forms(full["generate"]) == ["spiking", "dense"]
+    assert forms({**full["generate"], "dense_text": None}) == ["spiking"]
+    assert forms({"text": "of an older run"}) == ["spiking"]
 
 
 @pytest.mark.parametrize("name", ["eval", "finetune", "energy"])
