@@ -4,6 +4,8 @@ import click
 
 from .output import answer, json_option, rows_table
 
+_BUCKETS = 16  # of positions, for the report's picture
+
 
 @click.command()
 @click.argument("run", required=False)
@@ -21,13 +23,16 @@ def command(run: str | None, text: str | None, limit: int, mode: str, as_json: b
     """Compare RUN with the dense model it was made from, on the same tokens.
 
     `--mode steps` simulates every time step with SpikingJelly's neurons; its numbers equal those of
-    `counts`, T times slower.
+    `counts`, T times slower. Losses by position, up to twice the context of the model, are measured
+    in counts and drawn by `neurtx report`.
     """
     from neurtransformer import runs
 
     folder = runs.resolve("run", run)
 
-    from neurtransformer.measure.quality import evaluate
+    from neurtransformer.measure.energy import estimate
+    from neurtransformer.measure.position import doubled, loss_by_position
+    from neurtransformer.measure.quality import counting_spikes, evaluate
     from neurtransformer.spiking.load import load_run, load_teacher
     from neurtransformer.text import load_blocks
 
@@ -37,14 +42,31 @@ def command(run: str | None, text: str | None, limit: int, mode: str, as_json: b
     blocks = load_blocks(
         text, tokenizer, model.config.n_positions, split="heldout", limit_tokens=limit
     )
-    model.steps = mode == "steps"
-    with bar(f"evaluating ({mode})", blocks.numel(), "tokens") as advance:
-        values = evaluate(
-            model, load_teacher(model), blocks, on_tokens=lambda tokens: advance(tokens, "")
+    dense, long = load_teacher(model), doubled(blocks)
+    with bar(f"evaluating ({mode})", blocks.numel() + long.numel(), "tokens") as advance:
+        model.steps = mode == "steps"
+        with counting_spikes(model) as counter:
+            values = evaluate(
+                model, dense, blocks, counter, on_tokens=lambda tokens: advance(tokens, "")
+            )
+        model.steps = False  # equal, and what is a witness above would only take longer here
+        curve = loss_by_position(
+            model, dense, long, _BUCKETS, on_tokens=lambda tokens: advance(tokens, "")
         )
-    values = {"run": folder, "mode": mode, "text": text, **values}
+    energy = estimate(model, counter)
+    saved = {
+        f"{part}_energy_reduction_percent": energy[part]["reduction_percent"]
+        for part in ("attention", "model")
+    }
+    values = {"run": folder, "mode": mode, "text": text, **values, **saved}
+    values["loss_by_position"] = curve
     runs.update_report(folder, "eval", {k: v for k, v in values.items() if k != "run"})
-    # rates layer by layer are for the report's picture
-    rows = [row for row in values.items() if row[0] != "spike_rate_by_layer"]
+    # what the report draws: rates layer by layer, losses position by position
+    drawn = ("spike_rate_by_layer", "loss_by_position")
+    rows = [
+        (f"{name}, ESTIMATE" if name in saved else name, value)
+        for name, value in values.items()
+        if name not in drawn
+    ]
     title = "spiking beside dense"
     answer(values, as_json=as_json, table=lambda: rows_table(("", ""), rows, title=title))

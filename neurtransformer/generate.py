@@ -1,7 +1,7 @@
-"""Text from a prompt, by the spiking model in PyTorch or in integers."""
+"""Text from a prompt: by the spiking model, in PyTorch or in integers, or by its teacher."""
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from neurtransformer.errors import UserError
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
@@ -11,7 +11,7 @@ TOP_K = 40
 
 
 def generate(
-    model: SpikingGPT2LMHeadModel,
+    model: SpikingGPT2LMHeadModel | GPT2LMHeadModel,
     tokenizer: PreTrainedTokenizerBase,
     prompt: str,
     tokens: int,
@@ -21,6 +21,8 @@ def generate(
 ) -> str:
     """The prompt and up to `tokens` more tokens. The same seed gives the same text.
 
+    backend: torch or, for the spiking model alone, integer. In torch both models draw the same
+    random numbers, so their texts part only where their predictions do.
     Raises UserError if the prompt is empty or the text would outgrow the model's positions.
     """
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"]

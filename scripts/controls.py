@@ -14,13 +14,14 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from neurtransformer.measure.quality import evaluate
+from neurtransformer.measure.quality import counting_spikes, evaluate
 from neurtransformer.recipe import Finetune, Recipe
 from neurtransformer.runs import read_json
 from neurtransformer.spiking.calibrate import calibration_text
@@ -71,7 +72,7 @@ def main(run: Path, text: tuple[str, ...], train_text: str | None, limit: int) -
     for source in text or (None,):
         length = dense.config.n_positions
         heldout = load_blocks(source, tokenizer, length, split="heldout", limit_tokens=limit)
-        values = {name: evaluate(n, dense, heldout) for name, n in networks.items()}
+        values = {name: _quality(n, dense, heldout) for name, n in networks.items()}
         ppl_dense = values["naive"]["ppl_dense"]
         result[source or "cpython"] = {
             "ppl_dense": ppl_dense,
@@ -79,6 +80,13 @@ def main(run: Path, text: tuple[str, ...], train_text: str | None, limit: int) -
             **{name: value["ppl_ratio"] for name, value in values.items()},
         }
     print(json.dumps(result, indent=2))
+
+
+def _quality(
+    network: SpikingGPT2LMHeadModel, dense: GPT2LMHeadModel, blocks: Tensor
+) -> dict[str, Any]:
+    with counting_spikes(network) as counter:
+        return evaluate(network, dense, blocks, counter)
 
 
 def _train(

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from neurtransformer.dense import load_dense
 from neurtransformer.runs import read_json
 from neurtx.progress import bar
 
@@ -33,9 +35,43 @@ def test_convert_finetune_eval(neurtx: Any, tiny_dense_folder: Path, tmp_path: P
     assert results[0] == results[1]
     keys = {"ppl_dense", "ppl_spiking", "ppl_ratio", "cosine_similarity", "token_agreement"}
     assert keys | {"timesteps", "mean_spike_count", "tokens", "run"} <= results[0].keys()
+    shown = neurtx("eval", "--text", "text.txt", "--limit", "256").stdout
+    assert shown.count("ESTIMATE") == 2  # attention and model
+    curve = results[0]["loss_by_position"]
+    assert curve[0]["position"] < 64 < curve[-1]["position"] < 128  # the context is 64
+    assert read_json(tmp_path / "run" / "report.json")["eval"]["loss_by_position"] == curve
+    energy = json.loads(neurtx("energy", "--text", "text.txt", "--limit", "256", "--json").stdout)
+    for part in ("attention", "model"):
+        saved = results[0][f"{part}_energy_reduction_percent"]
+        assert saved == pytest.approx(energy[part]["reduction_percent"])
     text = neurtx("generate", "--prompt", "The quick", "--tokens", "4")
     assert text.returncode == 0 and text.stdout.startswith("The quick"), text.stderr
     assert text.stdout == neurtx("generate", "--prompt", "The quick", "--tokens", "4").stdout
+
+
+def test_the_teacher_continues_the_prompt_too(
+    neurtx: Any, tiny_run: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    run = copy_of(tiny_run)
+    words = ("generate", str(run), "--prompt", "The quick", "--tokens", "6", "--seed", "3")
+    texts = []
+    for backend in ("torch", "integer"):
+        done = neurtx(*words, "--backend", backend)
+        told = read_json(run / "report.json")["generate"]
+        assert done.returncode == 0 and done.stderr == "" and done.stdout == told["text"] + "\n"
+        texts.append(told["dense_text"])
+    dense, tokenizer = load_dense(read_json(run / "config.json")["dense"])
+    ids = tokenizer("The quick", return_tensors="pt")["input_ids"]
+    torch.manual_seed(3)
+    drawn = dense.generate(ids, do_sample=True, max_new_tokens=6, temperature=0.8, top_k=40)
+    assert texts == 2 * [tokenizer.decode(drawn[0], skip_special_tokens=True)]
+    config = read_json(run / "config.json") | {"dense": "/no/such/model"}
+    (run / "config.json").write_text(json.dumps(config))
+    alone = neurtx(*words)
+    assert alone.returncode == 0 and alone.stdout.startswith("The quick")
+    assert "/no/such/model" in alone.stderr and alone.stderr.count("\n") == 1
+    # the text of the teacher that once was there is not kept beside another
+    assert read_json(run / "report.json")["generate"]["dense_text"] is None
 
 
 def test_bad_recipe(neurtx: Any, tmp_path: Path) -> None:

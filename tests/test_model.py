@@ -1,5 +1,7 @@
 """The spiking model as a whole: steps equal counts, generation, training, resuming."""
 
+import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from neurtransformer.dense import load_dense
 from neurtransformer.errors import UserError
+from neurtransformer.measure.position import doubled, loss_by_position
 from neurtransformer.measure.quality import counting_spikes, evaluate
 from neurtransformer.recipe import Coding, load_recipe
 from neurtransformer.spiking.calibrate import fit_forgetting, fit_threshold
@@ -62,10 +65,17 @@ def test_run_loads_with_auto_class_and_generates(tiny_run: Path) -> None:
 def test_evaluating_a_model_against_itself(tiny_run: Path) -> None:
     model, _ = load_run(tiny_run)
     dense = load_teacher(model)
-    values = evaluate(model, dense, tokens(2, 32))
+    with counting_spikes(model) as counter:
+        values = evaluate(model, dense, tokens(2, 32), counter)
     assert values["tokens"] == 64
     assert 0 < values["mean_spike_rate"] < 1
-    same = evaluate(model, _as_dense(model), tokens(2, 32))
+    spikes = {  # of each layer, per token
+        name: 4 * rate * model.get_submodule(f"transformer.h.{name}").threshold.numel()
+        for name, rate in values["spike_rate_by_layer"].items()
+    }
+    assert values["spikes_per_token"] == pytest.approx(sum(spikes.values()))
+    with counting_spikes(model) as counter:
+        same = evaluate(model, _as_dense(model), tokens(2, 32), counter)
     assert same["ppl_ratio"] == 1 and same["token_agreement"] == 1
     assert same["cosine_similarity"] == pytest.approx(1)
 
@@ -79,6 +89,48 @@ def _as_dense(model: Any) -> Any:
         return output
 
     return forward
+
+
+def test_joined_blocks_are_a_quarter_of_the_text() -> None:
+    text = torch.arange(18 * 4).view(18, 4)
+    assert torch.equal(doubled(text), torch.arange(16).view(2, 8))
+    assert torch.equal(doubled(text[:3]), torch.arange(8).view(1, 8))
+    assert torch.equal(doubled(text[:1]), text[:1])
+
+
+def test_loss_by_position(tiny_run: Path) -> None:
+    model, _ = load_run(tiny_run)
+    dense = load_teacher(model)
+    # without a cache transformers would look for several texts in a row of positions
+    dense.config.use_cache = False
+    text = tokens(5, 127)  # the context is 64
+    near, far = loss_by_position(model, dense, text, 2)
+    assert (near["position"], far["position"]) == (31, 94)
+    within = _losses(model, dense, text[:, :64])
+    assert within == pytest.approx({name: near[name] for name in within}, abs=1e-5)
+    whole = _losses(_with_positions(model, 127), _with_positions(dense, 127), text)
+    assert whole == pytest.approx({name: (near[name] + far[name]) / 2 for name in whole}, abs=1e-5)
+    # both still hear in the second half what was said in the first
+    other = torch.cat([tokens(5, 63, seed=1), text[:, 63:]], 1)
+    elsewhere = loss_by_position(model, dense, other, 2)[1]
+    assert far["spiking"] != elsewhere["spiking"] and far["dense"] != elsewhere["dense"]
+
+
+def _losses(model: Any, dense: Any, blocks: Tensor) -> dict[str, float]:
+    with counting_spikes(model) as counter:
+        values = evaluate(model, dense, blocks, counter)
+    return {name: math.log(values[f"ppl_{name}"]) for name in ("dense", "spiking")}
+
+
+def _with_positions(model: Any, count: int) -> Any:
+    """A copy with so many positions, the new ones embedded as the last of the old."""
+    model = copy.deepcopy(model)
+    old = model.get_submodule("transformer.wpe").weight
+    model.get_submodule("transformer.wpe").weight = torch.nn.Parameter(
+        torch.cat([old, old[-1:].expand(count - len(old), -1)])
+    )
+    model.config.n_positions = count
+    return model
 
 
 def test_calibration_finds_what_it_should() -> None:

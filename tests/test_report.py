@@ -24,9 +24,14 @@ EVAL = {
     "cosine_similarity": 0.95,
     "token_agreement": 0.8,
     "timesteps": 4,
+    "spikes_per_token": 1234.5,
     "mean_spike_count": 1.2,
     "tokens": 4096,
     "spike_rate_by_layer": {"0.attn.encode": 0.3, "1.mlp.hidden": 0.1},
+    "loss_by_position": [
+        {"position": 31.5, "dense": 4.0, "spiking": 4.2},
+        {"position": 95.0, "dense": 6.0, "spiking": None},
+    ],
 }
 FINETUNE = {
     "steps": 4,
@@ -74,7 +79,11 @@ def full(tiny_run: Path) -> dict[str, Any]:
         "energy": {"text": None, "tokens": 64, **estimate(model, counter)},
         "integer": {"ppl_ratio": 1.15, "ppl_ratio_to_spiking": 1.045, "tokens": 512},
         "simulate": SIMULATE,
-        "generate": {"prompt": "Once <b>upon", "text": "Once <b>upon a <script>time</script>"},
+        "generate": {
+            "prompt": "Once <b>upon",
+            "text": "Once <b>upon a <script>time</script>",
+            "dense_text": "Once <b>upon the <i>hill",
+        },
     }
 
 
@@ -106,7 +115,7 @@ def test_everything_measured(tiny_run: Path, full: dict[str, Any]) -> None:
     html = render(full, config, "tiny", (torch.full((2, 2), 3), torch.ones(2, 2)))
     check_self_contained(html)
     assert "not measured yet" not in html
-    assert html.count("<img") == 4
+    assert html.count("<img") == 5
     for said in (
         "1.100",
         "1.045",
@@ -125,6 +134,16 @@ def test_what_people_write_is_text(tiny_run: Path, full: dict[str, Any]) -> None
     assert "<script" not in html
     assert "<i>name" not in html
     assert "<b>Once &lt;b&gt;upon</b> a &lt;script&gt;time" in html
+    assert "<b>Once &lt;b&gt;upon</b> the &lt;i&gt;hill" in html
+
+
+def test_spiking_text_stands_alone_without_a_teacher(full: dict[str, Any]) -> None:
+    def forms(generated: dict[str, Any]) -> list[str]:
+        return re.findall("<figcaption>(spiking|dense)<", render({"generate": generated}, {}, "x"))
+
+    assert forms(full["generate"]) == ["spiking", "dense"]
+    assert forms({**full["generate"], "dense_text": None}) == ["spiking"]
+    assert forms({"text": "of an older run"}) == ["spiking"]
 
 
 @pytest.mark.parametrize("name", ["eval", "finetune", "energy"])
@@ -132,7 +151,7 @@ def test_a_picture_may_be_missing(tiny_run: Path, full: dict[str, Any], name: st
     html = render({**full, name: None}, read_json(tiny_run / "config.json"), "x")
     check_self_contained(html)
     # the energy section knows spike rates too
-    assert html.count("<img") == {"eval": 3, "finetune": 2, "energy": 2}[name]
+    assert html.count("<img") == {"eval": 3, "finetune": 3, "energy": 3}[name]
 
 
 @pytest.mark.parametrize("name", ["convert", "recipe", "eval", "integer", "simulate", "generate"])
@@ -159,6 +178,7 @@ def test_damaged_weights_cost_one_picture(tiny_run: Path, copy_of: Callable[[Pat
 def test_the_summary_says_what_it_knows(full: dict[str, Any]) -> None:
     rows = {what: (number, meaning) for what, number, meaning in summary_rows(full)}
     assert rows["perplexity ratio"][0] == "1.100"
+    assert rows["spikes per token"][0] == "1,234"
     assert rows["mismatches on Loihi 2's stack"][0] == "0"
     assert rows["attention energy saved"][0].endswith("%")
     assert "ESTIMATE" in rows["attention energy saved"][1]

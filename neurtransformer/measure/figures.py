@@ -101,6 +101,22 @@ def loss_curve(curve: Sequence[Sequence[Any]]) -> bytes:
         return _svg(figure)
 
 
+def position_losses(points: Sequence[Mapping[str, Any]], context: int) -> bytes:
+    """Loss of both models along the text. points: {position, dense, spiking}, losses in nats."""
+    positions = [point["position"] for point in points]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 2.4))
+        axes = figure.subplots()
+        axes.axvline(context, color="#666666", linestyle="--", linewidth=1, label="trained context")
+        for form, colour in (("dense", DENSE), ("spiking", SPIKING)):
+            losses = [point[form] for point in points]
+            axes.plot(positions, losses, color=colour, linewidth=1.6, marker=".", label=form)
+        axes.set_xlabel("position, tokens from the start")
+        axes.set_ylabel("loss, nats")
+        axes.legend(frameon=False, fontsize=8)
+        return _svg(figure)
+
+
 def forgetting(shift: Tensor, present: Tensor, context: int) -> bytes:
     """What each head keeps of a token so many tokens back; (layers, heads) both."""
     layers, heads = shift.shape

@@ -38,6 +38,10 @@ class SpikeCounter:
         """Mean spike count per neuron and token, for each layer of neurons."""
         return {n: float(s.mean()) / self.tokens[n] for n, s in self.spikes.items()}
 
+    def spikes_per_token(self) -> float:
+        """Spikes of all neurons of all layers, per token."""
+        return sum(float(s.sum()) / self.tokens[n] for n, s in self.spikes.items())
+
 
 @contextmanager
 def counting_spikes(model: SpikingGPT2LMHeadModel) -> Iterator[SpikeCounter]:
@@ -67,38 +71,39 @@ def evaluate(
     model: SpikingGPT2LMHeadModel,
     dense: GPT2LMHeadModel,
     blocks: Tensor,
+    counter: SpikeCounter,
     *,
     batch: int = 8,
     on_tokens: Callable[[int], None] = lambda tokens: None,
 ) -> dict[str, Any]:
     """Compare both models on blocks (n, length) int64.
 
-    Returns perplexities and their ratio, cosine similarity of final hidden states (after ln_f) and
-    of logits, both means over tokens, top-1 agreement, and spike counts per neuron and token.
+    counter: listens to `model`, opened by the caller with `counting_spikes`, and keeps what it
+    heard. Returns perplexities and their ratio, cosine similarity of final hidden states (after
+    ln_f) and of logits, both means over tokens, top-1 agreement, spikes per token (of all neurons
+    together), and spike counts per neuron and token.
     """
     nll = {"dense": 0.0, "spiking": 0.0}
     cosine = cosine_logits = agreement = 0.0
     predicted = seen = 0
-    with counting_spikes(model) as counter:
-        for chunk in blocks.split(batch):
-            theirs = dense(chunk, output_hidden_states=True)
-            ours = model(chunk)
-            nll["dense"] += _nll(theirs.logits, chunk)
-            nll["spiking"] += _nll(ours.logits, chunk)
-            hidden = theirs.hidden_states[-1]
-            cosine += float(F.cosine_similarity(hidden, ours.last_hidden_state, dim=-1).sum())
-            cosine_logits += float(F.cosine_similarity(theirs.logits, ours.logits, dim=-1).sum())
-            agreement += float((theirs.logits.argmax(-1) == ours.logits.argmax(-1)).sum())
-            predicted += chunk[:, 1:].numel()
-            seen += chunk.numel()
-            on_tokens(chunk.numel())
+    for chunk in blocks.split(batch):
+        theirs = dense(chunk, output_hidden_states=True)
+        ours = model(chunk)
+        nll["dense"] += _nll(theirs.logits, chunk)
+        nll["spiking"] += _nll(ours.logits, chunk)
+        hidden = theirs.hidden_states[-1]
+        cosine += float(F.cosine_similarity(hidden, ours.last_hidden_state, dim=-1).sum())
+        cosine_logits += float(F.cosine_similarity(theirs.logits, ours.logits, dim=-1).sum())
+        agreement += float((theirs.logits.argmax(-1) == ours.logits.argmax(-1)).sum())
+        predicted += chunk[:, 1:].numel()
+        seen += chunk.numel()
+        on_tokens(chunk.numel())
     ppl = {name: math.exp(total / predicted) for name, total in nll.items()}
     layers = counter.mean_counts()
     timesteps = model.config.timesteps
     neurons = sum(len(s) for s in counter.spikes.values())
-    mean_count = (
-        sum(float(s.sum()) / counter.tokens[n] for n, s in counter.spikes.items()) / neurons
-    )
+    spikes = counter.spikes_per_token()
+    mean_count = spikes / neurons
     return {
         "ppl_dense": ppl["dense"],
         "ppl_spiking": ppl["spiking"],
@@ -107,6 +112,7 @@ def evaluate(
         "cosine_similarity_logits": cosine_logits / seen,
         "token_agreement": agreement / seen,
         "timesteps": timesteps,
+        "spikes_per_token": spikes,
         "mean_spike_count": mean_count,
         "mean_spike_rate": mean_count / timesteps,
         "spike_rate_by_layer": {name: count / timesteps for name, count in layers.items()},

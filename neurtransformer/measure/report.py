@@ -149,8 +149,9 @@ def pictures(
 ) -> list[Picture]:
     """The pictures that can be drawn from what is there."""
     energy, curve = section(report, "energy"), section(report, "finetune").get("curve")
-    rates = section(section(report, "eval"), "spike_rate_by_layer")
-    rates = rates or section(energy, "spike_rate_by_layer")
+    quality = section(report, "eval")
+    losses = quality.get("loss_by_position") or []
+    rates = section(quality, "spike_rate_by_layer") or section(energy, "spike_rate_by_layer")
     drawn: list[tuple[str, str, Any, Callable[[], bytes]]] = [
         (
             "Spike rates",
@@ -165,6 +166,14 @@ def pictures(
             " the whole past; one that is bright at 1 alone sees just the token before.",
             heads,
             lambda: figures.forgetting(*heads, int(config["n_positions"])) if heads else b"",
+        ),
+        (
+            "Loss by position",
+            "Mean loss of the next token along the text, lower is better; ups and downs that both"
+            " share are the text's. Positions past the dashed line were never trained and have no"
+            " embedding of their own: they take the last one's, in both models.",
+            losses,
+            lambda: figures.position_losses(losses, int(config["n_positions"])),
         ),
         (
             "Fine-tuning",

@@ -63,6 +63,11 @@ def _quality(values: Mapping[str, Any]) -> list[Maybe]:
             "tokens for which both predict the same next token",
         ),
         (
+            "spikes per token",
+            shown(values.get("spikes_per_token"), "{:,.0f}"),
+            "of all neurons together",
+        ),
+        (
             "spikes per neuron and token",
             shown(values.get("mean_spike_count"), "{:.2f}"),
             f"mean count, of at most T = {values.get('timesteps')}",
