@@ -14,6 +14,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -313,14 +314,14 @@ def main(
         calibration_text(dense, tokenizer, None, recipe.calibration),
         finetuning,
         recipe.timesteps,
-        lambda seed: training_text(dense, tokenizer, train_text, finetuning, seed),
+        cache(lambda seed: training_text(dense, tokenizer, train_text, finetuning, seed)),
     )
     out.mkdir(parents=True, exist_ok=True)
     settings = {"model": model, "recipe": finetuning.model_dump(), "train_text": train_text}
     rows = []
     for rung in ladder.rungs():
         for seed in range(seeds if rung.trained else 1):
-            key = json.dumps([settings, rung.name, seed, sorted(heldout), limit])
+            key = json.dumps([settings, rung.name, seed, text, limit])
             file = out / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
             if not file.exists():
                 click.echo(f"{rung.name}, seed {seed}", err=True)

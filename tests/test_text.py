@@ -77,8 +77,8 @@ def test_documents_begin_with_bos(tmp_path: Path, nano_tokenizer: Any) -> None:
 
 
 def test_python_text_is_split_for_good(nano_tokenizer: Any) -> None:
-    train = [piece for _, piece in text._python_text("train")]
-    heldout = [piece for _, piece in text._python_text("heldout")]
+    train = list(text.python_text("train"))
+    heldout = list(text.python_text("heldout"))
     assert not set(train) & set(heldout)
     assert 0.1 < sum(map(len, heldout)) / sum(map(len, train)) < 0.4
     blocks = load_blocks(None, nano_tokenizer, 128, split="heldout", limit_tokens=1000)

@@ -103,7 +103,7 @@ def evaluate(
     timesteps = model.config.timesteps
     neurons = sum(len(s) for s in counter.spikes.values())
     spikes = counter.spikes_per_token()
-    mean_count = spikes / neurons
+    mean_count = spikes / neurons if neurons else 0.0
     return {
         "ppl_dense": ppl["dense"],
         "ppl_spiking": ppl["spiking"],
