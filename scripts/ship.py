@@ -18,6 +18,10 @@ from neurtransformer.runs import new_folder, read_json, write_json
 from neurtransformer.spiking.load import load_run
 
 
+CURVE_STEPS = 20
+"""One point of the loss curve in so many steps is kept."""
+
+
 def without_paths(value: Any) -> Any:
     """`value` with the names of files in place of their paths."""
     if isinstance(value, dict):
@@ -37,7 +41,11 @@ def main(run: Path, target: Path) -> None:
     with new_folder(target, force=True) as folder:
         model.half().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        write_json(folder / "report.json", without_paths(read_json(run / "report.json")))
+        report = without_paths(read_json(run / "report.json"))
+        report["finetune"]["curve"] = report["finetune"]["curve"][::CURVE_STEPS]
+        write_json(folder / "report.json", report)
+        for file in folder.iterdir():
+            file.chmod(0o644)
         if card.exists():
             shutil.copy(card, folder / card.name)
 
