@@ -286,7 +286,7 @@ def _mean_and_range(values: list[float]) -> str:
 @click.option("--model", default="gpt2-nano", show_default=True)
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--steps", type=click.IntRange(min=1), help="Of each training; default the recipe's.")
-@click.option("--text", multiple=True, help="Held-out text; default CPython's. May be repeated.")
+@click.option("--text", multiple=True, help="Held-out text beside CPython's. May be repeated.")
 @click.option("--train-text", help="Text to train on; default the recipe's.")
 @click.option("--limit", type=click.IntRange(min=2), default=8192, show_default=True)
 def main(
@@ -307,7 +307,7 @@ def main(
         Path(source).stem if source else "CPython": load_blocks(
             source, tokenizer, length, split="heldout", limit_tokens=limit
         )
-        for source in text or (None,)
+        for source in (None, *text)
     }
     ladder = Ladder(
         dense,

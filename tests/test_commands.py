@@ -74,6 +74,36 @@ def test_the_teacher_continues_the_prompt_too(
     assert read_json(run / "report.json")["generate"]["dense_text"] is None
 
 
+def test_phase_coding_all_the_way(neurtx: Any, tiny_dense_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "phase.yaml").write_text("coding: phase\ntimesteps: 5\n")
+    made = neurtx("convert", str(tiny_dense_folder), "--out", "run", "--config", "phase.yaml")
+    assert made.returncode == 0, made.stderr
+    results = [
+        json.loads(neurtx("eval", "--limit", "64", "--mode", mode, "--json").stdout)
+        for mode in ("counts", "steps")
+    ]
+    for values in results:
+        del values["mode"]
+    assert results[0] == results[1]
+    for transport in ("rate", "graded"):
+        words = ("--target", "loihi2", "--spikes", transport, "--out", transport)
+        assert neurtx("export", *words).returncode == 0
+        done = neurtx("simulate", "--prompt", "a word", "--backend", "integer", "--json")
+        assert json.loads(done.stdout)["mismatches"] == 0
+    (tmp_path / "phase.yaml").write_text("coding: phase\ntimesteps: 9\n")
+    words = ("convert", str(tiny_dense_folder), "--out", "run-2", "--config", "phase.yaml")
+    assert "1 to 8" in neurtx(*words).mistake()
+
+
+def test_the_run_that_ships_is_as_good_as_its_card_says(neurtx: Any, tmp_path: Path) -> None:
+    done = neurtx("eval", "gpt2-nano-spiking", "--limit", "1024", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["ppl_ratio"] < 1.05
+    assert "stays as it is" in neurtx("finetune", "gpt2-nano-spiking").mistake()
+    page = neurtx("report", "gpt2-nano-spiking")
+    assert page.returncode == 0 and (tmp_path / "report.html").exists()
+
+
 def test_bad_recipe(neurtx: Any, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("timestep: 4\n")
     assert "timestep" in neurtx("convert", "gpt2-nano", "--config", "recipe.yaml").mistake()
