@@ -209,7 +209,8 @@ def latest(kind: Kind) -> Path:
             return noted
     found = [path for path in (Path.cwd() / HOME[kind]).glob("[!.]*") if is_one(kind, path)]
     if not found:
-        raise UserError(f"no {kind} here yet: make one with `{MAKER[kind]}`, or name its folder")
+        names = " or ".join(["its folder", *bundled(kind)])
+        raise UserError(f"no {kind} here yet: make one with `{MAKER[kind]}`, or name {names}")
     return max(found, key=lambda path: path.stat().st_mtime)
 
 

@@ -17,7 +17,6 @@ import click
 from neurtransformer.runs import new_folder, read_json, write_json
 from neurtransformer.spiking.load import load_run
 
-
 CURVE_STEPS = 20
 """One point of the loss curve in so many steps is kept."""
 
