@@ -241,10 +241,15 @@ def measure(
 
 
 def table(rows: list[dict[str, Any]], texts: list[str]) -> str:
-    """Rungs as a Markdown table: mean over seeds, with the range where there are several."""
+    """Rungs as a Markdown table: mean over seeds, with the range where there are several.
+
+    A column for each text holds perplexity ratios to the dense model; the others are means over
+    all texts.
+    """
+    dense = rows[0]["texts"]
     head = [
         "network",
-        *(f"ratio, {text}" for text in texts),
+        *(f"{text} (dense {dense[text]['ppl_dense']:.1f})" for text in texts),
         "cosine",
         "agreement",
         "spikes a token",
@@ -252,28 +257,27 @@ def table(rows: list[dict[str, Any]], texts: list[str]) -> str:
     ]
     lines = [head, ["---"] * len(head)]
     for name in dict.fromkeys(row["rung"] for row in rows):
-        seeds = [row["texts"] for row in rows if row["rung"] == name]
-
-        def of(key: str, text: str, seeds: list[dict[str, Any]] = seeds) -> list[float]:
-            return [values[text][key] for values in seeds if key in values[text]]
-
-        def over_texts(key: str, of: Callable[[str, str], list[float]] = of) -> float | None:
-            values = [value for text in texts for value in of(key, text)]
-            return statistics.fmean(values) if values else None
-
-        saved = [over_texts(f"{part}_reduction_percent") for part in ("attention", "model")]
-        cosine, agreement = over_texts("cosine_similarity"), over_texts("token_agreement")
+        same = [row for row in rows if row["rung"] == name]
+        saved = [
+            _values(same, f"{part}_reduction_percent", texts) for part in ("attention", "model")
+        ]
         lines.append(
             [
                 name,
-                *(_mean_and_range(of("ppl_ratio", text)) for text in texts),
-                f"{cosine:.3f}",
-                f"{agreement:.1%}",
-                f"{over_texts('spikes_per_token'):,.0f}",
-                " / ".join(f"{part:.0f} %" for part in saved if part is not None) or "-",
+                *(_mean_and_range(_values(same, "ppl_ratio", [text])) for text in texts),
+                f"{statistics.fmean(_values(same, 'cosine_similarity', texts)):.3f}",
+                f"{statistics.fmean(_values(same, 'token_agreement', texts)):.1%}",
+                f"{statistics.fmean(_values(same, 'spikes_per_token', texts)):,.0f}",
+                " / ".join(f"{statistics.fmean(x):.0f} %" for x in saved if x) or "-",
             ]
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _values(rows: list[dict[str, Any]], key: str, texts: list[str]) -> list[float]:
+    """What was measured of these rungs on these texts, where it was."""
+    measured = [row["texts"][text] for row in rows for text in texts]
+    return [values[key] for values in measured if key in values]
 
 
 def _mean_and_range(values: list[float]) -> str:
