@@ -1,4 +1,4 @@
-"""`neurtx finetune`: surrogate-gradient training of a run's spiking attention."""
+"""`neurtx finetune`: surrogate-gradient training of a run."""
 
 import click
 
@@ -24,9 +24,10 @@ def command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Train the spiking attention of RUN to follow its dense teacher.
+    """Train RUN to follow its dense teacher.
 
-    First each layer's attention output, then the teacher's next-token distribution. The run's
+    First each layer's attention output, then the teacher's next-token distribution. The recipe's
+    2,400 steps take under 20 minutes for gpt2-nano on two cores; fewer do, and cost quality. The run's
     weights are replaced when training has ended; until then only RUN/checkpoint changes.
 
     In several processes (`torchrun --nproc-per-node 8 -m neurtx.main finetune`, or `accelerate

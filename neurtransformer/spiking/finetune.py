@@ -13,6 +13,7 @@ stopped and resumed ends with the same weights as one that was not.
 """
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ from neurtransformer.spiking.calibrate import tapped
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 from neurtransformer.spiking.neuron import CodingNeuron
 from neurtransformer.text import load_blocks, write_text
+
+log = logging.getLogger(__name__)
 
 Stage = Literal["match", "distil"]
 WARM_UP = 10
@@ -102,7 +105,9 @@ def training_text(
     blocks = load_blocks(text, tokenizer, length, split="train", limit_tokens=needed)
     if text is not None or recipe.self_written == 0:
         return blocks
-    return torch.cat([blocks, write_text(teacher, recipe.self_written, blocks.shape[1], seed)])
+    written = recipe.self_written, blocks.shape[1]
+    log.info("the dense model writes %s tokens to train on", f"{math.prod(written):,}")
+    return torch.cat([blocks, write_text(teacher, *written, seed)])
 
 
 def trainable(model: SpikingGPT2LMHeadModel, train: str) -> list[dict[str, Any]]:
