@@ -27,7 +27,7 @@ def command(
     """Train RUN to follow its dense teacher.
 
     First each layer's attention output, then the teacher's next-token distribution. The recipe's
-    2,400 steps take under 20 minutes for gpt2-nano on two cores; fewer do, and cost quality. The
+    2,200 steps take under 20 minutes for gpt2-nano on two cores; fewer do, and cost quality. The
     run's weights are replaced when training has ended; until then only RUN/checkpoint changes.
 
     In several processes (`torchrun --nproc-per-node 8 -m neurtx.main finetune`, or `accelerate
