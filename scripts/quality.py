@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -322,19 +323,22 @@ def main(
     )
     out.mkdir(parents=True, exist_ok=True)
     settings = {"model": model, "recipe": finetuning.model_dump(), "train_text": train_text}
+    rungs = list(ladder.rungs())
     rows = []
-    for rung in ladder.rungs():
-        for seed in range(seeds if rung.trained else 1):
-            key = json.dumps([settings, rung.name, seed, text, limit])
-            file = out / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-            if not file.exists():
-                click.echo(f"{rung.name}, seed {seed}", err=True)
-                network = rung.build(seed)
-                texts = {name: measure(network, dense, x) for name, x in heldout.items()}
-                write_json(file, {"rung": rung.name, "seed": seed, "texts": texts})
-            rows.append(read_json(file))
-    write_json(out / "ladder.json", {**settings, "rows": rows})
-    write_text(out / "ladder.md", table(rows, list(heldout)))
+    # all rungs once before any a second time: a ladder that is stopped is a ladder of fewer seeds
+    for seed, rung in product(range(seeds), rungs):
+        if seed > 0 and not rung.trained:
+            continue
+        key = json.dumps([settings, rung.name, seed, text, limit])
+        file = out / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+        if not file.exists():
+            click.echo(f"{rung.name}, seed {seed}", err=True)
+            network = rung.build(seed)
+            texts = {name: measure(network, dense, x) for name, x in heldout.items()}
+            write_json(file, {"rung": rung.name, "seed": seed, "texts": texts})
+        rows.append(read_json(file))
+        write_json(out / "ladder.json", {**settings, "rows": rows})
+        write_text(out / "ladder.md", table(rows, list(heldout)))
     click.echo((out / "ladder.md").read_text())
 
 
