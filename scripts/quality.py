@@ -262,13 +262,15 @@ def table(rows: list[dict[str, Any]], texts: list[str]) -> str:
         saved = [
             _values(same, f"{part}_reduction_percent", texts) for part in ("attention", "model")
         ]
+        # of other people's neurons no spikes were counted
+        spikes = statistics.fmean(_values(same, "spikes_per_token", texts))
         lines.append(
             [
                 name,
                 *(_mean_and_range(_values(same, "ppl_ratio", [text])) for text in texts),
                 f"{statistics.fmean(_values(same, 'cosine_similarity', texts)):.3f}",
                 f"{statistics.fmean(_values(same, 'token_agreement', texts)):.1%}",
-                f"{statistics.fmean(_values(same, 'spikes_per_token', texts)):,.0f}",
+                f"{spikes:,.0f}" if spikes else "-",
                 " / ".join(f"{statistics.fmean(x):.0f} %" for x in saved if x) or "-",
             ]
         )
