@@ -135,6 +135,15 @@ class Ladder:
             block.attn.__class__ = OwnValue
         return model
 
+    def shortsighted(self) -> SpikingGPT2LMHeadModel:
+        """The control that is harder to beat: through L layers a token still sees L before it."""
+        model = self.converted()
+        for block in model.blocks:
+            # all but the last write is forgotten at once
+            block.attn.shift.fill_(0)
+            block.attn.present.fill_(1.0)
+        return model
+
     def dense_finetuned(self, seed: int) -> SpikingGPT2LMHeadModel:
         """The dense model after as many steps on the same tokens, by next-token prediction."""
         dense = copy.deepcopy(self.dense).requires_grad_(True).train()
@@ -175,6 +184,11 @@ class Ladder:
         yield Rung(
             "no attention",
             lambda seed: self.trained(self.blind(), seed),
+            trained=True,
+        )
+        yield Rung(
+            "each token sees itself and the one before",
+            lambda seed: self.trained(self.shortsighted(), seed),
             trained=True,
         )
         yield Rung(
