@@ -154,7 +154,7 @@ def batch_at(step: int, blocks: Tensor, batch: int, seed: int) -> Tensor:
 def bfloat16_products() -> Iterator[None]:
     """Matrix products of bfloat16 factors and float32 sums, where the processor has them.
 
-    Three times as fast; counts up to 16, and their squares, are exact in bfloat16.
+    Three times as fast; counts up to 256, and squares of counts up to 16, are exact in bfloat16.
     """
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
