@@ -23,7 +23,9 @@ cores (one meeting per step instead of one per operation), and suffer far less f
       --text $T/tinystories_sample.txt=.01 --heldout $H/novels.txt --heldout $H/textbooks.txt \\
       --tokenizer neurtransformer/models/gpt2-nano
 
-Without `--tokenizer`, a byte-level BPE of `--vocabulary` entries is trained on the same text.
+`--grow MODEL` starts from a smaller model of the same tokenizer, written larger so that it computes
+the same (pretrain_grow.py). Without `--tokenizer`, a byte-level BPE of `--vocabulary` entries is
+trained on the same text.
 At real scale (GPT-2 small, one machine with 8 GPUs; the rates are a start, not tuned there):
 
     accelerate launch --multi_gpu --num_processes 8 scripts/pretrain.py --text web.txt \\
@@ -50,6 +52,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from pretrain_data import Mistake, parse_mixture, read_tokens, replace_folder, train_tokenizer
+from pretrain_grow import grown
 from pretrain_kernels import ChunkedCrossEntropy
 from pretrain_run import Run
 
@@ -67,6 +70,7 @@ RATE = click.FloatRange(min=0, min_open=True)
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out.")
 @click.option("--force", is_flag=True, help="Start over, though --out holds a checkpoint.")
 @click.option("--minutes", default=105.0, type=RATE, help="Length of the whole run.")
+@click.option("--grow", type=FOLDER, help="A trained model to start from, written larger.")
 @click.option("--layers", default=4, type=POSITIVE)
 @click.option("--width", default=256, type=POSITIVE)
 @click.option("--heads", default=4, type=POSITIVE)
@@ -93,6 +97,7 @@ def main(
     resume: bool,
     force: bool,
     minutes: float,
+    grow: Path | None,
     layers: int,
     width: int,
     heads: int,
@@ -150,15 +155,19 @@ def main(
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
-        use_cache=False,
         bos_token_id=start,
         eos_token_id=start,
     )
-    config._attn_implementation = "sdpa" if device.type == "cuda" else "blocks"
-    model = GPT2LMHeadModel(config).to(device)
-    for name, p in model.named_parameters():
-        if name.endswith("c_proj.weight"):
-            nn.init.zeros_(p)  # each block begins as the identity
+    if grow is None:
+        model = GPT2LMHeadModel(config)
+        for name, p in model.named_parameters():
+            if name.endswith("c_proj.weight"):
+                nn.init.zeros_(p)  # each block begins as the identity
+    else:
+        model = grown(GPT2LMHeadModel.from_pretrained(grow, use_safetensors=True), config)
+    model.config.use_cache = False
+    model.config._attn_implementation = "sdpa" if device.type == "cuda" else "blocks"
+    model.to(device)
     run = Run(model, accelerator, muon_lr, adam_lr)
     model.to(torch.bfloat16)  # after the masters have been copied from it
     if resume:
@@ -191,7 +200,8 @@ def main(
     with bar:
         while (progress := run.elapsed / (60 * minutes)) < 1:
             # Short rows first: they are cheaper, and words come before chapters.
-            length = context // (4 if progress < 0.08 else 2 if progress < 0.25 else 1)
+            early = 1 if grow else 4 if progress < 0.08 else 2 if progress < 0.25 else 1
+            length = context // early
             rows = batch(length)
             inputs, targets = rows[:, :-1], rows[:, 1:].flatten()
             loss = ChunkedCrossEntropy.apply(run.hidden(inputs), head, targets)

@@ -1,6 +1,7 @@
 """The ladder: what each step from the dense model to the spiking one costs, and fair controls.
 
     python scripts/quality.py OUT [--seeds N] [--steps N] [--text FILE]... [--train-text FILE]
+      [--model MODEL] [--rung NAME]...
 
 Every network is measured on the same held-out tokens, those that are trained with several seeds on
 the same training tokens. What is measured is kept in OUT network by network: a ladder that was
@@ -309,6 +310,7 @@ def _mean_and_range(values: list[float]) -> str:
 @click.option("--steps", type=click.IntRange(min=1), help="Of each training; default the recipe's.")
 @click.option("--text", multiple=True, help="Held-out text beside CPython's. May be repeated.")
 @click.option("--train-text", help="Text to train on; default the recipe's.")
+@click.option("--rung", "wanted", multiple=True, help="Only networks whose name holds this.")
 @click.option("--limit", type=click.IntRange(min=2), default=8192, show_default=True)
 def main(
     out: Path,
@@ -317,18 +319,20 @@ def main(
     steps: int | None,
     text: tuple[str, ...],
     train_text: str | None,
+    wanted: tuple[str, ...],
     limit: int,
 ) -> None:
     """Measure every rung, and write OUT/ladder.md and OUT/ladder.json."""
+    names = ["CPython", *(Path(source).stem for source in text)]
+    if len(set(names)) < len(names):
+        raise click.UsageError(f"two held-out texts of one name would share a column: {names}")
     dense, tokenizer = load_dense(model)
     recipe = load_recipe()
     finetuning = recipe.finetune.changed(steps=steps)
     length = dense.config.n_positions
     heldout = {
-        Path(source).stem if source else "CPython": load_blocks(
-            source, tokenizer, length, split="heldout", limit_tokens=limit
-        )
-        for source in (None, *text)
+        name: load_blocks(source, tokenizer, length, split="heldout", limit_tokens=limit)
+        for name, source in zip(names, (None, *text), strict=True)
     }
     ladder = Ladder(
         dense,
@@ -339,7 +343,9 @@ def main(
     )
     out.mkdir(parents=True, exist_ok=True)
     settings = {"model": model, "recipe": finetuning.model_dump(), "train_text": train_text}
-    rungs = list(ladder.rungs())
+    rungs = [r for r in ladder.rungs() if not wanted or any(x in r.name for x in wanted)]
+    if not rungs:
+        raise click.UsageError(f"no network's name holds any of {wanted}")
     rows = []
     # all rungs once before any a second time: a ladder that is stopped is a ladder of fewer seeds
     for seed, rung in product(range(seeds), rungs):
