@@ -21,14 +21,27 @@ if TYPE_CHECKING:
     show_default=True,
     help="lava: Lava against the integer model. integer: its time steps against its counts.",
 )
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="How many tokens to write behind the prompt.",
+)
 @json_option
 @click.pass_context
 def command(
-    ctx: click.Context, netlist: str | None, prompt: str, backend: "Backend", as_json: bool
+    ctx: click.Context,
+    netlist: str | None,
+    prompt: str,
+    backend: "Backend",
+    tokens: int,
+    as_json: bool,
 ) -> None:
     """Run a prompt through NETLIST in Lava, in fixed point, and through the integer model.
 
-    Every spike and state of every time step is compared. Exit code 1 if any differs.
+    All of the network runs, from the token's spike to the logits. Every spike and state of every
+    time step is compared, and the text that follows. Exit code 1 if any differs.
     """
     from neurtransformer import runs
 
@@ -43,10 +56,12 @@ def command(
     from .progress import bar
 
     loaded = read(folder)
-    ids = prompt_ids(loaded, prompt)
+    ids = prompt_ids(loaded, prompt, tokens)
     networks = len(loaded.manifest.networks)
     with bar(f"simulating ({backend})", networks, "networks") as advance:
-        values = simulate(loaded, ids, backend, on_network=lambda name: advance(1, name))
+        values = simulate(
+            loaded, ids, backend, tokens=tokens, on_network=lambda name: advance(1, name)
+        )
     if backend == "lava" and loaded.manifest.run is not None:
         run = Path(loaded.manifest.run)
         if runs.is_one("run", run):
@@ -54,5 +69,5 @@ def command(
     values = {"netlist": folder, **values}
     titles = {"lava": "Lava beside the integer model", "integer": "time steps beside counts"}
     answer(values, as_json=as_json, title=titles[backend])
-    if values["mismatches"]:
+    if values["mismatches"] or not values["same_text"]:
         ctx.exit(1)

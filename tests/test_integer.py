@@ -1,5 +1,6 @@
 """The integer arithmetic against the spiking network's, and the integer model against itself."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from torch import nn
 from neurtransformer.errors import UserError
 from neurtransformer.integer import arithmetic, quantise
 from neurtransformer.integer.arithmetic import LIMIT
+from neurtransformer.integer.config import MAX_STREAM_BITS, IntegerConfig
 from neurtransformer.integer.layout import check, layout
-from neurtransformer.integer.model import IntegerGPT2
+from neurtransformer.integer.model import IntegerGPT2, stream_bits
+from neurtransformer.integer.parts import Encoder
 from neurtransformer.recipe import Coding
 from neurtransformer.spiking import attention as spiking_attention
 from neurtransformer.spiking import coding
@@ -22,6 +25,7 @@ from neurtransformer.spiking.attention import NO_FORGETTING
 from neurtransformer.spiking.coding import largest_count
 from neurtransformer.spiking.load import load_run
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+from neurtransformer.spiking.neuron import CodingNeuron
 
 TIMESTEPS = st.sampled_from([1, 2, 3, 4, 8, 16, 64])
 SHIFTS = [0, 1, 2, 3, 4, 5, 6, 7, NO_FORGETTING]
@@ -153,17 +157,109 @@ def test_gelu_is_within_half_a_table_step(approximate: str) -> None:
 
 
 @given(SEEDS)
-def test_gelu_multiplier_is_the_scale(seed: int) -> None:
+def test_a_multiplier_is_its_scale(seed: int) -> None:
     rng = np.random.default_rng(seed)
     scale = 2.0 ** rng.uniform(-20, 2, 30)
-    snapped = quantise.gelu_scale(scale)
+    snapped = quantise.snapped_scale(scale)
     assert (snapped >= scale * (1 - 1e-9)).all() and (snapped <= scale * 1.2501).all()
-    assert (quantise.gelu_scale(snapped) == snapped).all()
-    mantissa, shift = quantise.gelu_multiplier(snapped)
-    assert set(mantissa) <= set(arithmetic.GELU_MANTISSAS)
+    assert (quantise.snapped_scale(snapped) == snapped).all()
+    mantissa, shift = (x.astype(np.int64) for x in quantise.multiplier(snapped, 14))
+    assert set(mantissa) <= set(arithmetic.MANTISSAS)
     u = rng.integers(-(2**20), 2**20, 30)
-    x = np.clip(u * snapped * 2.0**arithmetic.GELU_BITS, -LIMIT, LIMIT)
-    assert np.abs(arithmetic.gelu_fixed(u, mantissa, shift) - x).max() <= 0.5
+    x = np.clip(u * snapped * 2.0**14, -LIMIT, LIMIT)
+    assert np.abs(arithmetic.rescale(u, mantissa, shift) - x).max() <= 0.5
+
+
+@given(st.integers(-LIMIT, LIMIT), st.sampled_from(arithmetic.MANTISSAS), st.integers(-24, 62))
+def test_rescaling_fits_24_bits(u: int, mantissa: int, shift: int) -> None:
+    """The product of 27 bits in two words of 24: nothing on the way is larger."""
+    high, low = mantissa * (u >> 3), mantissa * (u & 7)
+    if shift >= 4:
+        high += low >> 3
+        assert abs(high) <= LIMIT + 8
+        bits = min(shift - 3, 30)
+        expected = (high + (1 << (bits - 1))) >> bits
+    else:
+        # to the left of its place by 3 - shift bits: what leaves 24 bits is saturated anyway
+        left = (high << 3) + low
+        expected = (left + ((1 << shift) >> 1)) >> shift if shift > 0 else left << -shift
+    expected = max(-LIMIT, min(LIMIT, expected))
+    found = arithmetic.rescale(np.array([u]), np.array([mantissa]), np.array([shift]))
+    assert found[0] == expected
+
+
+# --- LayerNorm ---
+
+
+@given(st.sampled_from([1, 2, 7, 64, 1600]), st.integers(0, 23), st.booleans(), SEEDS)
+def test_normed_is_the_stream_over_its_length(n: int, bits: int, outlier: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = np.rint(rng.standard_normal((20, n)) * 2.0**bits).clip(-LIMIT, LIMIT).astype(np.int64)
+    if outlier:
+        x[:, 0] = LIMIT
+    x[0] = 0
+    y = arithmetic.normed(x, 0)
+    length = np.sqrt((x.astype(float) ** 2).sum(-1, keepdims=True))
+    exact = x / np.maximum(length, 1) * 2.0**arithmetic.NORM_BITS
+    assert (np.abs(y - exact) <= 0.008 * np.abs(exact) + 8).all()
+    assert np.abs(y).max() <= 1.01 * 2**arithmetic.NORM_BITS
+    assert (y[0] == 0).all()
+
+
+@given(SEEDS, st.integers(0, 23), st.integers(0, LIMIT))
+def test_nothing_in_layernorm_leaves_24_bits(seed: int, bits: int, epsilon: int) -> None:
+    x = np.random.default_rng(seed).integers(-(2**bits), 2**bits + 1, (9, 33)).clip(-LIMIT, LIMIT)
+    q, exponent = arithmetic.sum_of_squares(x)
+    assert (q <= LIMIT).all() and (np.abs(x) <= np.exp2(exponent + 11.51)).all()
+    larger = (exponent > 0) & (
+        ((x >> np.maximum(exponent - 4, 0)) ** 2).sum(-1, keepdims=True) < LIMIT
+    )
+    assert not larger[(exponent > 0) & (q < LIMIT >> 9)].any(), "a finer shift would have done"
+    scaled = arithmetic.shift_round(x << np.maximum(3 - exponent, 0), np.maximum(exponent - 3, 0))
+    assert (np.abs(scaled) * max(arithmetic.ROOTS) <= LIMIT).all()
+    assert np.abs(arithmetic.normed(x, epsilon)).max() <= LIMIT
+
+
+@given(SEEDS, st.sampled_from([1, 4, 8]), st.booleans())
+def test_encoders_count_what_layernorm_gives(seed: int, timesteps: int, negative: bool) -> None:
+    """LayerNorm and coding neuron in floats, against the integers they become."""
+    torch.manual_seed(seed % 2**31)
+    width, bits = 48, 12
+    norm = nn.LayerNorm(width)
+    neuron = CodingNeuron(width, timesteps, signed=True, analogue=True).eval()
+    with torch.no_grad():
+        norm.weight.uniform_(0.3, 2)
+        norm.bias.normal_()
+        if negative:
+            norm.weight[::2].neg_()
+        norm.weight[5] = 0
+        neuron.threshold.uniform_(1, 6)
+        neuron.center.normal_(std=0.3)
+        config = integer_config(width, timesteps, bits)
+        tensors, value = quantise.quantise_neurons(norm, neuron, config)
+        encoder = Encoder.of({f"n.{k}": x for k, x in tensors.items()}, "n", neuron.most, "rate")
+        x = torch.randn(60, width)
+        x = x - x.mean(-1, keepdim=True)
+        theirs = (neuron(norm(x)) * neuron.spike_value).numpy()
+    ours = encoder.counts(np.rint(x.numpy() * 2.0**bits).astype(np.int64)) * value
+    off = np.abs(ours - theirs) / neuron.spike_value.detach().numpy()
+    # a count more or less where a value stands near the middle of two
+    assert off.max() <= 1.1 and (off > 0.1).mean() < 0.06
+
+
+def integer_config(width: int, timesteps: int, stream_bits: int) -> IntegerConfig:
+    return IntegerConfig(
+        layers=1,
+        width=width,
+        heads=1,
+        hidden=width,
+        vocabulary=9,
+        positions=9,
+        timesteps=timesteps,
+        coding="rate",
+        epsilon=1e-5,
+        stream_bits=stream_bits,
+    )
 
 
 # --- quantising ---
@@ -171,25 +267,23 @@ def test_gelu_multiplier_is_the_scale(seed: int) -> None:
 
 @given(SEEDS, TIMESTEPS, st.booleans(), st.integers(1, 60), st.floats(-9, 4), st.floats(-9, 6))
 def test_rows_fit(
-    seed: int, timesteps: int, gelu: bool, inputs: int, weight_size: float, bias_size: float
+    seed: int, timesteps: int, snapped: bool, inputs: int, weight_size: float, bias_size: float
 ) -> None:
     rng = np.random.default_rng(seed)
     weight = rng.standard_normal((5, inputs)) * 10**weight_size
     weight[0] = 0
     bias = rng.standard_normal(5) * 10**bias_size
     spike_value = np.abs(rng.standard_normal(5)) + 1e-7
-    gain = 7 if gelu else 1
     rows = quantise.quantise_rows(
         weight,
         bias,
         timesteps,
-        spike_value=None if gelu else spike_value,
-        snap=quantise.gelu_scale if gelu else lambda scale: scale,
-        gain=gain,
+        spike_value=None if snapped else spike_value,
+        snap=quantise.snapped_scale if snapped else lambda scale: scale,
     )
-    theta = 0 if gelu else quantise.quantise_threshold(spike_value, rows.scale, timesteps)
+    theta = 0 if snapped else quantise.quantise_threshold(spike_value, rows.scale, timesteps)
     worst = quantise.worst_sums(rows.weight, rows.bias, timesteps) + theta
-    assert (worst * gain <= LIMIT).all()
+    assert (worst <= LIMIT).all()
     assert not (rows.weight & 1).any() and np.abs(rows.weight).max() <= 254
     assert (np.abs(rows.weight * rows.scale[:, None] - weight) <= rows.scale[:, None] * 1.001).all()
     assert (np.abs(rows.bias * rows.scale - bias) <= rows.scale * 0.501).all()
@@ -240,19 +334,32 @@ def test_token_after_token_is_all_at_once(model: IntegerGPT2) -> None:
 
 @pytest.mark.parametrize("graded", [False, True])
 def test_steps_of_a_block_are_its_counts(model: IntegerGPT2, graded: bool) -> None:
-    timesteps = model.config.timesteps
-    encoded = np.random.default_rng(0).integers(-timesteps, timesteps + 1, (7, model.config.width))
-    phase = 1 if graded else timesteps
+    x = np.random.default_rng(0).integers(-(2**16), 2**16, (7, model.config.width))
+    phase = 1 if graded else model.config.timesteps
     attention, feedforward = model.attention[1], model.feedforward[1]
-    trace = attention.steps(encoded, phase)
-    u, state = attention.counts(encoded[None], attention.new_state(1))
-    assert (trace["readout.u"][:, -1] == u[0]).all()
+    trace = attention.steps(x, phase)
+    after, state = attention.counts(x[None], attention.new_state(1))
+    assert (trace["residual.x"][:, -1] == after[0]).all()
     assert (trace["ssa.state"][-1] == state[0]).all()
-    assert (
-        feedforward.steps(encoded, phase)["readout.u"][:, -1] == feedforward.counts(encoded)
-    ).all()
-    for name, x in trace.items():
-        assert np.abs(x).max() <= LIMIT, name
+    assert (feedforward.steps(x, phase)["residual.x"][:, -1] == feedforward.counts(x)).all()
+    for name, values in trace.items():
+        assert np.abs(values).max() <= LIMIT, name
+
+
+def test_steps_of_both_ends_are_their_counts(model: IntegerGPT2) -> None:
+    ids = tokens(9).numpy()
+    x = model.embedding.counts(ids)
+    assert (model.embedding.steps(ids)["stream.x"][:, 0] == x).all()
+    assert (model.head.steps(x)["logits.x"][:, 0] == model.head.counts(x)).all()
+
+
+def test_the_stream_has_the_bits_that_it_needs(spiking: SpikingGPT2LMHeadModel) -> None:
+    bits = stream_bits(spiking)
+    assert 0 < bits <= MAX_STREAM_BITS
+    large = copy.deepcopy(spiking)
+    with torch.no_grad():
+        large.lm_head.weight.mul_(2.0**12)  # the embedding as well
+    assert stream_bits(large) < bits
 
 
 def test_generate_repeats_with_its_seed_and_greedy_is_argmax(model: IntegerGPT2) -> None:
@@ -303,8 +410,12 @@ def _add(amount: int) -> Callable[[np.ndarray], np.ndarray]:
         ("h.0.attn.qkv.theta", lambda x: x * 0, "range"),
         ("h.1.attn.ssa.shift", _add(25), "range"),
         ("h.1.mlp.hidden.mantissa", _add(9), "range"),
-        ("h.1.mlp.c_fc.bias", lambda x: np.full_like(x, LIMIT // 2), "24 bits"),
-        ("wte.weight", lambda x: x * np.float32("nan"), "range"),
+        ("h.1.mlp.c_fc.bias", lambda x: np.full_like(x, LIMIT), "24 bits"),
+        ("h.0.mlp.encode.theta", lambda x: np.full_like(x, LIMIT), "range"),
+        ("h.0.mlp.norm.epsilon", lambda x: x - LIMIT, "range"),
+        ("h.1.attn.residual.shift", _add(99), "range"),
+        ("embed.table.weight", lambda x: x[:, 1:], "should be"),
+        ("head.lm_head.bias", lambda x: np.full_like(x, LIMIT), "24 bits"),
     ],
 )
 def test_spoilt_tensors_are_found(
@@ -316,8 +427,8 @@ def test_spoilt_tensors_are_found(
 
 
 def test_missing_and_extra_tensors_are_found(model: IntegerGPT2) -> None:
-    less = {k: v for k, v in model.tensors.items() if k != "ln_f.bias"}
-    with pytest.raises(UserError, match=r"ln_f\.bias is missing"):
+    less = {k: v for k, v in model.tensors.items() if k != "head.encode.bias"}
+    with pytest.raises(UserError, match=r"head\.encode\.bias is missing"):
         check(model.config, less, complain)
     with pytest.raises(UserError, match="more is not expected"):
         check(model.config, {**model.tensors, "more": np.zeros(1)}, complain)

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurtransformer.errors import UserError
-from neurtransformer.integer.blocks import Trace
+from neurtransformer.integer.arithmetic import LIMIT
 from neurtransformer.integer.model import IntegerGPT2
+from neurtransformer.integer.parts import Trace
 from neurtransformer.loihi import graph, netlist, netx
-from neurtransformer.loihi.simulate import SENT, Tally, _pairs, _steps, prompt_ids, simulate
+from neurtransformer.loihi.simulate import Tally, _pairs, _steps, prompt_ids, simulate
 from neurtransformer.recipe import MAX_PHASE_TIMESTEPS, Coding
 from neurtransformer.spiking.load import load_run
 from neurtransformer.spiking.model import SpikingGPT2Config, SpikingGPT2LMHeadModel
@@ -136,17 +137,27 @@ def random_spiking(
     return spiking
 
 
-def compare(found: netlist.Netlist, network: graph.Network, encoded: np.ndarray) -> Tally:
+def compare(found: netlist.Netlist, network: graph.Network, x: np.ndarray) -> Tally:
     from neurtransformer.loihi.runner import run_network
 
-    phase = graph.phase_steps(found.manifest.config, found.manifest.spikes)
-    ours = _steps(found.model, network, encoded, phase)
-    theirs, steps = run_network(found, network, ours[SENT])
-    assert steps == len(encoded) * phase + network.latency
+    ours = _steps(found.model, network, x)
+    theirs, steps = run_network(found, network, ours[network.entering])
+    assert steps == len(x) * network.phase + network.latency
     tally = Tally()
-    for name, mine, lavas in _pairs(ours, theirs):
+    for name, mine, lavas in _pairs(network, ours, theirs):
         tally.add(name, mine, lavas)
     return tally
+
+
+def entering(found: netlist.Netlist, network: graph.Network, seed: int, length: int) -> np.ndarray:
+    """Tokens for the embedding, else a residual stream from anywhere in its range."""
+    rng = np.random.default_rng(seed)
+    config = found.manifest.config
+    if network.name == "embed":
+        return rng.integers(0, config.vocabulary, length)
+    size = 2.0 ** rng.uniform(0, 23, (length, 1))
+    stream = np.rint(rng.standard_normal((length, config.width)) * size)
+    return stream.clip(-LIMIT, LIMIT).astype(np.int64)
 
 
 def check_random(
@@ -156,16 +167,13 @@ def check_random(
     spikes: graph.Spikes,
     coding: Coding,
 ) -> None:
-    """Both networks of a random block, on random counts, equal at every step."""
+    """All networks of a random model of one block, equal at every step."""
     seed, heads, dim, timesteps, length = case
     model = IntegerGPT2.from_spiking(random_spiking(seed, heads, dim, timesteps, coding))
     netlist.write(folder, model, tokenizer, spikes)
     found = netlist.read(folder)
-    rng = np.random.default_rng(seed)
-    most = model.config.most
     for network in found.manifest.networks:
-        encoded = rng.integers(-most, most + 1, (length, heads * dim))
-        tally = compare(found, network, encoded)
+        tally = compare(found, network, entering(found, network, seed, length))
         assert tally.mismatches == 0, (network.name, tally)
         assert tally.compared > 0
 
@@ -198,8 +206,8 @@ def test_projections_that_need_a_silent_input(
     spiking.blocks[0].attn.c_proj.weight.data.fill_(value)
     netlist.write(tmp_path, IntegerGPT2.from_spiking(spiking), nano_tokenizer, "rate")
     found = netlist.read(tmp_path)
-    encoded = np.random.default_rng(4).integers(-4, 5, (3, 16))
-    tally = compare(found, found.manifest.networks[0], encoded)
+    network = found.manifest.networks[1]
+    tally = compare(found, network, entering(found, network, 4, 3))
     assert tally.mismatches == 0 and tally.compared > 0
 
 
@@ -235,13 +243,13 @@ def test_simulate_a_prompt(
     netlist.write(tmp_path, model, nano_tokenizer, "rate")
     found = netlist.read(tmp_path)
     heard: list[str] = []
-    values = simulate(found, prompt_ids(found, "a word or two"), "lava", on_network=heard.append)
+    ids = prompt_ids(found, "a word or two", 3)
+    values = simulate(found, ids, "lava", tokens=3, on_network=heard.append)
     assert values["mismatches"] == 0 and values["max_abs_difference"] == 0
     assert heard == [network.name for network in found.manifest.networks]
-    ids = nano_tokenizer.encode("a word or two")
-    assert values["tokens"] == len(ids)
-    following = int(model(torch.tensor([ids]))[0, -1].argmax())
-    assert values["text"] == nano_tokenizer.decode([following])
+    assert values["tokens"] == len(ids) + 2
+    continuation = model.generate(torch.tensor([ids]), 3)[0, len(ids) :]
+    assert values["text"] == nano_tokenizer.decode(continuation) and values["same_text"]
     assert capfd.readouterr().out == ""
 
 
@@ -257,9 +265,11 @@ def test_a_difference_is_counted(
     found = netlist.read(tmp_path)
 
     def wrong(which: netlist.Netlist, network: graph.Network, spikes: np.ndarray) -> Any:
-        encoded = spikes[:, 0]
-        trace: Trace = {k: x.copy() for k, x in _steps(which.model, network, encoded, 1).items()}
-        del trace[SENT]
+        entered = spikes[:, 0]
+        if network.name == "embed":
+            entered = entered[:, : which.manifest.config.vocabulary].argmax(-1)
+        ours = _steps(which.model, network, entered)
+        trace: Trace = {k: x.copy() for k, x in ours.items() if k != network.entering}
         if "ssa.state" in trace:
             trace["ssa.state"] = trace["ssa.state"][:, None].copy()
         if network.name == "h.1.attn":
@@ -267,7 +277,7 @@ def test_a_difference_is_counted(
         return trace, 1
 
     monkeypatch.setattr(runner, "run_network", wrong)
-    values = simulate(found, prompt_ids(found, "a word"), "lava")
+    values = simulate(found, prompt_ids(found, "a word", 1), "lava")
     assert (values["mismatches"], values["max_abs_difference"]) == (1, 7)
     assert values["first_mismatch"] == "h.1.attn.merged.v"
 
@@ -284,18 +294,18 @@ def children() -> set[int]:
 def test_a_dead_process_is_an_error_and_not_a_wait(tmp_path: Path, when: str) -> None:
     from lava.proc.io.source import RingBuffer
 
-    from neurtransformer.loihi.processes import Readout
+    from neurtransformer.loihi.processes import Norm
     from neurtransformer.loihi.runner import LavaFailed, run_lava
 
-    log = tmp_path / "u.npy"
+    log = tmp_path / "y.npy"
     if when == "run":  # too few rows for what is to be logged
         np.save(log, np.zeros((2, 4), np.int32))
     before = children()
     source = RingBuffer(data=np.zeros((4, 9), int))
-    readout = Readout(bias=np.zeros(4, int), receives="rate", phase=1, start=0, logs={"u": log})
-    source.s_out.connect(readout.a_in)
+    norm = Norm(width=4, epsilon=1, phase=1, start=0, logs={"y": log})
+    source.s_out.connect(norm.x_in)
     with pytest.raises(LavaFailed):
-        run_lava([source, readout], 9)
+        run_lava([source, norm], 9)
     assert len(children() - before) <= 1  # multiprocessing's resource tracker stays
 
 

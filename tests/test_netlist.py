@@ -23,6 +23,8 @@ from neurtransformer.runs import read_json, write_json
 from neurtransformer.spiking.load import load_run
 
 SEEDS = st.integers(0, 2**32 - 1)
+# 5 + 1 + 4 + 4 times 64 x 64 in 2 blocks; 4096 tokens and 64 positions in, 4096 tokens out
+SYNAPSES = 2 * 14 * 64 * 64 + 64 * (4096 + 64) + 4096 * 64
 Copy = Callable[[Path], Path]
 
 
@@ -96,10 +98,10 @@ def test_round_trip(model: IntegerGPT2, nano_tokenizer: Any, tmp_path: Path, spi
     for name, x in model.tensors.items():
         assert np.array_equal(found.model.tensors[name], x), name
     assert found.tokenizer.encode("a word") == nano_tokenizer.encode("a word")
-    # 4 projections of 64 x 64 inputs and outputs: 5 + 1 + 4 + 4 of them, in 2 blocks
-    assert manifest.totals.synapses == 2 * 14 * 64 * 64
-    assert manifest.totals.neurons == 2 * (5 * 64 + 64 + 256)
-    (ssa,) = [node for node in manifest.networks[0].nodes if node.kind == "ssa"]
+    assert manifest.totals.synapses == SYNAPSES
+    # encode, five for each channel of c_attn's input, merged; encode, hidden; before the LM head
+    assert manifest.totals.neurons == 2 * (64 + 5 * 64 + 64 + 64 + 256) + 64
+    (ssa,) = [node for node in manifest.networks[1].nodes if node.kind == "ssa"]
     assert (ssa.heads, ssa.dim, ssa.key_dim) == (2, 32, 64)
     files = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
     assert files == manifest.files.keys() | {"manifest.json"}
@@ -136,7 +138,7 @@ def refused(folder: Path, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-FILES = ("netx/h.1.mlp.c_fc.net", "chip.safetensors", "host.safetensors", "manifest.json")
+FILES = ("netx/h.1.mlp.c_fc.net", "chip.safetensors", "netx/embed.table.net", "manifest.json")
 
 
 @pytest.mark.parametrize("name", [*FILES, "tokenizer/tokenizer.json"])
@@ -186,16 +188,17 @@ def _set(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
         (_set("config", "timesteps", value="4"), "timesteps"),
         (_set("config", "heads", value=3), "heads"),
         (_set("config", "layers", value=1), "networks"),
-        (_set("config", "vocabulary", value=5000), "should be"),
+        (_set("config", "vocabulary", value=5000), "does not fit"),
         (_set("spikes", value="graded"), "does not fit"),
         (_set("spikes", value="phase"), "spikes"),
         (_set("extra", value=1), "extra"),
         (_set("totals", "synapses", value=1), "totals"),
+        (_set("config", "stream_bits", value=3), "does not fit"),
         (_set("networks", 0, "wires", value=[]), "does not fit"),
         (_set("networks", 0, "nodes", 1, "weight_bits", value=4), "weight_bits"),
         (_set("networks", 0, "nodes", 1, "file", value="../x.net"), "does not fit"),
-        (_set("networks", 0, "nodes", 2, "state_bits", value=16), "state_bits"),
-        (_set("networks", 0, "nodes", 3, "kind", value="softmax"), "kind|nodes"),
+        (_set("networks", 1, "nodes", 2, "state_bits", value=16), "state_bits"),
+        (_set("networks", 1, "nodes", 3, "kind", value="softmax"), "kind|nodes"),
         (_set("networks", value={}), "networks"),
         (_set("files", value={}), "does not list"),
         (_set("files", "../../etc/passwd", value={"sha256": "0" * 64, "bytes": 1}), "outside"),
@@ -253,8 +256,8 @@ def test_netx_file_with_other_content(
         ("chip.safetensors", "h.0.attn.qkv.theta", np.zeros(320, np.int32), "range"),
         ("chip.safetensors", "h.0.attn.ssa.shift", np.full(2, 99, np.int32), "range"),
         ("chip.safetensors", "h.0.attn.c_attn.bias", np.zeros(3, np.int32), "should be"),
-        ("host.safetensors", "ln_f.weight", np.full(64, np.inf, np.float32), "range"),
-        ("host.safetensors", "unheard.of", np.zeros(1, np.float32), "not expected"),
+        ("chip.safetensors", "head.encode.theta", np.ones(64, np.float32), "should be"),
+        ("chip.safetensors", "unheard.of", np.zeros(1, np.int32), "not expected"),
     ],
 )
 def test_tensors_with_other_content(
@@ -283,7 +286,7 @@ def test_export_and_simulate_by_command(
     values = json.loads(capfd.readouterr().out)
     assert values["netlist"] == str(target) and values["weight_bits"] == 8
     assert values["files"] == sum(path.is_file() for path in target.rglob("*"))
-    assert values["synapses"] == 2 * 14 * 64 * 64 and values["neurons"] > 0
+    assert values["synapses"] == SYNAPSES and values["neurons"] > 0
     assert 0.8 < values["ppl_ratio_to_spiking"] < 1.25
     assert read_json(run / "report.json")["integer"]["ppl_ratio"] == values["ppl_ratio"]
 
@@ -292,7 +295,7 @@ def test_export_and_simulate_by_command(
     assert neurtx("simulate", *arguments) == 0
     values = json.loads(capfd.readouterr().out)
     assert values["backend"] == "integer" and values["mismatches"] == 0
-    assert values["tokens"] > 0 and values["steps"] > 0 and values["text"]
+    assert values["tokens"] > 0 and values["steps"] > 0 and values["text"] and values["same_text"]
 
 
 def test_nothing_is_left_of_a_failed_export(

@@ -1,4 +1,4 @@
-"""What each neuron and the SSA do, in integers: the specification that Lava is checked against.
+"""What neurons, SSA and LayerNorm do, in integers: the specification that Lava is checked against.
 
 Pure functions on int64 arrays; every state they name fits `STATE_BITS` = 24 bits, sign included.
 The functions of the SSA restate those of `spiking/attention.py`, which holds the same integers in
@@ -44,8 +44,20 @@ GELU_INDEX_BITS = 6
 
 GELU_ENTRIES = 4 << GELU_INDEX_BITS
 
-GELU_MANTISSAS = (4, 5, 6, 7)
-"""Multipliers, before a shift, that take a membrane to the GELU's fixed point."""
+MANTISSAS = (4, 5, 6, 7)
+"""Multipliers, before a shift, that take a membrane from the unit of its row to another."""
+
+NORM_BITS = 14
+"""Fraction bits of a normalised channel, a share of the length of the whole stream."""
+
+NORM_SHIFTS = (0, 4, 8, 12, 16, 20)
+"""Shifts to the right before channels are squared: the first whose sum of squares fits is taken."""
+
+LOGIT_BITS = 10
+"""Fraction bits of a logit."""
+
+ROOTS = tuple(round(2**11 / (index + 0.5) ** 0.5) for index in range(64, 256))
+"""2^11 / sqrt(x) at the middle of [index, index + 1): 192 entries of 8 bits."""
 
 
 def saturate(x: Integers) -> Integers:
@@ -139,18 +151,61 @@ def integrate(arriving: Integers, bias: Integers, coding: Coding) -> Integers:
     return u
 
 
-# --- GELU neurons ---
+# --- from one unit to another ---
 
 
-def gelu_fixed(u: Integers, mantissa: Integers, shift: Integers) -> Integers:
-    """A membrane in units of its row's scale -> fixed point with GELU_BITS fraction bits.
+def rescale(u: Integers, mantissa: Integers, shift: Integers) -> Integers:
+    """``u * mantissa / 2^shift``, rounded and saturated: a membrane in another unit.
 
-    mantissa: (n,), one of GELU_MANTISSAS. shift: (n,), to the right if positive.
+    mantissa: (n,), one of MANTISSAS. shift: (n,), to the right if positive. States of 24 bits are
+    enough: with u = 8 h + l the product is 8 m h + m l, and m h and m l each fit
+    (`tests/test_integer.py` does it that way).
     """
     product = u * mantissa
-    return saturate(
-        np.left_shift(shift_round(product, np.maximum(shift, 0)), np.maximum(-shift, 0))
-    )
+    right = shift_round(product, np.maximum(shift, 0))
+    return saturate(np.left_shift(right, np.maximum(-shift, 0)))
+
+
+# --- LayerNorm ---
+
+
+def sum_of_squares(x: Integers) -> tuple[Integers, Integers]:
+    """Squares of the channels of x (..., n) added up in 24 bits: (q, e), each (..., 1).
+
+    q is the sum of ``round(x / 2^e)^2`` for the first e of NORM_SHIFTS with which it fits. On the
+    chip one neuron for each shift adds up the squares that it is sent and saturates.
+    """
+    q = exponent = np.zeros((*x.shape[:-1], 1), dtype=np.int64)
+    open_ = np.ones_like(q, dtype=bool)
+    for shift in NORM_SHIFTS:
+        squares = (shift_round(x, shift) ** 2).sum(-1, keepdims=True)
+        taken = open_ & (squares <= LIMIT)
+        q, exponent = np.where(taken, squares, q), np.where(taken, shift, exponent)
+        open_ = open_ & ~taken
+    return q, exponent
+
+
+def normed(x: Integers, epsilon: int) -> Integers:
+    """A residual stream (..., n) over its length: ``x 2^NORM_BITS / sqrt(sum x^2 + epsilon)``.
+
+    That is LayerNorm but for the mean, which is folded into what writes the stream (quantise.py),
+    and for sqrt(n), gain and bias, which are folded into thresholds. epsilon: n times LayerNorm's,
+    in squared units of the stream. No result is beyond +-1.01 2^NORM_BITS. The inverse root is
+    ROOTS at the leading 7 or 8 bits of the sum, right to 1/128.
+    """
+    q, exponent = sum_of_squares(x)
+    q = np.clip(q + (epsilon >> (2 * exponent)), 1, LIMIT)
+    bits = np.frexp(q.astype(np.float64))[1].astype(np.int64)
+    half = (bits + 1) >> 1
+    index = ((q << 8) >> (2 * half)) - 64
+    # abs(x) <= 2^(e + 11.5), so three more bits than e leaves leave 24 for the product
+    scaled = shift_round(x << np.maximum(3 - exponent, 0), np.maximum(exponent - 3, 0))
+    product = scaled * np.asarray(ROOTS)[index]
+    right = half + 10 - NORM_BITS
+    return shift_round(product << np.maximum(-right, 0), np.maximum(right, 0))
+
+
+# --- GELU neurons ---
 
 
 def gelu(x: Integers, table: Integers) -> Integers:

@@ -1,98 +1,69 @@
-"""The two networks of a block in integers: attention and feed-forward, as counts or as steps.
+"""The networks of an integer GPT-2, in the order of the data: embedding, attention and feed-forward
+of each block, head. All as counts or as steps.
 
-Both take the spike counts of their `encode` neurons and return the membranes of their `c_proj`.
 Counts is one matrix product per projection, for any batch; steps is what the chip does, one
 sequence, with every spike and state of every time step (a `Trace`), to be compared with Lava.
+Between networks travels the residual stream: integers of 24 bits with `stream_bits` fraction bits.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
-
 import numpy as np
-from numpy.typing import NDArray
 
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import MERGE_SHIFT, Integers
-from neurtransformer.integer.config import IntegerConfig
-from neurtransformer.recipe import Coding
+from neurtransformer.integer.config import FINAL_MOST, IntegerConfig
+from neurtransformer.integer.parts import (
+    Accumulator,
+    Encoder,
+    GeluNeurons,
+    Projection,
+    Tensors,
+    Trace,
+    at_the_end,
+    integers,
+)
 from neurtransformer.spiking.attention import KEY_EXPANSION, qkv_sizes
 
-Tensors = Mapping[str, NDArray]
-Trace = dict[str, Integers]
-"""`node.quantity` -> (tokens, phase, ...), nodes as in loihi/graph.py; `ssa.state` is that after
-the token has been written, (tokens, heads, value + 1, key)."""
 
+class IntegerEmbedding:
+    """Tokens to the residual stream: a row of synapses for each token and each position."""
 
-@dataclass(frozen=True)
-class Projection:
-    """Synapses and the membranes they drive: ``u = weight @ spikes + bias``.
+    def __init__(self, tensors: Tensors, config: IntegerConfig) -> None:
+        self.vocabulary, self.positions = config.vocabulary, config.positions
+        self.table = Projection.of(tensors, "embed.table")
+        self.stream = Accumulator.of(tensors, "embed.stream")
 
-    weight: (out, in), even, 8 bits. bias: (out,). A unit of u_j is worth `scale[j]`. No sum over a
-    phase can leave 24 bits (see quantise.py), so sums in float32 are exact in any order.
-    """
+    def counts(self, ids: Integers, past: int = 0) -> Integers:
+        """Token ids (..., length) to the stream (..., length, width), from position `past` on."""
+        position = self.vocabulary + past + np.arange(ids.shape[-1])
+        rows = self.table.weight.T
+        return self.stream.add(rows[ids].astype(np.int64) + rows[position] + self.table.bias)
 
-    weight: Integers
-    bias: Integers
-    scale: NDArray[np.float32]
-
-    @classmethod
-    def of(cls, tensors: Tensors, name: str) -> "Projection":
-        bias = tensors[f"{name}.bias"].astype(np.int64)
-        return cls(tensors[f"{name}.weight"], bias, tensors[f"{name}.scale"])
-
-    @cached_property
-    def _transposed(self) -> NDArray[np.float32]:
-        return self.weight.T.astype(np.float32)
-
-    def synapses(self, spikes: Integers) -> Integers:
-        """Spikes or counts (..., in) to what they add to the membranes, (..., out)."""
-        return (spikes.astype(np.float32) @ self._transposed).astype(np.int64)
-
-    def counts(self, counts: Integers) -> Integers:
-        """Counts (..., in) to membranes (..., out) at the end of a phase."""
-        return self.synapses(counts) + self.bias
-
-    def steps(self, spikes: Integers, coding: Coding) -> Integers:
-        """Spikes (phase, ..., in) to membranes (phase, ..., out) after each step."""
-        return arithmetic.integrate(self.synapses(spikes), self.bias, coding)
-
-
-@dataclass(frozen=True)
-class GeluNeurons:
-    """Coding neurons whose membrane passes a GELU before they fire. All (n,), table apart."""
-
-    mantissa: Integers
-    shift: Integers
-    center: Integers
-    theta: Integers
-    table: Integers
-
-    @classmethod
-    def of(cls, tensors: Tensors, name: str) -> "GeluNeurons":
-        names = ("mantissa", "shift", "center", "theta", "table")
-        return cls(*(tensors[f"{name}.{part}"].astype(np.int64) for part in names))
-
-    def membrane(self, u: Integers) -> Integers:
-        """What they fire from, for the integrated membrane u (..., n)."""
-        x = arithmetic.gelu_fixed(u, self.mantissa, self.shift)
-        return arithmetic.saturate(arithmetic.gelu(x, self.table) - self.center)
+    def steps(self, ids: Integers) -> Trace:
+        """One sequence, ids (length,): two spikes per token, its own and its position's."""
+        length = np.arange(len(ids))
+        spikes = np.zeros((len(ids), 1, self.vocabulary + self.positions), dtype=np.int64)
+        spikes[length, 0, ids] = 1
+        spikes[length, 0, self.vocabulary + length] = 1
+        u = self.table.counts(spikes)
+        return {"tokens.spikes": spikes, "stream.u": u, "stream.x": self.stream.add(u)}
 
 
 class IntegerAttention:
-    """The SSA network of one block: c_attn, query/key/value neurons, SSA, merged, c_proj."""
+    """The attention network of one block: LayerNorm, c_attn, query, key and value, SSA, c_proj."""
 
     def __init__(self, tensors: Tensors, name: str, config: IntegerConfig) -> None:
         self.heads = config.heads
         self.timesteps = config.timesteps
         self.coding, self.most = config.coding, config.most
+        self.encode = Encoder.of(tensors, name, config.most, config.coding)
         self.c_attn = Projection.of(tensors, f"{name}.c_attn")
         self.c_proj = Projection.of(tensors, f"{name}.c_proj")
-        self.qkv_theta = tensors[f"{name}.qkv.theta"].astype(np.int64)
-        self.shift = tensors[f"{name}.ssa.shift"].astype(np.int64)
-        self.present = tensors[f"{name}.ssa.present"].astype(np.int64)
-        self.merged_theta = tensors[f"{name}.merged.theta"].astype(np.int64)
-        self.merged_bias = tensors[f"{name}.merged.bias"].astype(np.int64)
+        self.residual = Accumulator.of(tensors, f"{name}.residual")
+        self.qkv_theta = integers(tensors, f"{name}.qkv.theta")
+        self.shift = integers(tensors, f"{name}.ssa.shift")
+        self.present = integers(tensors, f"{name}.ssa.present")
+        self.merged_theta = integers(tensors, f"{name}.merged.theta")
+        self.merged_bias = integers(tensors, f"{name}.merged.bias")
         queries, keys, _ = qkv_sizes(len(self.merged_theta))
         self.key_start, self.value_start = queries, queries + keys
         # query and key unsigned, value signed
@@ -111,33 +82,39 @@ class IntegerAttention:
         )
         return query, key, value
 
-    def counts(self, encoded: Integers, state: Integers) -> tuple[Integers, Integers]:
-        """Counts (batch, length, width) to membranes of c_proj, the same shape, and state."""
-        u = self.c_attn.counts(encoded)
-        qkv = arithmetic.fire_counts(u, self.qkv_theta, self.timesteps, self.qkv_signed)
-        forgetting = self.shift, self.present
-        reads, state = arithmetic.ssa_recurrent(*self.split(qkv), forgetting, self.timesteps, state)
-        mean = arithmetic.normalise(reads, self.timesteps).swapaxes(1, 2)
-        u = (mean.reshape(encoded.shape) << MERGE_SHIFT) + self.merged_bias
-        merged = arithmetic.fire_counts(u, self.merged_theta, self.most, signed=True)
-        return self.c_proj.counts(merged), state
+    def heads_of(self, x: Integers) -> tuple[Integers, Integers, Integers]:
+        """Stream (batch, length, width) to the counts of query, key and value, heads split."""
+        u = self.c_attn.counts(self.encode.counts(x))
+        return self.split(
+            arithmetic.fire_counts(u, self.qkv_theta, self.timesteps, self.qkv_signed)
+        )
 
-    def steps(self, encoded: Integers, phase: int) -> Trace:
-        """Counts (length, width) of one sequence to all that happens, from an empty state."""
-        trace: Trace = {"encode.spikes": arithmetic.spread(encoded, phase, self.coding)}
+    def counts(self, x: Integers, state: Integers) -> tuple[Integers, Integers]:
+        """Stream (batch, length, width) and state to the stream and the state after it."""
+        forgetting = self.shift, self.present
+        counts = self.heads_of(x)
+        reads, state = arithmetic.ssa_recurrent(*counts, forgetting, self.timesteps, state)
+        mean = arithmetic.normalise(reads, self.timesteps).swapaxes(1, 2)
+        u = (mean.reshape(x.shape) << MERGE_SHIFT) + self.merged_bias
+        merged = arithmetic.fire_counts(u, self.merged_theta, self.most, signed=True)
+        return self.residual.add(self.c_proj.counts(merged), x), state
+
+    def steps(self, x: Integers, phase: int) -> Trace:
+        """Stream (length, width) of one sequence to all that happens, from an empty state."""
+        trace = {"stream.spikes": at_the_end(x, phase), **self.encode.steps(x, phase)}
         trace["qkv.u"] = self.c_attn.steps(trace["encode.spikes"], self.coding)
         trace["qkv.spikes"], trace["qkv.v"] = arithmetic.fire_steps(
             trace["qkv.u"][-1], self.qkv_theta, self.timesteps, self.qkv_signed, phase, "rate"
         )
         trace["ssa.read"], trace["ssa.state"] = self._ssa_steps(trace["qkv.spikes"])
         mean = arithmetic.normalise(trace["ssa.read"][-1], self.timesteps)
-        arriving = np.zeros((phase, *encoded.shape), dtype=np.int64)
-        arriving[-1] = mean.reshape(encoded.shape)
+        arriving = at_the_end(mean.reshape(x.shape), phase)
         trace["merged.u"] = arithmetic.integrate(arriving << MERGE_SHIFT, self.merged_bias, "rate")
         trace["merged.spikes"], trace["merged.v"] = arithmetic.fire_steps(
             trace["merged.u"][-1], self.merged_theta, self.most, True, phase, self.coding
         )
-        trace["readout.u"] = self.c_proj.steps(trace["merged.spikes"], self.coding)
+        u = trace["residual.u"] = self.c_proj.steps(trace["merged.spikes"], self.coding)
+        trace["residual.x"] = at_the_end(self.residual.add(u[-1], x), phase)
         return _by_token(trace)
 
     def _ssa_steps(self, spikes: Integers) -> tuple[Integers, Integers]:
@@ -157,29 +134,52 @@ class IntegerAttention:
 
 
 class IntegerFeedForward:
-    """The feed-forward network of one block: c_fc, GELU neurons, c_proj."""
+    """The feed-forward network of one block: LayerNorm, c_fc, GELU neurons, c_proj."""
 
     def __init__(self, tensors: Tensors, name: str, config: IntegerConfig) -> None:
         self.coding, self.most = config.coding, config.hidden_most
+        self.encode = Encoder.of(tensors, name, config.most, config.coding)
         self.c_fc = Projection.of(tensors, f"{name}.c_fc")
         self.hidden = GeluNeurons.of(tensors, f"{name}.hidden")
         self.c_proj = Projection.of(tensors, f"{name}.c_proj")
+        self.residual = Accumulator.of(tensors, f"{name}.residual")
 
-    def counts(self, encoded: Integers) -> Integers:
-        """Counts (..., width) to membranes of c_proj (..., width)."""
-        y = self.hidden.membrane(self.c_fc.counts(encoded))
+    def counts(self, x: Integers) -> Integers:
+        """Stream (..., width) to the stream after it."""
+        y = self.hidden.membrane(self.c_fc.counts(self.encode.counts(x)))
         hidden = arithmetic.fire_counts(y, self.hidden.theta, self.most, signed=False)
-        return self.c_proj.counts(hidden)
+        return self.residual.add(self.c_proj.counts(hidden), x)
 
-    def steps(self, encoded: Integers, phase: int) -> Trace:
-        """Counts (length, width) of one sequence to all that happens."""
-        trace: Trace = {"encode.spikes": arithmetic.spread(encoded, phase, self.coding)}
+    def steps(self, x: Integers, phase: int) -> Trace:
+        """Stream (length, width) of one sequence to all that happens."""
+        trace = {"stream.spikes": at_the_end(x, phase), **self.encode.steps(x, phase)}
         trace["hidden.u"] = self.c_fc.steps(trace["encode.spikes"], self.coding)
         y = self.hidden.membrane(trace["hidden.u"][-1])
         trace["hidden.spikes"], trace["hidden.v"] = arithmetic.fire_steps(
             y, self.hidden.theta, self.most, False, phase, self.coding
         )
-        trace["readout.u"] = self.c_proj.steps(trace["hidden.spikes"], self.coding)
+        u = trace["residual.u"] = self.c_proj.steps(trace["hidden.spikes"], self.coding)
+        trace["residual.x"] = at_the_end(self.residual.add(u[-1], x), phase)
+        return _by_token(trace)
+
+
+class IntegerHead:
+    """The last LayerNorm and the LM head: stream to logits, by one graded spike per channel."""
+
+    def __init__(self, tensors: Tensors, config: IntegerConfig) -> None:
+        self.encode = Encoder.of(tensors, "head", FINAL_MOST, "rate")
+        self.lm_head = Projection.of(tensors, "head.lm_head")
+        self.logits = Accumulator.of(tensors, "head.logits")
+
+    def counts(self, x: Integers) -> Integers:
+        """Stream (..., width) to logits (..., vocabulary) with LOGIT_BITS fraction bits."""
+        return self.logits.add(self.lm_head.counts(self.encode.counts(x)))
+
+    def steps(self, x: Integers) -> Trace:
+        """Stream (length, width) of one sequence to all that happens."""
+        trace = {"stream.spikes": at_the_end(x, 1), **self.encode.steps(x, 1)}
+        u = trace["logits.u"] = self.lm_head.steps(trace["encode.spikes"], "rate")
+        trace["logits.x"] = self.logits.add(u)
         return _by_token(trace)
 
 

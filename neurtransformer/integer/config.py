@@ -10,6 +10,11 @@ from neurtransformer.spiking.feedforward import HIDDEN_SPIKES
 
 Size = Annotated[int, Field(strict=True, ge=1, le=2**24)]
 
+MAX_STREAM_BITS = 14
+
+FINAL_MOST = 127
+"""The largest count of the neurons in front of the LM head: a graded spike of 8 bits with sign."""
+
 
 class IntegerConfig(BaseModel):
     """Sizes of an IntegerGPT2, as they stand in a netlist's manifest."""
@@ -25,6 +30,8 @@ class IntegerConfig(BaseModel):
     timesteps: Annotated[int, Field(strict=True, ge=1, le=MAX_TIMESTEPS)]
     coding: Coding
     epsilon: Annotated[float, Field(ge=0, lt=1)]
+    stream_bits: Annotated[int, Field(strict=True, ge=0, le=MAX_STREAM_BITS)]
+    """Fraction bits of the residual stream, whose channels have 24 bits."""
 
     @property
     def most(self) -> int:

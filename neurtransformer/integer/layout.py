@@ -1,4 +1,4 @@
-"""Which tensors an IntegerGPT2 has: name -> shape, type, range, and whose they are.
+"""Which tensors an IntegerGPT2 has: name -> shape, type, range, and which kind of file they go to.
 
 One list for two uses: a netlist writes each tensor to where it belongs, and believes what it reads
 only if it is on the list.
@@ -8,65 +8,75 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import LIMIT, WEIGHT_LIMIT
-from neurtransformer.integer.config import IntegerConfig
-from neurtransformer.integer.quantise import Tensors, worst_sums
+from neurtransformer.integer.config import FINAL_MOST, IntegerConfig
+from neurtransformer.integer.quantise import (
+    ACTIVE_TOKENS,
+    ENCODE_LIMIT,
+    SHIFT_RANGE,
+    Tensors,
+    worst_sums,
+)
 from neurtransformer.spiking.attention import NO_FORGETTING, qkv_sizes
 
-Home = Literal["synapses", "chip", "host"]
+Home = Literal["synapses", "chip"]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor. home: the projections (netx files), the chip's other integers, or the host."""
+    """One tensor of integers. home: the projections (netx files), or the chip's other integers."""
 
     shape: tuple[int, ...]
     home: Home
-    dtype: str = "float32"
-    low: float = -np.inf
-    high: float = np.inf
+    low: int
+    high: int
+
+    @property
+    def dtype(self) -> str:
+        return "int16" if self.home == "synapses" else "int32"
+
+
+Entries = Iterator[tuple[str, Entry]]
 
 
 def layout(config: IntegerConfig) -> dict[str, Entry]:
-    """All tensors of an IntegerGPT2 of these sizes, a separate LM head apart."""
-    width = (config.width,)
-    entries = {
-        "wte.weight": Entry((config.vocabulary, config.width), "host"),
-        "wpe.weight": Entry((config.positions, config.width), "host"),
-        "ln_f.weight": Entry(width, "host"),
-        "ln_f.bias": Entry(width, "host"),
-    }
+    """All tensors of an IntegerGPT2 of these sizes."""
+    entries = {f"embed.{key}": entry for key, entry in _embedding(config)}
     for block in range(config.layers):
-        for norm in ("ln_1", "ln_2"):
-            entries[f"h.{block}.{norm}.weight"] = Entry(width, "host")
-            entries[f"h.{block}.{norm}.bias"] = Entry(width, "host")
         for name, network in (("attn", _attention(config)), ("mlp", _feedforward(config))):
             entries |= {f"h.{block}.{name}.{key}": entry for key, entry in network}
-    return entries
+    return entries | {f"head.{key}": entry for key, entry in _head(config)}
 
 
 def _chip(size: int, low: int, high: int) -> Entry:
-    return Entry((size,), "chip", "int32", low, high)
+    return Entry((size,), "chip", low, high)
 
 
-def _projection(name: str, outputs: int, inputs: int) -> Iterator[tuple[str, Entry]]:
-    even = -WEIGHT_LIMIT, WEIGHT_LIMIT
-    yield f"{name}.weight", Entry((outputs, inputs), "synapses", "int16", *even)
+def _projection(name: str, outputs: int, inputs: int) -> Entries:
+    yield f"{name}.weight", Entry((outputs, inputs), "synapses", -WEIGHT_LIMIT, WEIGHT_LIMIT)
     yield f"{name}.bias", _chip(outputs, -LIMIT, LIMIT)
-    yield f"{name}.scale", Entry((outputs,), "host", low=float(np.finfo(np.float32).tiny))
 
 
-def _encode(config: IntegerConfig) -> Iterator[tuple[str, Entry]]:
-    yield "encode.threshold", Entry((config.width,), "host")
-    yield "encode.center", Entry((config.width,), "host")
+def _multiplier(name: str, size: int) -> Entries:
+    yield f"{name}.mantissa", _chip(size, arithmetic.MANTISSAS[0], arithmetic.MANTISSAS[-1])
+    yield f"{name}.shift", _chip(size, *SHIFT_RANGE)
 
 
-def _attention(config: IntegerConfig) -> Iterator[tuple[str, Entry]]:
+def _encoder(config: IntegerConfig, most: int) -> Entries:
+    yield "norm.epsilon", _chip(1, 0, LIMIT)
+    yield "encode.theta", _chip(config.width, 1, LIMIT // most)
+    yield "encode.bias", _chip(config.width, -ENCODE_LIMIT, ENCODE_LIMIT)
+
+
+def _embedding(config: IntegerConfig) -> Entries:
+    yield from _projection("table", config.width, config.vocabulary + config.positions)
+    yield from _multiplier("stream", config.width)
+
+
+def _attention(config: IntegerConfig) -> Entries:
     width, heads = config.width, config.heads
-    yield from _encode(config)
+    yield from _encoder(config, config.most)
     rows = sum(qkv_sizes(width))
     yield from _projection("c_attn", rows, width)
     yield "qkv.theta", _chip(rows, 1, LIMIT // config.timesteps)
@@ -76,19 +86,26 @@ def _attention(config: IntegerConfig) -> Iterator[tuple[str, Entry]]:
     center = arithmetic.MERGED_CENTER_LIMIT
     yield "merged.bias", _chip(width, -center, center)
     yield from _projection("c_proj", width, width)
+    yield from _multiplier("residual", width)
 
 
-def _feedforward(config: IntegerConfig) -> Iterator[tuple[str, Entry]]:
-    hidden, mantissas = config.hidden, arithmetic.GELU_MANTISSAS
-    yield from _encode(config)
+def _feedforward(config: IntegerConfig) -> Entries:
+    hidden = config.hidden
+    yield from _encoder(config, config.most)
     yield from _projection("c_fc", hidden, config.width)
-    yield "hidden.mantissa", _chip(hidden, mantissas[0], mantissas[-1])
-    yield "hidden.shift", _chip(hidden, -24, 62)
+    yield from _multiplier("hidden", hidden)
     yield "hidden.center", _chip(hidden, -LIMIT, LIMIT)
     yield "hidden.theta", _chip(hidden, 1, LIMIT // config.hidden_most)
     unit = 1 << arithmetic.GELU_BITS
     yield "hidden.table", _chip(arithmetic.GELU_ENTRIES, -unit, unit)
     yield from _projection("c_proj", config.width, hidden)
+    yield from _multiplier("residual", config.width)
+
+
+def _head(config: IntegerConfig) -> Entries:
+    yield from _encoder(config, FINAL_MOST)
+    yield from _projection("lm_head", config.vocabulary, config.width)
+    yield from _multiplier("logits", config.vocabulary)
 
 
 def check(config: IntegerConfig, tensors: Tensors, complain: Callable[[str], None]) -> None:
@@ -97,8 +114,6 @@ def check(config: IntegerConfig, tensors: Tensors, complain: Callable[[str], Non
     Beyond shapes and ranges: weights are even, and no membrane can leave 24 bits.
     """
     entries = layout(config)
-    if "lm_head.weight" in tensors:
-        entries["lm_head.weight"] = entries["wte.weight"]
     for name in sorted(entries.keys() ^ tensors.keys()):
         complain(f"{name} is {'missing' if name in entries else 'not expected'}")
     for name, entry in entries.items():
@@ -107,22 +122,25 @@ def check(config: IntegerConfig, tensors: Tensors, complain: Callable[[str], Non
             complain(
                 f"{name} is {x.dtype.name} {x.shape}, but should be {entry.dtype} {entry.shape}"
             )
-        if not np.isfinite(x).all() or x.min() < entry.low or x.max() > entry.high:
+        if x.min() < entry.low or x.max() > entry.high:
             complain(f"{name} holds values out of range")
         if entry.home == "synapses" and (x & 1).any():
             complain(f"{name} holds odd weights")
+    for projection, most, theta, active in _membranes(config):
+        weight, bias = tensors[f"{projection}.weight"], tensors[f"{projection}.bias"]
+        beside = tensors[theta] if theta else 0
+        if (worst_sums(weight, bias, most, active) + beside > LIMIT).any():
+            complain(f"membranes of {projection} can leave 24 bits")
+
+
+def _membranes(config: IntegerConfig) -> Iterator[tuple[str, int, str | None, int | None]]:
+    """Every projection: its name, the largest count that drives it, whose thresholds must fit
+    beside its sums, and how many of its inputs spike at once, if not all may."""
+    yield "embed.table", 1, None, ACTIVE_TOKENS
     for block in range(config.layers):
-        for name, neurons in ((f"h.{block}.attn", "qkv"), (f"h.{block}.mlp", None)):
-            first = "c_attn" if neurons else "c_fc"
-            theta = tensors[f"{name}.{neurons}.theta"] if neurons else 0
-            gain = 1 if neurons else arithmetic.GELU_MANTISSAS[-1]
-            behind = config.most if neurons else config.hidden_most
-            for projection, most, beside, factor in (
-                (first, config.most, theta, gain),
-                ("c_proj", behind, 0, 1),
-            ):
-                weight = tensors[f"{name}.{projection}.weight"]
-                bias = tensors[f"{name}.{projection}.bias"]
-                worst = worst_sums(weight, bias, most) + beside
-                if (worst * factor > LIMIT).any():
-                    complain(f"membranes of {name}.{projection} can leave 24 bits")
+        attention, feedforward = f"h.{block}.attn", f"h.{block}.mlp"
+        yield f"{attention}.c_attn", config.most, f"{attention}.qkv.theta", None
+        yield f"{attention}.c_proj", config.most, None, None
+        yield f"{feedforward}.c_fc", config.most, None, None
+        yield f"{feedforward}.c_proj", config.hidden_most, None, None
+    yield "head.lm_head", FINAL_MOST, None, None

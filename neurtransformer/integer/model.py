@@ -1,30 +1,35 @@
-"""IntegerGPT2: the whole network, with Loihi 2 arithmetic between the neurons that encode the
-residual stream and the membranes that are added to it.
+"""IntegerGPT2: the whole network in Loihi 2 arithmetic, from token numbers to logits.
 
-What is still float, on the host, in this version: embeddings, LayerNorm, the `encode` neurons that
-turn normalised values into spike counts, the residual addition (with the scale of each membrane)
-and the LM head. Everything between is integers of at most 24 bits.
+Everything is integers of at most 24 bits, weights of 8: embedding, LayerNorm, spiking projections,
+SSA, feed-forward blocks, residual stream, LM head. What is left to a host is to pick the next token
+from the logits.
 """
 
-from typing import Any, Literal
+import math
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from neurtransformer.errors import UserError
 from neurtransformer.integer import quantise
-from neurtransformer.integer.arithmetic import Integers
-from neurtransformer.integer.blocks import IntegerAttention, IntegerFeedForward
-from neurtransformer.integer.config import IntegerConfig
+from neurtransformer.integer.arithmetic import LOGIT_BITS, STATE_BITS, Integers
+from neurtransformer.integer.blocks import (
+    IntegerAttention,
+    IntegerEmbedding,
+    IntegerFeedForward,
+    IntegerHead,
+)
+from neurtransformer.integer.config import MAX_STREAM_BITS, IntegerConfig
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
-from neurtransformer.spiking.neuron import CodingNeuron
 
-Network = Literal["attn", "mlp"]
 States = list[Integers | None]
-NETWORKS: tuple[Network, ...] = ("attn", "mlp")
+
+PROBE = (4, 128)
+"""Sequences and tokens of the random text that the size of the residual stream is measured on."""
+
+STREAM_ROOM = 8
+"""A channel of the stream may be so many times larger than on that text before it saturates."""
 
 
 class IntegerGPT2:
@@ -34,8 +39,10 @@ class IntegerGPT2:
         self.config = config
         self.tensors = tensors
         blocks = range(config.layers)
+        self.embedding = IntegerEmbedding(tensors, config)
         self.attention = [IntegerAttention(tensors, f"h.{i}.attn", config) for i in blocks]
         self.feedforward = [IntegerFeedForward(tensors, f"h.{i}.mlp", config) for i in blocks]
+        self.head = IntegerHead(tensors, config)
 
     @classmethod
     def from_spiking(cls, model: SpikingGPT2LMHeadModel) -> "IntegerGPT2":
@@ -54,77 +61,49 @@ class IntegerGPT2:
             timesteps=c.timesteps,
             coding=c.coding,
             epsilon=c.layer_norm_epsilon,
+            stream_bits=stream_bits(model),
         )
-        return cls(config, _tensors(model))
+        tensors = quantise.quantise_embedding(model, config)
+        for i, block in enumerate(model.blocks):
+            tensors |= quantise.quantise_attention(block, f"h.{i}.attn", config)
+            tensors |= quantise.quantise_feedforward(block, f"h.{i}.mlp", config)
+        return cls(config, tensors | quantise.quantise_head(model, config))
 
-    def host(self, name: str) -> Tensor:
-        """A float tensor of the host."""
-        return torch.from_numpy(self.tensors[name])
-
-    # --- the host's part: float ---
-
-    def embed(self, ids: Tensor, past: int = 0) -> Tensor:
-        """Token ids (batch, length) to the residual stream (batch, length, width).
-
-        Raises UserError when the sequence is longer than the model has positions.
-        """
-        end = past + ids.shape[1]
-        if end > self.config.positions:
+    def check_length(self, tokens: int) -> None:
+        """Raise UserError when a sequence is longer than the model has positions."""
+        if tokens > self.config.positions:
             raise UserError(
-                f"{end} tokens are more than the {self.config.positions} positions of this model: "
-                "give a shorter text"
+                f"{tokens} tokens are more than the {self.config.positions} positions of this "
+                "model: give a shorter text"
             )
-        return F.embedding(ids, self.host("wte.weight")) + self.host("wpe.weight")[past:end]
-
-    def encode(self, x: Tensor, block: int, network: Network) -> Integers:
-        """Residual stream (..., width) to the spike counts that enter a network of a block."""
-        norm = "ln_1" if network == "attn" else "ln_2"
-        steps, coding = self.config.timesteps, self.config.coding
-        neuron = CodingNeuron(x.shape[-1], steps, signed=True, coding=coding, analogue=True).eval()
-        with torch.no_grad():
-            neuron.threshold.copy_(self.host(f"h.{block}.{network}.encode.threshold"))
-            neuron.center.copy_(self.host(f"h.{block}.{network}.encode.center"))
-            return neuron(self._norm(x, f"h.{block}.{norm}")).numpy().astype(np.int64)
-
-    def residual(self, membrane: Integers, block: int, network: Network) -> Tensor:
-        """Membranes of c_proj to what is added to the residual stream."""
-        scale = self.host(f"h.{block}.{network}.c_proj.scale")
-        return torch.from_numpy(membrane).to(scale.dtype) * scale
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Residual stream (..., width) to logits (..., vocabulary)."""
-        head = self.tensors.get("lm_head.weight", self.tensors["wte.weight"])
-        return F.linear(self._norm(x, "ln_f"), torch.from_numpy(head))
-
-    def _norm(self, x: Tensor, name: str) -> Tensor:
-        weight, bias = self.host(f"{name}.weight"), self.host(f"{name}.bias")
-        return F.layer_norm(x, weight.shape, weight, bias, self.config.epsilon)
-
-    # --- the whole ---
 
     def new_states(self) -> States:
         """The empty states of all blocks."""
         return [None] * self.config.layers
 
-    @torch.no_grad()
-    def __call__(self, ids: Tensor, states: States | None = None, past: int = 0) -> Tensor:
-        """Token ids (batch, length) int64 to logits (batch, length, vocabulary).
+    def logits(self, ids: Integers, states: States | None = None, past: int = 0) -> Integers:
+        """Token ids (batch, length) to logits (batch, length, vocabulary), units of 2^-LOGIT_BITS.
 
         states: those of `past` tokens before, replaced in place by the ones after.
+        Raises UserError when the sequence outgrows the model's positions.
         """
+        self.check_length(past + ids.shape[1])
         states = self.new_states() if states is None else states
-        x = self.embed(ids, past)
+        x = self.embedding.counts(ids, past)
         for i, (attention, feedforward) in enumerate(
             zip(self.attention, self.feedforward, strict=True)
         ):
             state = states[i]
             if state is None:
                 state = attention.new_state(len(ids))
-            u, states[i] = attention.counts(self.encode(x, i, "attn"), state)
-            x = x + self.residual(u, i, "attn")
-            u = feedforward.counts(self.encode(x, i, "mlp"))
-            x = x + self.residual(u, i, "mlp")
-        return self.logits(x)
+            x, states[i] = attention.counts(x, state)
+            x = feedforward.counts(x)
+        return self.head.counts(x)
+
+    def __call__(self, ids: Tensor, states: States | None = None, past: int = 0) -> Tensor:
+        """`logits` as floats, in and out of PyTorch: ids int64, logits float32."""
+        integers = self.logits(ids.numpy(), states, past)
+        return torch.from_numpy(integers).float() * 2.0**-LOGIT_BITS
 
     def generate(
         self,
@@ -153,25 +132,26 @@ class IntegerGPT2:
         return ids
 
 
-def _tensors(model: SpikingGPT2LMHeadModel) -> quantise.Tensors:
-    """All tensors of the integer network of a spiking one, see layout.py."""
-    transformer = model.transformer
-    host: dict[str, Any] = {
-        "wte.weight": transformer["wte"].weight,
-        "wpe.weight": transformer["wpe"].weight,
-        **{f"ln_f.{kind}": x for kind, x in transformer["ln_f"].named_parameters()},
-    }
-    if model.lm_head.weight is not transformer["wte"].weight:
-        host["lm_head.weight"] = model.lm_head.weight
-    tensors: quantise.Tensors = {}
-    for i, block in enumerate(model.blocks):
-        for norm in ("ln_1", "ln_2"):
-            for kind, x in getattr(block, norm).named_parameters():
-                host[f"h.{i}.{norm}.{kind}"] = x
-        tensors |= quantise.quantise_attention(block.attn, f"h.{i}.attn")
-        tensors |= quantise.quantise_feedforward(block.mlp, f"h.{i}.mlp")
-    return tensors | {name: _array(x) for name, x in host.items()}
+@torch.no_grad()
+def stream_bits(model: SpikingGPT2LMHeadModel) -> int:
+    """Fraction bits of the residual stream, 0..MAX_STREAM_BITS: as many as leave STREAM_ROOM.
 
+    Measured on random tokens, so that it is the same for every text.
+    """
+    size = PROBE[0], min(PROBE[1], model.config.n_positions)
+    ids = torch.randint(model.config.vocab_size, size, generator=torch.Generator().manual_seed(0))
+    found: list[float] = []
 
-def _array(x: Tensor) -> NDArray[np.float32]:
-    return x.detach().float().cpu().numpy()
+    def watch(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0]
+        found.append(float((x - x.mean(-1, keepdim=True)).abs().max()))
+
+    norms = [model.transformer["ln_f"], *(n for b in model.blocks for n in (b.ln_1, b.ln_2))]
+    hooks = [norm.register_forward_pre_hook(watch) for norm in norms]
+    try:
+        model(ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    integer_bits = math.ceil(math.log2(max(max(found), 2.0**-STATE_BITS) * STREAM_ROOM))
+    return int(np.clip(STATE_BITS - 1 - integer_bits, 0, MAX_STREAM_BITS))

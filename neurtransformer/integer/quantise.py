@@ -4,26 +4,45 @@ Weights come first and everything is expressed in their units. A row of a projec
 scale s, what a unit of its membrane is worth; thresholds, biases and centres are rounded in that
 unit, and the value of a spike is then what the rounded threshold says, not what it was meant to be,
 so that no rounding of a threshold becomes an error of gain in the next projection.
+
+LayerNorm subtracts the mean of the residual stream, so nothing ever sees it: here it is taken out
+of the weights of all that writes the stream (`centred`), and only a length is left to divide by.
+Gain and bias of LayerNorm become thresholds and biases of the neurons behind it
+(`quantise_encoder`).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import LIMIT, WEIGHT_LIMIT
-from neurtransformer.spiking.attention import MEAN_BITS, SpikingSelfAttention
-from neurtransformer.spiking.feedforward import SpikingFeedForward
-from neurtransformer.spiking.neuron import SpikeLinear
+from neurtransformer.integer.config import FINAL_MOST, IntegerConfig
+from neurtransformer.spiking.attention import MEAN_BITS
+from neurtransformer.spiking.model import SpikingBlock, SpikingGPT2LMHeadModel
+from neurtransformer.spiking.neuron import CodingNeuron, SpikeLinear
 
 Floats = NDArray[np.float64]
 Tensors = dict[str, NDArray]
 
 _SMALLEST = 1e-12
+
+ENCODE_LIMIT = LIMIT // 4
+"""Largest magnitude of an encoder's bias; y and half a threshold fit beside it."""
+
+FINAL_REACH = 8.0
+"""How many standard deviations of the stream the neurons in front of the LM head can tell."""
+
+ACTIVE_TOKENS = 2
+"""Inputs of the embedding that spike for a token: its own and its position's."""
+
+SHIFT_RANGE = (-24, 62)
+"""Shifts that a multiplier may have; rows beyond it are zero or always saturated."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +57,20 @@ class Rows:
         return {
             f"{name}.weight": self.weight,
             f"{name}.bias": self.bias,
-            f"{name}.scale": self.scale.astype(np.float32),
         }
 
 
-def worst_sums(weight: NDArray, bias: NDArray, most: int) -> NDArray:
+def worst_sums(weight: NDArray, bias: NDArray, most: int, active: int | None = None) -> NDArray:
     """The largest magnitude a membrane can reach in a phase: (out,) from (out, in) and (out,).
 
-    most: the largest count of the neurons in front.
+    most: the largest count of the neurons in front. active: how many of them spike at all, at most;
+    None if all may.
     """
-    return most * np.abs(weight).sum(1, dtype=np.int64) + np.abs(bias)
+    size = np.abs(weight)
+    inputs = (
+        size.sum(1, dtype=np.int64) if active is None else active * size.max(1).astype(np.int64)
+    )
+    return most * inputs + np.abs(bias)
 
 
 def quantise_rows(
@@ -57,27 +80,27 @@ def quantise_rows(
     *,
     spike_value: Floats | None = None,
     snap: Callable[[Floats], Floats] = lambda scale: scale,
-    gain: int = 1,
+    active: int | None = None,
 ) -> Rows:
     """Even weights of 8 bits, one scale per row, such that no membrane leaves 24 bits.
 
     weight: (out, in), the spike values of the presynaptic neurons folded in. bias: (out,).
     most: the largest count of those neurons. spike_value: (out,), thresholds of the neurons
     driven, whose integers must fit beside the membrane. snap: rounds scales up to those that are
-    allowed. gain: what the membrane is multiplied by at most before it is shifted.
+    allowed. active: see `worst_sums`.
     A row whose worst sum ``most * sum|w| + |bias| + theta`` would not fit has its scale raised
     until it does: coarser weights in place of an overflow.
     """
     scale = np.abs(weight).max(axis=1) / WEIGHT_LIMIT
     step = spike_value if spike_value is not None else np.zeros_like(scale)
     # a row without weights, or nearly so: bias and threshold decide
-    scale = np.maximum(scale, np.maximum(np.abs(bias), step) * gain / LIMIT)
+    scale = np.maximum(scale, np.maximum(np.abs(bias), step) / LIMIT)
     scale = snap(np.maximum(scale, _SMALLEST))
     while True:
         integers = 2 * np.rint(weight / (2 * scale[:, None]))
         bias_integers = np.rint(bias / scale)
-        worst = worst_sums(integers, bias_integers, most) + step / scale + 1
-        excess = worst * gain / LIMIT
+        worst = worst_sums(integers, bias_integers, most, active) + step / scale + 1
+        excess = worst / LIMIT
         if (excess <= 1).all():
             return Rows(integers.astype(np.int16), bias_integers.astype(np.int32), scale)
         scale = snap(np.where(excess > 1, scale * np.maximum(excess, 1.05), scale))
@@ -88,16 +111,16 @@ def quantise_threshold(spike_value: Floats, unit: Floats | float, most: int) -> 
     return np.clip(np.rint(spike_value / unit), 1, LIMIT // most)
 
 
-def gelu_scale(scale: Floats) -> Floats:
-    """The next larger scale that is a GELU mantissa times a power of two."""
+def snapped_scale(scale: Floats) -> Floats:
+    """The next larger scale that is one of MANTISSAS times a power of two."""
     mantissa, exponent = np.frexp(scale)  # 0.5 <= mantissa < 1
     return np.ldexp(np.ceil(mantissa * 8 - 1e-9) / 8, exponent)
 
 
-def gelu_multiplier(scale: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(mantissa, shift) with ``scale * 2^GELU_BITS == mantissa * 2^-shift`` for a snapped scale."""
+def multiplier(scale: Floats, bits: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """(mantissa, shift) with ``scale * 2^bits == mantissa * 2^-shift`` for a snapped scale."""
     mantissa, exponent = np.frexp(scale)
-    return np.rint(mantissa * 8).astype(np.int64), 3 - arithmetic.GELU_BITS - exponent
+    return np.rint(mantissa * 8).astype(np.int32), (3 - bits - exponent).astype(np.int32)
 
 
 def gelu_table(activation: Callable[[Tensor], Tensor]) -> NDArray[np.int64]:
@@ -108,15 +131,94 @@ def gelu_table(activation: Callable[[Tensor], Tensor]) -> NDArray[np.int64]:
     return np.rint((x - activation(x)).numpy() * (1 << arithmetic.GELU_BITS)).astype(np.int64)
 
 
-def quantise_attention(attention: SpikingSelfAttention, name: str) -> Tensors:
-    """Tensors of one SSA network, keys beginning with `name`."""
-    timesteps, encode = attention.timesteps, attention.encode
+def centred(weight: Floats, bias: Floats) -> tuple[Floats, Floats]:
+    """Rows (out, in) and biases (out,) without what they add to the mean over `out`."""
+    return weight - weight.mean(0), bias - bias.mean()
+
+
+def quantise_encoder(
+    norm: nn.LayerNorm, spike_value: Floats, center: Floats, most: int, config: IntegerConfig
+) -> tuple[Tensors, Floats]:
+    """LayerNorm and the neurons behind it: tensors without a network's name, and the value of one
+    of their spikes, (n,), negative where LayerNorm's gain is.
+
+    A count is that of ``(y gain sqrt(n) / 2^NORM_BITS + bias - center) / spike_value`` for the y of
+    `arithmetic.normed`: everything is divided by what stands before y. A channel with hardly a gain
+    has a threshold as high as a state allows, and its bias says what it counts.
+    """
+    gain, bias = (_floats(x) for x in (norm.weight, norm.bias))
+    gain = gain * len(gain) ** 0.5 * 2.0**-arithmetic.NORM_BITS
+    gain = np.where(np.abs(gain) < _SMALLEST, _SMALLEST, gain)
+    # the bias, up to `most` thresholds, has ENCODE_LIMIT
+    theta = quantise_threshold(spike_value, np.abs(gain), 4 * most)
+    free = theta < LIMIT // (4 * most)
+    spike_value = np.where(free, theta * gain, np.copysign(spike_value, gain))
+    drive = (bias - center) / spike_value * theta
+    tensors = {
+        "norm.epsilon": np.array(
+            [min(round(config.epsilon * len(gain) * 4.0**config.stream_bits), LIMIT)], np.int32
+        ),
+        "encode.theta": theta.astype(np.int32),
+        "encode.bias": np.rint(drive).clip(-ENCODE_LIMIT, ENCODE_LIMIT).astype(np.int32),
+    }
+    return tensors, spike_value
+
+
+def quantise_neurons(
+    norm: nn.LayerNorm, neuron: CodingNeuron, config: IntegerConfig
+) -> tuple[Tensors, Floats]:
+    """`quantise_encoder` for the `encode` neurons of a spiking network."""
+    values = _floats(neuron.spike_value), _floats(neuron.center)
+    return quantise_encoder(norm, *values, neuron.most, config)
+
+
+def quantise_stream(
+    weight: Floats, bias: Floats, most: int, config: IntegerConfig, active: int | None = None
+) -> tuple[Rows, Tensors]:
+    """A projection that writes the stream, and the tensors of the accumulator behind it."""
+    rows = quantise_rows(*centred(weight, bias), most, snap=snapped_scale, active=active)
+    return rows, _accumulator(rows, config.stream_bits)
+
+
+def _accumulator(rows: Rows, bits: int) -> Tensors:
+    mantissa, shift = multiplier(rows.scale, bits)
+    return {"mantissa": mantissa, "shift": shift.clip(*SHIFT_RANGE)}
+
+
+def quantise_embedding(model: SpikingGPT2LMHeadModel, config: IntegerConfig) -> Tensors:
+    """Tensors of the network `embed`: one column of synapses per token, then one per position."""
+    tables = [cast(nn.Embedding, model.transformer[name]) for name in ("wte", "wpe")]
+    weight = np.concatenate([_floats(table.weight) for table in tables]).T
+    rows, stream = quantise_stream(weight, np.zeros(len(weight)), 1, config, ACTIVE_TOKENS)
+    return {**rows.tensors("embed.table"), **_under("embed.stream", stream)}
+
+
+def quantise_head(model: SpikingGPT2LMHeadModel, config: IntegerConfig) -> Tensors:
+    """Tensors of the network `head`."""
+    norm = cast(nn.LayerNorm, model.transformer["ln_f"])
+    reach = FINAL_REACH * np.abs(_floats(norm.weight)) + np.abs(_floats(norm.bias))
+    spike_value = np.maximum(reach, _SMALLEST) / FINAL_MOST
+    zero = np.zeros_like(spike_value)
+    encoder, spike_value = quantise_encoder(norm, spike_value, zero, FINAL_MOST, config)
+    weight = _floats(model.lm_head.weight) * spike_value
+    rows = quantise_rows(weight, np.zeros(len(weight)), FINAL_MOST, snap=snapped_scale)
+    return {
+        **_under("head", encoder),
+        **rows.tensors("head.lm_head"),
+        **_under("head.logits", _accumulator(rows, arithmetic.LOGIT_BITS)),
+    }
+
+
+def quantise_attention(block: SpikingBlock, name: str, config: IntegerConfig) -> Tensors:
+    """Tensors of one attention network, keys beginning with `name`."""
+    attention = block.attn
+    encoder, spike = quantise_neurons(block.ln_1, attention.encode, config)
     neurons = attention.query, attention.key, attention.value
     spike_value = np.concatenate([_floats(neuron.spike_value) for neuron in neurons])
     center = np.concatenate([_floats(neuron.center) for neuron in neurons])
-    weight, bias = _folded(attention.c_attn, _floats(encode.spike_value))
-    c_attn = quantise_rows(weight, bias - center, encode.most, spike_value=spike_value)
-    theta = quantise_threshold(spike_value, c_attn.scale, timesteps)
+    weight, bias = _folded(attention.c_attn, spike)
+    c_attn = quantise_rows(weight, bias - center, config.most, spike_value=spike_value)
+    theta = quantise_threshold(spike_value, c_attn.scale, config.timesteps)
 
     value_spike = (theta * c_attn.scale)[-len(_floats(attention.value.center)) :]
     unit = value_spike * 2.0 ** -(MEAN_BITS + arithmetic.MERGE_SHIFT)
@@ -124,11 +226,11 @@ def quantise_attention(attention: SpikingSelfAttention, name: str) -> Tensors:
     merged_theta = quantise_threshold(_floats(merged.spike_value), unit, merged.most)
     most = arithmetic.MERGED_CENTER_LIMIT
     merged_center = np.rint(_floats(merged.center) / unit).clip(-most, most)
-    c_proj = quantise_rows(*_folded(attention.c_proj, merged_theta * unit), merged.most)
+    folded = _folded(attention.c_proj, merged_theta * unit)
+    c_proj, residual = quantise_stream(*folded, merged.most, config)
     present = _floats(attention.present) * (1 << arithmetic.PRESENT_BITS)
     return {
-        f"{name}.encode.threshold": _floats(encode.threshold).astype(np.float32),
-        f"{name}.encode.center": _floats(encode.center).astype(np.float32),
+        **_under(name, encoder),
         **c_attn.tensors(f"{name}.c_attn"),
         f"{name}.qkv.theta": theta.astype(np.int32),
         f"{name}.ssa.shift": attention.shift.numpy().astype(np.int32),
@@ -136,33 +238,37 @@ def quantise_attention(attention: SpikingSelfAttention, name: str) -> Tensors:
         f"{name}.merged.theta": merged_theta.astype(np.int32),
         f"{name}.merged.bias": -merged_center.astype(np.int32),
         **c_proj.tensors(f"{name}.c_proj"),
+        **_under(f"{name}.residual", residual),
     }
 
 
-def quantise_feedforward(mlp: SpikingFeedForward, name: str) -> Tensors:
+def quantise_feedforward(block: SpikingBlock, name: str, config: IntegerConfig) -> Tensors:
     """Tensors of one feed-forward network, keys beginning with `name`."""
-    encode, hidden = mlp.encode, mlp.hidden
+    mlp, hidden = block.mlp, block.mlp.hidden
     assert hidden.activation is not None
-    weight, bias = _folded(mlp.c_fc, _floats(encode.spike_value))
-    c_fc = quantise_rows(
-        weight, bias, encode.most, snap=gelu_scale, gain=arithmetic.GELU_MANTISSAS[-1]
-    )
-    mantissa, shift = gelu_multiplier(c_fc.scale)
+    encoder, spike = quantise_neurons(block.ln_2, mlp.encode, config)
+    c_fc = quantise_rows(*_folded(mlp.c_fc, spike), config.most, snap=snapped_scale)
+    mantissa, shift = multiplier(c_fc.scale, arithmetic.GELU_BITS)
     unit = 2.0**-arithmetic.GELU_BITS
     theta = quantise_threshold(_floats(hidden.spike_value), unit, hidden.most)
     center = arithmetic.saturate(np.rint(_floats(hidden.center) / unit).astype(np.int64))
-    c_proj = quantise_rows(*_folded(mlp.c_proj, theta * unit), hidden.most)
+    folded = _folded(mlp.c_proj, theta * unit)
+    c_proj, residual = quantise_stream(*folded, hidden.most, config)
     return {
-        f"{name}.encode.threshold": _floats(encode.threshold).astype(np.float32),
-        f"{name}.encode.center": _floats(encode.center).astype(np.float32),
+        **_under(name, encoder),
         **c_fc.tensors(f"{name}.c_fc"),
-        f"{name}.hidden.mantissa": mantissa.astype(np.int32),
-        f"{name}.hidden.shift": shift.astype(np.int32),
+        f"{name}.hidden.mantissa": mantissa,
+        f"{name}.hidden.shift": shift.clip(*SHIFT_RANGE),
         f"{name}.hidden.center": center.astype(np.int32),
         f"{name}.hidden.theta": theta.astype(np.int32),
         f"{name}.hidden.table": gelu_table(hidden.activation).astype(np.int32),
         **c_proj.tensors(f"{name}.c_proj"),
+        **_under(f"{name}.residual", residual),
     }
+
+
+def _under(name: str, tensors: Tensors) -> Tensors:
+    return {f"{name}.{key}": x for key, x in tensors.items()}
 
 
 def _folded(linear: SpikeLinear, spike_value: Floats) -> tuple[Floats, Floats]:

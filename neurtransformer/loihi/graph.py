@@ -1,23 +1,26 @@
-"""The graph of a netlist: which nodes each network of a block has, how wired, and when they start.
+"""The graph of a netlist: which nodes each network has, how wired, and when they start.
 
 Everything here follows from the sizes of the model; a manifest holds it so that others can read it,
-and is believed only if it says the same.
+and is believed only if it says the same. Networks follow one another: embed, h.0.attn, h.0.mlp and
+so on, head. What leaves one, the residual stream, is what enters the next.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from neurtransformer.integer import arithmetic
-from neurtransformer.integer.config import IntegerConfig
+from neurtransformer.integer.arithmetic import STATE_BITS
+from neurtransformer.integer.config import FINAL_MOST, IntegerConfig
 from neurtransformer.recipe import Coding
 from neurtransformer.spiking.attention import KEY_EXPANSION, MEAN_BITS, level_bits, qkv_sizes
-from neurtransformer.spiking.feedforward import HIDDEN_SPIKES
 
 Spikes = Literal["rate", "graded"]
 Count = Annotated[int, Field(strict=True, ge=0)]
+Silent = Mapping[str, Literal[0, 1]]
+"""netx file -> its silent inputs, where there are any."""
 
 
 class Strict(BaseModel):
@@ -32,8 +35,14 @@ class Node(Strict):
     start: Count
 
 
-class Source(Node):
-    """Spikes from the host: signed counts of the neurons that encode the residual stream."""
+class Sending(Node):
+    """A node that sends spikes. payload_bits: width of what a spike carries, sign included."""
+
+    payload_bits: Count
+
+
+class Source(Sending):
+    """What enters a network: a spike for each token and its position, or the residual stream."""
 
     kind: Literal["source"] = "source"
 
@@ -48,7 +57,17 @@ class Synapses(Node):
     silent_inputs: Literal[0, 1] = 0
 
 
-class Integrating(Node):
+class Norm(Sending):
+    """LayerNorm without its mean: the stream over its length (`arithmetic.normed`), in the step in
+    which the stream arrives. Tensor: epsilon."""
+
+    kind: Literal["norm"] = "norm"
+    state_bits: Literal[24] = 24
+    fraction_bits: Literal[14] = 14
+    table_entries: Literal[192] = 192
+
+
+class Integrating(Sending):
     """What integrates spikes in a membrane. Tensor: bias, which joins in a phase's last step.
 
     receives: the code of the spikes that arrive; a membrane that phase-coded ones drive doubles
@@ -63,27 +82,28 @@ class CodingNeurons(Integrating):
     """Soft-reset neurons; what arrives is shifted left. Tensor: theta.
 
     sends: the code of their own spikes; of phase-coding ones the threshold of step t is theta times
-    2^(T-1-t)."""
+    2^(T-1-t). most: the largest count that one sends in a phase."""
 
     kind: Literal["coding_neurons"] = "coding_neurons"
     sends: Coding
+    most: Count
     unsigned: Count
     """The first so many send spikes 0 or 1, the others -1, 0 or 1."""
     input_shift: Count
 
 
 class GeluNeurons(Integrating):
-    """Neurons that fire the GELU of their membrane. Tensors: mantissa, shift, center, theta,
-    table."""
+    """Neurons that fire the GELU of their membrane, 0..most times a phase. Tensors: mantissa,
+    shift, center, theta, table."""
 
     kind: Literal["gelu_neurons"] = "gelu_neurons"
     sends: Coding
-    spikes_per_step: Literal[1, 2]
+    most: Count
     fraction_bits: Literal[14] = 14
     table_entries: Literal[256] = 256
 
 
-class SSA(Node):
+class SSA(Sending):
     """Spiking self-attention with its plastic state, (heads, dim + 1, key_dim). Tensors: shift,
     present.
 
@@ -101,14 +121,21 @@ class SSA(Node):
     state_bits: Literal[24] = 24
 
 
-class Readout(Integrating):
-    """Membranes that the host reads when a phase ends and adds, times `scale`, to the stream."""
+class Accumulator(Integrating):
+    """Membranes that do not fire: in a phase's last step they send the stream so far and what they
+    integrated, times mantissa / 2^shift. Tensors: mantissa, shift.
 
-    kind: Literal["readout"] = "readout"
+    delay: phases that the stream waits for them, 0 if none comes in. fraction_bits: of what they
+    send."""
+
+    kind: Literal["accumulator"] = "accumulator"
+    delay: Count
+    fraction_bits: Count
 
 
 AnyNode = Annotated[
-    Source | Synapses | CodingNeurons | GeluNeurons | SSA | Readout, Field(discriminator="kind")
+    Source | Synapses | Norm | CodingNeurons | GeluNeurons | SSA | Accumulator,
+    Field(discriminator="kind"),
 ]
 
 
@@ -116,32 +143,53 @@ class Network(Strict):
     """One Lava network. The node `x` of network `h.0.attn` has its tensors under `h.0.attn.x.`"""
 
     name: str
-    block: Count
     nodes: list[AnyNode]
     wires: list[tuple[str, str]]
+    phase: Count
+    """Time steps of a phase, in which one token is handled."""
     latency: Count
-    """Steps from the first spike of a token to the first step in which its result integrates."""
+    """Steps from the first of a token's phase at the source to that at the last node."""
+
+    @property
+    def result(self) -> str:
+        """What leaves the network, as a trace names it."""
+        return f"{self.nodes[-1].name}.x"
+
+    @property
+    def entering(self) -> str:
+        """What its source sends, as a trace names it."""
+        return f"{self.nodes[0].name}.spikes"
+
+
+def networks(config: IntegerConfig, spikes: Spikes, silent: Silent) -> list[Network]:
+    """The graph of a model, in the order of the data."""
+    return [
+        _embedding(config, silent),
+        *(
+            network
+            for block in range(config.layers)
+            for network in (
+                _attention(config, f"h.{block}.attn", spikes, silent),
+                _feedforward(config, f"h.{block}.mlp", spikes, silent),
+            )
+        ),
+        _head(config, silent),
+    ]
 
 
 def phase_steps(config: IntegerConfig, spikes: Spikes) -> int:
-    """Time steps of a phase: T binary spikes, or one graded spike."""
+    """Time steps of a phase in a block: T binary spikes, or one graded spike."""
     return config.timesteps if spikes == "rate" else 1
 
 
-def networks(
-    config: IntegerConfig, spikes: Spikes, silent: Mapping[str, Literal[0, 1]]
-) -> list[Network]:
-    """The graph of a model. silent: netx file -> silent inputs, where there are any."""
-    phase = phase_steps(config, spikes)
-    found = []
-    for block in range(config.layers):
-        found.append(_attention(config, block, phase, silent))
-        found.append(_feedforward(config, block, phase, silent))
-    return found
+def _bits(most: int, phase: int, coding: Coding, signed: bool) -> int:
+    """Width of a spike of a neuron that sends counts up to `most` in `phase` steps."""
+    largest = most if phase == 1 else most // phase if coding == "rate" else 1
+    return largest.bit_length() + signed
 
 
 def _synapses(
-    network: str, name: str, shape: tuple[int, int], start: int, silent: Mapping[str, Literal[0, 1]]
+    network: str, name: str, shape: tuple[int, int], start: int, silent: Silent
 ) -> Synapses:
     file = f"netx/{network}.{name}.net"
     outputs, inputs = shape
@@ -155,22 +203,76 @@ def _synapses(
     )
 
 
-def _attention(
-    config: IntegerConfig, block: int, phase: int, silent: Mapping[str, Literal[0, 1]]
-) -> Network:
-    name, width = f"h.{block}.attn", config.width
-    dim = width // config.heads
+def _stream_in(config: IntegerConfig, most: int, coding: Coding, phase: int) -> Iterator[AnyNode]:
+    """From the residual stream to spikes, which leave one phase after it has come."""
+    width = config.width
+    yield Source(name="stream", outputs=width, start=0, payload_bits=STATE_BITS)
+    yield Norm(name="norm", outputs=width, start=0, payload_bits=arithmetic.NORM_BITS + 2)
+    yield CodingNeurons(
+        name="encode",
+        outputs=width,
+        start=0,
+        payload_bits=_bits(most, phase, coding, signed=True),
+        receives="rate",
+        sends=coding,
+        most=most,
+        unsigned=0,
+        input_shift=0,
+        bias="encode.bias",
+    )
+
+
+def _accumulator(
+    name: str, outputs: int, start: int, receives: Coding, bias: str, bits: int, delay: int = 0
+) -> Accumulator:
+    return Accumulator(
+        name=name,
+        outputs=outputs,
+        start=start,
+        payload_bits=STATE_BITS,
+        receives=receives,
+        bias=bias,
+        delay=delay,
+        fraction_bits=bits,
+    )
+
+
+def _residual(config: IntegerConfig, start: int, phase: int) -> Accumulator:
+    """The end of a network that the stream goes through: phases begun by then, it waits."""
+    delay = -(-start // phase)
+    receives, bits = config.coding, config.stream_bits
+    return _accumulator("residual", config.width, start, receives, "c_proj.bias", bits, delay)
+
+
+def _embedding(config: IntegerConfig, silent: Silent) -> Network:
+    inputs = config.vocabulary + config.positions
+    return _chain(
+        "embed",
+        1,
+        Source(name="tokens", outputs=inputs, start=0, payload_bits=1),
+        _synapses("embed", "table", (config.width, inputs), 0, silent),
+        _accumulator("stream", config.width, 1, "rate", "table.bias", config.stream_bits),
+    )
+
+
+def _attention(config: IntegerConfig, name: str, spikes: Spikes, silent: Silent) -> Network:
+    width, steps, coding = config.width, config.timesteps, config.coding
+    phase, dim = phase_steps(config, spikes), width // config.heads
     queries, keys, values = qkv_sizes(width)
     rows = queries + keys + values
-    nodes: list[AnyNode] = [
-        Source(name="encode", outputs=width, start=0),
-        _synapses(name, "c_attn", (rows, width), 0, silent),
+    return _chain(
+        name,
+        phase,
+        *_stream_in(config, config.most, coding, phase),
+        _synapses(name, "c_attn", (rows, width), phase, silent),
         CodingNeurons(
             name="qkv",
             outputs=rows,
-            start=1,
-            receives=config.coding,
+            start=phase + 1,
+            payload_bits=_bits(steps, phase, "rate", signed=True),
+            receives=coding,
             sends="rate",
+            most=steps,
             unsigned=queries + keys,
             input_shift=0,
             bias="c_attn.bias",
@@ -178,65 +280,69 @@ def _attention(
         SSA(
             name="ssa",
             outputs=width,
-            start=1 + phase,
+            start=2 * phase + 1,
+            payload_bits=level_bits(steps) + MEAN_BITS + 2,
             heads=config.heads,
             dim=dim,
             key_dim=KEY_EXPANSION * dim,
-            level_bits=level_bits(config.timesteps),
+            level_bits=level_bits(steps),
             mean_bits=MEAN_BITS,
         ),
         # the SSA reads, and its mean arrives, one phase after the spikes of key and value
         CodingNeurons(
             name="merged",
             outputs=width,
-            start=1 + 2 * phase,
+            start=3 * phase + 1,
+            payload_bits=_bits(config.most, phase, coding, signed=True),
             receives="rate",
-            sends=config.coding,
+            sends=coding,
+            most=config.most,
             unsigned=0,
             input_shift=arithmetic.MERGE_SHIFT,
             bias="merged.bias",
         ),
-        _synapses(name, "c_proj", (width, width), 1 + 3 * phase, silent),
-        Readout(
-            name="readout",
-            outputs=width,
-            start=2 + 3 * phase,
-            receives=config.coding,
-            bias="c_proj.bias",
-        ),
-    ]
-    return _chain(name, block, nodes)
+        _synapses(name, "c_proj", (width, width), 4 * phase + 1, silent),
+        _residual(config, 4 * phase + 2, phase),
+    )
 
 
-def _feedforward(
-    config: IntegerConfig, block: int, phase: int, silent: Mapping[str, Literal[0, 1]]
-) -> Network:
-    name, width, hidden = f"h.{block}.mlp", config.width, config.hidden
-    nodes: list[AnyNode] = [
-        Source(name="encode", outputs=width, start=0),
-        _synapses(name, "c_fc", (hidden, width), 0, silent),
+def _feedforward(config: IntegerConfig, name: str, spikes: Spikes, silent: Silent) -> Network:
+    width, hidden, coding = config.width, config.hidden, config.coding
+    phase = phase_steps(config, spikes)
+    return _chain(
+        name,
+        phase,
+        *_stream_in(config, config.most, coding, phase),
+        _synapses(name, "c_fc", (hidden, width), phase, silent),
         GeluNeurons(
             name="hidden",
             outputs=hidden,
-            start=1,
-            receives=config.coding,
-            sends=config.coding,
-            spikes_per_step=HIDDEN_SPIKES[config.coding],
+            start=phase + 1,
+            payload_bits=_bits(config.hidden_most, phase, coding, signed=False),
+            receives=coding,
+            sends=coding,
+            most=config.hidden_most,
             bias="c_fc.bias",
         ),
-        _synapses(name, "c_proj", (width, hidden), 1 + phase, silent),
-        Readout(
-            name="readout",
-            outputs=width,
-            start=2 + phase,
-            receives=config.coding,
-            bias="c_proj.bias",
-        ),
-    ]
-    return _chain(name, block, nodes)
+        _synapses(name, "c_proj", (width, hidden), 2 * phase + 1, silent),
+        _residual(config, 2 * phase + 2, phase),
+    )
 
 
-def _chain(name: str, block: int, nodes: list[AnyNode]) -> Network:
+def _head(config: IntegerConfig, silent: Silent) -> Network:
+    return _chain(
+        "head",
+        1,
+        *_stream_in(config, FINAL_MOST, "rate", 1),
+        _synapses("head", "lm_head", (config.vocabulary, config.width), 1, silent),
+        _accumulator("logits", config.vocabulary, 2, "rate", "lm_head.bias", arithmetic.LOGIT_BITS),
+    )
+
+
+def _chain(name: str, phase: int, *nodes: AnyNode) -> Network:
+    """Nodes one after another; the stream also goes by them to the accumulator at the end."""
     names = [node.name for node in nodes]
     wires = list(pairwise(names))
-    return Network(name=name, block=block, nodes=nodes, wires=wires, latency=nodes[-1].start)
+    if isinstance(nodes[-1], Accumulator) and nodes[-1].delay:
+        wires.append((names[0], names[-1]))
+    return Network(name=name, nodes=list(nodes), wires=wires, phase=phase, latency=nodes[-1].start)

@@ -3,7 +3,6 @@
     manifest.json            the graph, every size and bit width, the hash of every other file
     netx/<network>.<projection>.net   static projections, which stock netx loads
     chip.safetensors         biases, thresholds, the SSA's constants, the GELU table: integers
-    host.safetensors         what is still float: embeddings, LayerNorm, encode, scales, LM head
     tokenizer/               the tokenizer
 
 What is read is believed only after every hash, shape, range and wire has been checked.
@@ -31,21 +30,21 @@ from neurtransformer.loihi import netx
 from neurtransformer.loihi.graph import Count, Network, Spikes, Strict, Synapses, networks
 from neurtransformer.runs import read_json, write_json
 
-VERSION: Literal[3] = 3
-CHIP, HOST, TOKENIZER = "chip.safetensors", "host.safetensors", "tokenizer"
+VERSION: Literal[4] = 4
+CHIP, TOKENIZER = "chip.safetensors", "tokenizer"
 Progress = Callable[[str], None]
 
-_HOST = (
-    "still float, on the host: embeddings, LayerNorm, the encode neurons (source nodes), residual "
-    "addition, LM head"
-)
+_HOST = "sends the two spikes of each token, and picks the next token from the logits"
 _TRANSPORT: dict[Spikes, str] = {
-    "rate": "a phase is T steps; a neuron sends at most one spike a step, of payload +1, or -1 or "
-    "+1 where it is signed (a graded spike of one bit and sign), or 1 or 2 behind a GELU if counts "
-    "are rate coded; of phase-coded counts it sends the binary digits, the highest first",
-    "graded": "a phase is one step; a neuron sends one graded spike that carries its count: rate "
-    "coded 0..T, -T..T where it is signed, or 0..2T behind a GELU; phase coded up to 2^T - 1",
+    "rate": "in a block a phase is T steps; a neuron sends at most one spike a step, of payload "
+    "+1, or -1 or +1 where it is signed (a graded spike of one bit and sign), or 1 or 2 behind a "
+    "GELU if counts are rate coded; of phase-coded counts it sends the binary digits, the highest "
+    "first",
+    "graded": "in a block a phase is one step; a neuron sends one graded spike that carries its "
+    "count: rate coded 0..T, -T..T where it is signed, or 0..2T behind a GELU; phase coded up to "
+    "2^T - 1",
 }
+"""In both, the residual stream and its norm travel as one graded spike a phase (`payload_bits`)."""
 
 
 class FileEntry(Strict):
@@ -67,7 +66,7 @@ class Manifest(Strict):
     """manifest.json."""
 
     format: Literal["neurtx netlist"] = "neurtx netlist"
-    version: Literal[3] = VERSION
+    version: Literal[4] = VERSION
     config: IntegerConfig
     spikes: Spikes
     transport: str
@@ -120,11 +119,9 @@ def write(
                     folder / node.file, weight, tensors[f"{name}.bias"], theta, config.timesteps
                 )
                 silent[node.file] = netx.silent_inputs(weight)
-    homes = {name: entry.home for name, entry in layout(config).items()}
-    for file, home in ((CHIP, "chip"), (HOST, "host")):
-        progress(f"writing {file}")
-        parts = {k: v for k, v in tensors.items() if homes.get(k, "host") == home}
-        save_file({k: np.ascontiguousarray(v) for k, v in parts.items()}, folder / file)
+    progress(f"writing {CHIP}")
+    chip = [name for name, entry in layout(config).items() if entry.home == "chip"]
+    save_file({name: np.ascontiguousarray(tensors[name]) for name in chip}, folder / CHIP)
     tokenizer.save_pretrained(folder / TOKENIZER)
     manifest = Manifest(
         config=config,
@@ -166,7 +163,7 @@ def read(folder: Path) -> Netlist:
     """Read a netlist. Raises UserError if anything in it is missing, damaged or inconsistent."""
     manifest = _read_manifest(folder)
     _check_files(folder, manifest)
-    tensors: dict[str, NDArray] = _tensors(folder / CHIP) | _tensors(folder / HOST)
+    tensors = _tensors(folder / CHIP)
     for network in manifest.networks:
         for node in network.nodes:
             if isinstance(node, Synapses):
@@ -220,7 +217,6 @@ def _read_manifest(folder: Path) -> Manifest:
 def _check_files(folder: Path, manifest: Manifest) -> None:
     needed = {
         CHIP,
-        HOST,
         *(n.file for net in manifest.networks for n in net.nodes if n.kind == "synapses"),
     }
     for name in sorted(needed - manifest.files.keys()):

@@ -1,4 +1,4 @@
-"""Our Lava processes: neurons, the SSA with its plastic state, membranes to read out.
+"""Our Lava processes: neurons, the SSA with its plastic state, LayerNorm, the residual stream.
 
 Time is cut into phases of P steps: P = T with one spike per step, P = 1 with one graded spike per
 phase. One phase handles one token, and every process is one or more phases behind the one before
@@ -13,7 +13,8 @@ it, as in a pipeline. A process whose `start` is s takes step s + 1 as the first
   the state with the query spikes of the same token, which it has delayed by one phase. They
   facilitate: the n-th of a neuron carries 2n - 1, and a graded spike of n carries n^2.
 
-A signed population sends spikes of +1 and -1, a staggered pair of +1 and +2. All arithmetic is
+The residual stream and what LayerNorm makes of it are sent in the last step of a phase. A signed
+population sends spikes of +1 and -1, a staggered pair of +1 and +2. All arithmetic is
 `integer/arithmetic.py`'s. Every process can log a quantity to a file per step (`logs`), because
 Lava's monitors move each number in a message of its own.
 """
@@ -180,31 +181,112 @@ class PyCodingNeurons(IntegratingModel):
         self.v, self.sign = arithmetic.fire_start(u, self.theta, self.signed.astype(bool))
 
 
-class Readout(AbstractProcess):
-    """Membranes that the host reads at the end of each phase: neurons that do not fire."""
+class Accumulator(AbstractProcess):
+    """Membranes that do not fire: they add what they integrate to the residual stream.
+
+    bias, mantissa, shift: (n,), see `arithmetic.rescale`. delay: phases that the stream, which
+    comes by `x_in` in the last step of a phase, waits for the membranes of the same token; 0 if
+    none comes. Sends the sum in the last step of a phase, else 0.
+    """
 
     def __init__(
-        self, *, bias: Integers, receives: Coding, phase: int, start: int, logs: Logs
+        self,
+        *,
+        bias: Integers,
+        mantissa: Integers,
+        shift: Integers,
+        receives: Coding,
+        delay: int,
+        phase: int,
+        start: int,
+        logs: Logs,
     ) -> None:
-        super().__init__(receives=receives, phase=phase, start=start, logs=logs)
-        self.a_in = InPort(shape=bias.shape)
-        self.bias = Var(shape=bias.shape, init=bias)
-        self.u = Var(shape=bias.shape, init=0)
+        super().__init__(receives=receives, delay=delay, phase=phase, start=start, logs=logs)
+        shape = bias.shape
+        self.a_in = InPort(shape=shape)
+        self.x_in = InPort(shape=shape)
+        self.s_out = OutPort(shape=shape)
+        self.bias = Var(shape=shape, init=bias)
+        self.mantissa = Var(shape=shape, init=mantissa)
+        self.shift = Var(shape=shape, init=shift)
+        self.u = Var(shape=shape, init=0)
+        self.waiting = Var(shape=(delay + 1, *shape), init=0)
 
 
-@implements(proc=Readout, protocol=LoihiProtocol)
+@implements(proc=Accumulator, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("fixed_pt")
-class PyReadout(IntegratingModel):
-    """Readout on a CPU."""
+class PyAccumulator(IntegratingModel):
+    """Accumulator on a CPU. `waiting` holds the stream of the last tokens, by their number."""
+
+    x_in: PyInPort = SPIKES_IN
+    s_out: PyOutPort = SPIKES_OUT
+    mantissa: np.ndarray = STATE
+    shift: np.ndarray = STATE
+    waiting: np.ndarray = STATE
+
+    def __init__(self, proc_params: Any) -> None:
+        super().__init__(proc_params)
+        self.delay: int = proc_params["delay"]
 
     def run_spk(self) -> None:
         arriving = self.a_in.recv()
+        if self.delay and self.time_step % self.period == 0:
+            self.waiting[(self.time_step // self.period - 1) % len(self.waiting)] = self.x_in.recv()
+        elif self.delay:
+            self.x_in.recv()
         step = self.step_in_phase()
-        if step < 0:
-            return
-        self.integrate(arriving, step)
-        self.record(u=self.u)
+        x = np.zeros_like(self.u)
+        if step >= 0:
+            self.integrate(arriving, step)
+        if step == self.period - 1:
+            x = self.stream()
+        self.s_out.send(x)
+        if step >= 0:
+            self.record(u=self.u, x=x)
+
+    def stream(self) -> NDArray:
+        """The stream behind this network, for the token whose phase ends."""
+        token = (self.time_step - 1 - self.begin) // self.period
+        before = self.waiting[token % len(self.waiting)].astype(np.int64) if self.delay else 0
+        added = arithmetic.rescale(
+            self.u.astype(np.int64), self.mantissa.astype(np.int64), self.shift.astype(np.int64)
+        )
+        return arithmetic.saturate(before + added).astype(np.int32)
+
+
+class Norm(AbstractProcess):
+    """LayerNorm of the stream but for mean, gain and bias: see `arithmetic.normed`.
+
+    What arrives in a step leaves in that step; in most steps it is nothing.
+    """
+
+    def __init__(self, *, width: int, epsilon: int, phase: int, start: int, logs: Logs) -> None:
+        super().__init__(epsilon=epsilon, phase=phase, start=start, logs=logs)
+        self.x_in = InPort(shape=(width,))
+        self.s_out = OutPort(shape=(width,))
+
+
+@implements(proc=Norm, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PyNorm(PhasedModel):
+    """Norm on a CPU."""
+
+    x_in: PyInPort = SPIKES_IN
+    s_out: PyOutPort = SPIKES_OUT
+
+    def __init__(self, proc_params: Any) -> None:
+        super().__init__(proc_params)
+        self.epsilon: int = proc_params["epsilon"]
+
+    def run_spk(self) -> None:
+        x = self.x_in.recv().astype(np.int64)
+        y = np.zeros_like(x)
+        if self.step_in_phase() == self.period - 1:
+            y = arithmetic.normed(x, self.epsilon)
+        self.s_out.send(y.astype(np.int32))
+        self.record(y=y)
 
 
 class SSA(AbstractProcess):

@@ -29,19 +29,20 @@ from lava.proc.io.source import PySendModelFixed, RingBuffer
 from lava.utils.weightutils import determine_sign_mode
 
 from neurtransformer.integer.arithmetic import Integers
-from neurtransformer.integer.blocks import Trace
+from neurtransformer.integer.parts import GeluNeurons, Trace
 from neurtransformer.loihi import graph
 from neurtransformer.loihi.netlist import Netlist
 from neurtransformer.loihi.processes import (
     SSA,
+    Accumulator,
     CodingNeurons,
     Logs,
+    Norm,
+    PyAccumulator,
     PyCodingNeurons,
-    PyReadout,
+    PyNorm,
     PySSA,
-    Readout,
 )
-from neurtransformer.spiking.coding import largest_count
 
 PAYLOAD_BITS = 8
 """Width of a spike's payload: counts up to 64, and their sign."""
@@ -51,15 +52,17 @@ _LOGGED = {
     "coding_neurons": {"u": False, "v": True, "spikes": True},
     "gelu_neurons": {"u": False, "v": True, "spikes": True},
     "ssa": {"read": True, "state": True},
-    "readout": {"u": False},
+    "norm": {"y": False},
+    "accumulator": {"u": False, "x": False},
 }
 _MODELS = {
     # all tagged fixed_pt
     RingBuffer: PySendModelFixed,
     Dense: PyDenseModelBitAcc,
+    Norm: PyNorm,
     CodingNeurons: PyCodingNeurons,
     SSA: PySSA,
-    Readout: PyReadout,
+    Accumulator: PyAccumulator,
 }
 log = logging.getLogger(__name__)
 
@@ -71,7 +74,7 @@ class LavaFailed(RuntimeError):
 def run_network(netlist: Netlist, network: graph.Network, spikes: Integers) -> tuple[Trace, int]:
     """Run one network in Lava, in fixed point, from empty states.
 
-    spikes: (tokens, phase, width), what its source sends.
+    spikes: (tokens, phase, n), what its source sends.
     Returns what happened, in the form of `IntegerAttention.steps` but without the source and with
     the SSA state of every step, (tokens, phase, ...), and the number of time steps.
     Raises LavaFailed.
@@ -92,58 +95,69 @@ class _Builder:
     ) -> None:
         self.netlist, self.network, self.spikes = netlist, network, spikes
         self.steps, self.folder = steps, folder
-        self.timesteps = netlist.manifest.config.timesteps
-        self.phase = graph.phase_steps(netlist.manifest.config, netlist.manifest.spikes)
+        self.phase = network.phase
 
     def build(self) -> list[Any]:
         """All processes, wired."""
         made = {node.name: self._process(node) for node in self.network.nodes}
         for source, target in self.network.wires:
-            made[source][1].connect(made[target][0])
+            arriving = made[target][0]
+            # the stream goes by all other nodes to the last one
+            by = source == self.network.nodes[0].name and len(arriving) > 1
+            made[source][1].connect(arriving[by])
         return [process for _, _, process in made.values()]
 
-    def _process(self, node: graph.AnyNode) -> tuple[Any, Any, Any]:
-        """(input port, output port, process) for one node."""
+    def _process(self, node: graph.AnyNode) -> tuple[list[Any], Any, Any]:
+        """(input ports, output port, process) for one node."""
         if isinstance(node, graph.Source):
             process = self._source(node)
-            return None, process.s_out, process
+            return [], process.s_out, process
         if isinstance(node, graph.Synapses):
             process = stock_synapses(self.netlist.folder / node.file, node.inputs)
-            return process.s_in, process.a_out, process
+            return [process.s_in], process.a_out, process
         common: dict[str, Any] = {
             "phase": self.phase,
             "start": node.start,
             "logs": self._logs(node),
         }
-        if isinstance(node, graph.Readout):
-            process = Readout(bias=self._tensor(node.bias), receives=node.receives, **common)
-            return process.a_in, None, process
+        if isinstance(node, graph.Norm):
+            epsilon = int(self._tensor("norm.epsilon")[0])
+            process = Norm(width=node.outputs, epsilon=epsilon, **common)
+            return [process.x_in], process.s_out, process
+        if isinstance(node, graph.Accumulator):
+            process = Accumulator(
+                bias=self._tensor(node.bias),
+                mantissa=self._tensor(f"{node.name}.mantissa"),
+                shift=self._tensor(f"{node.name}.shift"),
+                receives=node.receives,
+                delay=node.delay,
+                **common,
+            )
+            return [process.a_in, process.x_in], process.s_out, process
         if isinstance(node, graph.SSA):
             process = SSA(
-                timesteps=self.timesteps,
+                timesteps=self.netlist.manifest.config.timesteps,
                 shift=self._tensor("ssa.shift"),
                 present=self._tensor("ssa.present"),
                 dim=node.dim,
                 key_dim=node.key_dim,
                 **common,
             )
-            return process.s_in, process.s_out, process
+            return [process.s_in], process.s_out, process
         if isinstance(node, graph.CodingNeurons):
-            per_step = 1
             common |= {"unsigned": node.unsigned, "input_shift": node.input_shift}
         else:
-            per_step = node.spikes_per_step
-            hidden = self.netlist.model.feedforward[self.network.block].hidden
-            common |= {"unsigned": node.outputs, "input_shift": 0, "gelu": hidden}
+            gelu = GeluNeurons.of(self.netlist.model.tensors, f"{self.network.name}.{node.name}")
+            common |= {"unsigned": node.outputs, "input_shift": 0, "gelu": gelu}
         process = CodingNeurons(
             bias=self._tensor(node.bias),
             theta=self._tensor(f"{node.name}.theta"),
             receives=node.receives,
             sends=node.sends,
-            most=largest_count(self.timesteps, node.sends, per_step),
+            most=node.most,
             **common,
         )
-        return process.a_in, process.s_out, process
+        return [process.a_in], process.s_out, process
 
     def _tensor(self, name: str) -> Integers:
         return self.netlist.model.tensors[f"{self.network.name}.{name}"]

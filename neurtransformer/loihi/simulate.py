@@ -1,8 +1,11 @@
 """A prompt through a netlist, in Lava and in the integer model, compared integer for integer.
 
-LayerNorm and the residual stream are on the host in this version, so the prompt goes through the
-networks one after another: the whole prompt through the attention of block 0, the host adds and
-normalises, the whole prompt through its feed-forward network, and so on to the logits.
+Each network is a Lava run of its own, of all tokens: what leaves one, the residual stream, is
+handed to the next as it is, number by number. Nothing is computed in between.
+
+The text that follows the prompt is written by the integer model first. A network in which no token
+sees a later one then needs one run over prompt and continuation to show that it would have written
+the same: its greedy choice behind each token has to be the next one.
 """
 
 import time
@@ -15,14 +18,12 @@ import torch
 
 from neurtransformer.errors import UserError
 from neurtransformer.integer.arithmetic import Integers
-from neurtransformer.integer.blocks import Trace
-from neurtransformer.integer.model import NETWORKS, IntegerGPT2
-from neurtransformer.loihi.graph import Network, phase_steps
+from neurtransformer.integer.model import IntegerGPT2
+from neurtransformer.integer.parts import Trace
+from neurtransformer.loihi.graph import Network
 from neurtransformer.loihi.netlist import Netlist
 
 Backend = Literal["lava", "integer"]
-SENT = "encode.spikes"
-"""What the host sends into a network: given to both, so nothing to compare."""
 
 
 @dataclass
@@ -45,12 +46,13 @@ class Tally:
             self.first_mismatch = name
 
 
-def prompt_ids(netlist: Netlist, prompt: str) -> list[int]:
-    """The tokens of a prompt. Raises UserError if it is empty or too long for the model."""
+def prompt_ids(netlist: Netlist, prompt: str, tokens: int) -> list[int]:
+    """The tokens of a prompt. Raises UserError if it is empty, or too long for the model with
+    `tokens` more."""
     ids = list(netlist.tokenizer.encode(prompt))
     if not ids:
         raise UserError("the prompt is empty: give some text")
-    netlist.model.embed(torch.tensor([ids]))
+    netlist.model.check_length(len(ids) + tokens - 1)
     return ids
 
 
@@ -59,72 +61,95 @@ def simulate(
     ids: list[int],
     backend: Backend,
     *,
+    tokens: int = 1,
     on_network: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
-    """Run the tokens of a prompt and check each spike and state of every time step.
+    """Run a prompt and its continuation, and check each spike and state of every time step.
 
     backend: "lava" compares Lava with the integer model; "integer" the integer model's time steps
-    with its counts. Returns `backend`, `steps`, `tokens`, `compared`, `mismatches`,
-    `max_abs_difference`, `first_mismatch`, `text` (what comes after the prompt, one token, greedy,
-    by the backend's own result) and `seconds`. on_network hears of each network that is done.
+    with its counts. tokens: how many follow the prompt. on_network hears of each network that is
+    done.
+    Returns `backend`, `steps`, `tokens` (all that went through), `compared`, `mismatches`,
+    `max_abs_difference`, `first_mismatch`, `text` and `same_text` (what the backend puts after the
+    prompt, greedy, and whether the integer model's counts do), `seconds` and `integer_seconds` (all
+    of it, and what the integer model's counts took).
     """
     began = time.monotonic()
     model = netlist.model
+    continued = model.generate(torch.tensor([ids]), tokens)[0].numpy()
+    ids_in, continuation = continued[:-1], continued[len(ids) :]
+    integer_seconds = time.monotonic() - began
     tally, steps = Tally(), 0
-    graph = iter(netlist.manifest.networks)
-    phase = phase_steps(netlist.manifest.config, netlist.manifest.spikes)
-    with torch.no_grad():
-        x = model.embed(torch.tensor([ids]))
-        for block in range(model.config.layers):
-            for name in NETWORKS:
-                network = next(graph)
-                encoded = model.encode(x, block, name)
-                ours = _steps(model, network, encoded[0], phase)
-                u = _counts(model, network, encoded)
-                if backend == "lava":
-                    from neurtransformer.loihi.runner import run_network
+    x: Integers = ids_in
+    for network in netlist.manifest.networks:
+        ours = _steps(model, network, x)
+        counts = _counts(model, network, x)
+        if backend == "lava":
+            from neurtransformer.loihi.runner import run_network
 
-                    theirs, took = run_network(netlist, network, ours[SENT])
-                    steps += took
-                    for key, mine, lavas in _pairs(ours, theirs):
-                        tally.add(f"{network.name}.{key}", mine, lavas)
-                    membrane = theirs["readout.u"][None, :, -1]
-                else:
-                    steps += len(ids) * phase
-                    membrane = ours["readout.u"][None, :, -1]
-                tally.add(f"{network.name}.counts", u, membrane)
-                x = x + model.residual(membrane, block, name)
-                on_network(network.name)
-        following = int(model.logits(x)[0, -1].argmax())
+            theirs, took = run_network(netlist, network, ours[network.entering])
+            steps += took
+            for key, mine, lavas in _pairs(network, ours, theirs):
+                tally.add(f"{network.name}.{key}", mine, lavas)
+        else:
+            theirs = ours
+            steps += len(ids_in) * network.phase
+        x = theirs[network.result][:, -1]
+        tally.add(f"{network.name}.counts", counts, x)
+        on_network(network.name)
+    chosen = x[len(ids) - 1 :].argmax(-1)
     return {
         "backend": backend,
         "steps": steps,
-        "tokens": len(ids),
+        "tokens": len(ids_in),
         "compared": tally.compared,
         "mismatches": tally.mismatches,
         "max_abs_difference": tally.max_abs_difference,
         "first_mismatch": tally.first_mismatch,
-        "text": netlist.tokenizer.decode([following]),
+        "text": netlist.tokenizer.decode(chosen.tolist()),
+        "same_text": chosen.tolist() == continuation.tolist(),
         "seconds": time.monotonic() - began,
+        "integer_seconds": integer_seconds,
     }
 
 
-def _steps(model: IntegerGPT2, network: Network, encoded: Integers, phase: int) -> Trace:
-    if network.name.endswith("attn"):
-        return model.attention[network.block].steps(encoded, phase)
-    return model.feedforward[network.block].steps(encoded, phase)
+def _steps(model: IntegerGPT2, network: Network, x: Integers) -> Trace:
+    """The time steps of a network; x: what enters, ids (tokens,) or the stream (tokens, width)."""
+    match network.name.split("."):
+        case ["embed"]:
+            return model.embedding.steps(x)
+        case ["head"]:
+            return model.head.steps(x)
+        case [_, block, "attn"]:
+            return model.attention[int(block)].steps(x, network.phase)
+        case [_, block, _]:
+            return model.feedforward[int(block)].steps(x, network.phase)
+    raise ValueError(network.name)
 
 
-def _counts(model: IntegerGPT2, network: Network, encoded: Integers) -> Integers:
-    if network.name.endswith("attn"):
-        attention = model.attention[network.block]
-        return attention.counts(encoded, attention.new_state(1))[0]
-    return model.feedforward[network.block].counts(encoded)
+def _counts(model: IntegerGPT2, network: Network, x: Integers) -> Integers:
+    """What leaves the network, by counts."""
+    match network.name.split("."):
+        case ["embed"]:
+            return model.embedding.counts(x)
+        case ["head"]:
+            return model.head.counts(x)
+        case [_, block, "attn"]:
+            attention = model.attention[int(block)]
+            return attention.counts(x[None], attention.new_state(1))[0][0]
+        case [_, block, _]:
+            return model.feedforward[int(block)].counts(x)
+    raise ValueError(network.name)
 
 
-def _pairs(ours: Trace, theirs: Trace) -> Iterator[tuple[str, Integers, Integers]]:
-    """The same quantities of both; our state of a token stands for each step of its phase."""
-    if ours.keys() - {SENT} != theirs.keys():
+def _pairs(
+    network: Network, ours: Trace, theirs: Trace
+) -> Iterator[tuple[str, Integers, Integers]]:
+    """The same quantities of both; our state of a token stands for each step of its phase.
+
+    What the source sends is given to both, so there is nothing to compare.
+    """
+    if ours.keys() - {network.entering} != theirs.keys():
         raise ValueError(f"different quantities: {sorted(ours.keys() ^ theirs.keys())}")
     for key in theirs:
         mine = ours[key]

@@ -1,0 +1,143 @@
+"""What the networks of an integer GPT-2 are built from: synapses, encoders, neurons, accumulators.
+
+Each part has its integers from the tensors of the model (layout.py) and two forms: counts, for any
+batch at once, and steps, what the chip does in each time step of one sequence.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurtransformer.integer import arithmetic
+from neurtransformer.integer.arithmetic import Integers
+from neurtransformer.recipe import Coding
+
+Tensors = Mapping[str, NDArray]
+Trace = dict[str, Integers]
+"""`node.quantity` -> (tokens, phase, ...), nodes as in loihi/graph.py; `ssa.state` is that after
+the token has been written, (tokens, heads, value + 1, key)."""
+
+
+def integers(tensors: Tensors, name: str) -> Integers:
+    """One tensor as int64."""
+    return tensors[name].astype(np.int64)
+
+
+def at_the_end(x: Integers, phase: int) -> Integers:
+    """What is sent in the last step of a phase alone: (..., n) to (phase, ..., n)."""
+    sent = np.zeros((phase, *x.shape), dtype=np.int64)
+    sent[-1] = x
+    return sent
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Synapses and the membranes they drive: ``u = weight @ spikes + bias``.
+
+    weight: (out, in), even, 8 bits. bias: (out,). No sum over a phase can leave 24 bits (see
+    quantise.py), so sums in float32 are exact in any order.
+    """
+
+    weight: Integers
+    bias: Integers
+
+    @classmethod
+    def of(cls, tensors: Tensors, name: str) -> "Projection":
+        return cls(tensors[f"{name}.weight"], integers(tensors, f"{name}.bias"))
+
+    @cached_property
+    def _transposed(self) -> NDArray[np.float32]:
+        return self.weight.T.astype(np.float32)
+
+    def synapses(self, spikes: Integers) -> Integers:
+        """Spikes or counts (..., in) to what they add to the membranes, (..., out)."""
+        return (spikes.astype(np.float32) @ self._transposed).astype(np.int64)
+
+    def counts(self, counts: Integers) -> Integers:
+        """Counts (..., in) to membranes (..., out) at the end of a phase."""
+        return self.synapses(counts) + self.bias
+
+    def steps(self, spikes: Integers, coding: Coding) -> Integers:
+        """Spikes (phase, ..., in) to membranes (phase, ..., out) after each step."""
+        return arithmetic.integrate(self.synapses(spikes), self.bias, coding)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """LayerNorm and the signed neurons that code its result: residual stream to spikes.
+
+    theta, bias: (n,), in units of `arithmetic.normed`. most: the largest count. coding: of the
+    spikes that leave.
+    """
+
+    epsilon: int
+    theta: Integers
+    bias: Integers
+    most: int
+    coding: Coding
+
+    @classmethod
+    def of(cls, tensors: Tensors, name: str, most: int, coding: Coding) -> "Encoder":
+        """Of the network `name`."""
+        return cls(
+            int(tensors[f"{name}.norm.epsilon"][0]),
+            integers(tensors, f"{name}.encode.theta"),
+            integers(tensors, f"{name}.encode.bias"),
+            most,
+            coding,
+        )
+
+    def counts(self, x: Integers) -> Integers:
+        """Stream (..., n) to counts (..., n)."""
+        u = arithmetic.normed(x, self.epsilon) + self.bias
+        return arithmetic.fire_counts(u, self.theta, self.most, signed=True)
+
+    def steps(self, x: Integers, phase: int) -> Trace:
+        """Stream (tokens, n) to all that happens, (phase, tokens, n)."""
+        y = at_the_end(arithmetic.normed(x, self.epsilon), phase)
+        u = arithmetic.integrate(y, self.bias, "rate")
+        spikes, v = arithmetic.fire_steps(u[-1], self.theta, self.most, True, phase, self.coding)
+        return {"norm.y": y, "encode.u": u, "encode.spikes": spikes, "encode.v": v}
+
+
+@dataclass(frozen=True)
+class GeluNeurons:
+    """Coding neurons whose membrane passes a GELU before they fire. All (n,), table apart."""
+
+    mantissa: Integers
+    shift: Integers
+    center: Integers
+    theta: Integers
+    table: Integers
+
+    @classmethod
+    def of(cls, tensors: Tensors, name: str) -> "GeluNeurons":
+        names = ("mantissa", "shift", "center", "theta", "table")
+        return cls(*(integers(tensors, f"{name}.{part}") for part in names))
+
+    def membrane(self, u: Integers) -> Integers:
+        """What they fire from, for the integrated membrane u (..., n)."""
+        x = arithmetic.rescale(u, self.mantissa, self.shift)
+        return arithmetic.saturate(arithmetic.gelu(x, self.table) - self.center)
+
+
+@dataclass(frozen=True)
+class Accumulator:
+    """Membranes that do not fire: they add what they integrated, in its unit, to a stream.
+
+    mantissa, shift: (n,), see `arithmetic.rescale`.
+    """
+
+    mantissa: Integers
+    shift: Integers
+
+    @classmethod
+    def of(cls, tensors: Tensors, name: str) -> "Accumulator":
+        return cls(integers(tensors, f"{name}.mantissa"), integers(tensors, f"{name}.shift"))
+
+    def add(self, u: Integers, x: Integers | int = 0) -> Integers:
+        """Membranes (..., n) at the end of a phase, and the stream so far, to the stream."""
+        return arithmetic.saturate(x + arithmetic.rescale(u, self.mantissa, self.shift))
