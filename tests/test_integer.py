@@ -83,6 +83,24 @@ def test_steps_are_counts(
         assert np.abs(spikes).max() <= 1
 
 
+@given(membranes(), st.sampled_from([1, 8, 16, 127, 255]))
+def test_a_graded_spike_needs_no_division(
+    case: tuple[np.ndarray, np.ndarray, int], most: int
+) -> None:
+    """Its count by comparing and subtracting, the highest binary digit first."""
+    u, theta, _ = case
+    theta = np.maximum(theta // most, 1)
+    v, _ = arithmetic.fire_start(u, theta, True)
+    expected, left = arithmetic.fire(v, theta, most)
+    full = v >= theta * most
+    count = np.where(full, most, 0)
+    rest = v - count * theta
+    for digit in reversed(range(most.bit_length())):
+        fits = ~full & (rest >= theta << digit)
+        count, rest = count + (fits << digit), rest - fits * (theta << digit)
+    assert (count == expected).all() and (rest == left).all()
+
+
 @given(SEEDS, st.integers(0, 24))
 def test_shift_round(seed: int, bits: int) -> None:
     x = np.random.default_rng(seed).integers(-LIMIT, LIMIT, 50)

@@ -28,7 +28,7 @@ def evaluate_integer(
     }
     if dense is not None:
         forms["dense"] = lambda x: dense(x).logits
-    ppl = {name: _perplexity(form, ids) for name, form in forms.items()}
+    ppl = {name: perplexity(form, ids) for name, form in forms.items()}
     values = {f"ppl_{name}": value for name, value in ppl.items()}
     values["ppl_ratio_to_spiking"] = ppl["integer"] / ppl["spiking"]
     if dense is not None:
@@ -36,7 +36,9 @@ def evaluate_integer(
     return {**values, "tokens": ids.numel()}
 
 
-def _perplexity(form: Callable[[Tensor], Tensor], ids: Tensor) -> float:
+@torch.no_grad()
+def perplexity(form: Callable[[Tensor], Tensor], ids: Tensor) -> float:
+    """Of a network, ids (1, length) -> logits (1, length, vocabulary), on ids (n, length)."""
     losses = [
         F.cross_entropy(form(block)[0, :-1], block[0, 1:], reduction="sum")
         for block in ids.split(1)
