@@ -143,6 +143,23 @@ def forgetting(shift: Tensor, present: Tensor, context: int) -> bytes:
         return _svg(figure)
 
 
+def induction_heads(scores: Mapping[str, Sequence[Sequence[float]]]) -> bytes:
+    """Heat maps of prefix-matching scores, one for each form. scores: form -> (layers, heads)."""
+    largest = max(value for grid in scores.values() for row in grid for value in row)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 2.0))
+        panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
+        for axes, (form, grid) in zip(panels, scores.items(), strict=True):
+            image = axes.imshow(grid, cmap=HEAT, vmin=0, vmax=largest, aspect="auto")
+            axes.set_title(form)
+            axes.set_xlabel("head")
+            axes.set_xticks(range(0, len(grid[0]), math.ceil(len(grid[0]) / 4)))
+            axes.set_yticks(range(0, len(grid), math.ceil(len(grid) / 12)))
+        panels[0].set_ylabel("layer")
+        figure.colorbar(image, ax=list(panels), label="prefix matching")
+        return _svg(figure)
+
+
 _FORM_NAMES = {"dense": "dense", "spiking": "spiking", "graded": "spiking, graded"}
 _STAGE_NAMES = {"match": "1. match attention outputs", "distil": "2. match the teacher's logits"}
 

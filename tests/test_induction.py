@@ -1,0 +1,77 @@
+"""Induction measures: on networks whose attention is known, and by the command."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from neurtransformer.errors import UserError
+from neurtransformer.icl import induction
+from neurtransformer.integer.model import IntegerGPT2
+from neurtransformer.spiking.load import load_run
+
+
+def test_a_perfect_induction_head_scores_one_and_its_neighbours_nothing() -> None:
+    ids = induction.repeated(50, 8)
+    assert torch.equal(ids[:, :8], ids[:, 8:]) and int(ids.min()) > 0
+    weights = torch.zeros(1, 3, len(ids), 16, 16)
+    for q in range(8, 16):
+        weights[0, 0, :, q, q - 7] = 1  # what followed the earlier occurrence
+        weights[0, 1, :, q, q - 8] = 1  # the earlier occurrence itself
+    weights[0, 2] = 1 / 16
+    scores = induction.prefix_matching(weights)
+    assert torch.allclose(scores, torch.tensor([[1.0, 0.0, 1 / 16]]))
+
+
+def test_copying_is_the_sign_of_the_eigenvalues() -> None:
+    torch.manual_seed(0)
+    to_value = torch.randn(4, 30)
+    assert induction.copying(to_value, to_value.T) == pytest.approx(1)
+    assert induction.copying(to_value, -to_value.T) == pytest.approx(-1)
+    turned = torch.tensor([[0.0, 1], [-1, 0]])  # eigenvalues i and -i
+    assert induction.copying(turned, torch.eye(2)) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("length", [512, 64])
+def test_the_score_looks_where_it_says(length: int) -> None:
+    loss = torch.full((length - 1,), 9.0)
+    scale = length / 512
+    loss[int(38 * scale) : round(62 * scale)] = 5
+    loss[round(488 * scale) :] = 4
+    early, late = induction.early_and_late(loss)
+    assert early == pytest.approx(5, abs=0.8) and late == pytest.approx(4, abs=0.8)
+
+
+def test_the_integer_networks_attention_is_the_spiking_networks(tiny_run: Path) -> None:
+    spiking = load_run(tiny_run)[0]
+    integer = induction.integer_form(IntegerGPT2.from_spiking(spiking))
+    ids = induction.repeated(4096, 16)
+    with torch.no_grad():
+        ours, theirs = integer.attention(ids), induction.spiking_form(spiking).attention(ids)
+    assert ours.shape == theirs.shape == (2, 2, len(ids), 32, 32)
+    assert (ours - theirs).abs().mean() < 0.01
+    for mine, other in zip(
+        integer.circuits(), induction.spiking_form(spiking).circuits(), strict=True
+    ):
+        for a, b in zip(mine, other, strict=True):
+            assert induction.copying(*a) == pytest.approx(induction.copying(*b), abs=0.2)
+
+
+def test_by_command(
+    tiny_run: Path, copy_of: Callable[[Path], Path], tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    from neurtx.main import neurtx
+
+    picture = tmp_path / "heads.svg"
+    arguments = ["icl", "induction", str(copy_of(tiny_run)), "--limit", "128", "--json"]
+    assert not neurtx.main([*arguments, "--picture", str(picture)], standalone_mode=False)
+    values = json.loads(capfd.readouterr().out)
+    for form in ("dense", "converted", "spiking", "integer"):
+        assert 0 <= values[form]["prefix_matching_max"] <= 1
+        assert len(values[form]["prefix_matching"]) == 2
+        assert isinstance(values[form]["icl_score"], float)
+    assert picture.read_text().lstrip().startswith("<?xml")
+    with pytest.raises(UserError, match="exists already"):
+        neurtx.main([*arguments, "--picture", str(picture)], standalone_mode=False)
