@@ -4,6 +4,7 @@ set -euo pipefail
 
 run=runs/demo netlist=netlists/demo
 prompt="The history of the world is"
+longer="$prompt the history of those who worked the land, built the towns and sailed the seas, and of"
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 
 say "1  dense -> spiking: swap the attention, rate code the feed-forward blocks, calibrate"
@@ -27,8 +28,8 @@ neurtx energy "$run"
 say "6  integers, and a netlist for Loihi 2"
 neurtx export "$run" --target loihi2 --out "$netlist" --force
 
-say "7  the netlist in Lava against the integer model, spike for spike"
-neurtx simulate "$netlist" --prompt "$prompt"
+say "7  the netlist, all of the network, in Lava against the integer model, spike for spike"
+neurtx simulate "$netlist" --prompt "$longer"
 
 say "8  text, from spikes"
 neurtx generate "$run" --prompt "$prompt"
