@@ -1,7 +1,7 @@
 """`neurtx export`: a run becomes a netlist."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,7 +22,7 @@ _TOKENS, _BLOCK = 1024, 256
     type=click.Choice(["rate", "graded"]),
     default="rate",
     show_default=True,
-    help="A count as T binary spikes, or as one graded spike.",
+    help="A count as T binary spikes, or as one graded spike (Loihi 2).",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the netlist.")
 @click.option("--force", is_flag=True, help="Replace a netlist that stands at --out.")
@@ -30,22 +30,30 @@ _TOKENS, _BLOCK = 1024, 256
 def command(
     run: str | None, target: str, spikes: "Spikes", out: Path | None, force: bool, as_json: bool
 ) -> None:
-    """Write RUN as a netlist for Loihi 2.
+    """Write RUN as a netlist for Loihi 2, or what NIR can hold of it as NIR graphs.
 
-    Weights become 8-bit integers, states 24-bit ones, and each projection a netx file that stock
-    Lava loads. What that costs is measured on a little held-out text. `neurtx simulate` runs the
-    netlist and checks it.
+    Weights become 8-bit integers, states 24-bit ones. For Loihi 2 each projection becomes a netx
+    file that stock Lava loads; what the integers cost is measured on a little held-out text, and
+    `neurtx simulate` runs the netlist and checks it. NIR holds the feed-forward chains, but no
+    product of two signals: no attention, no LayerNorm.
     """
     from neurtransformer import runs
     from neurtransformer.errors import UserError
 
-    if target == "nir":
-        raise UserError(
-            "NIR cannot hold a product of two signals or a LayerNorm, so no whole block, and its "
-            "feed-forward chain alone comes with a later release: take --target loihi2"
-        )
+    if target == "nir" and spikes != "rate":
+        raise UserError("--spikes is for --target loihi2: a NIR graph takes counts either way")
     folder = runs.resolve("run", run)
-    netlist = out or runs.default_folder("netlist", str(folder))
+    if target == "nir":
+        values = _nir(folder, out or runs.default_folder("nir", str(folder)), force)
+    else:
+        netlist = out or runs.default_folder("netlist", str(folder))
+        values = _loihi2(folder, netlist, spikes, force)
+    answer(values, as_json=as_json, title="exported")
+
+
+def _loihi2(folder: Path, netlist: Path, spikes: "Spikes", force: bool) -> dict[str, Any]:
+    from neurtransformer import runs
+    from neurtransformer.errors import UserError
 
     with runs.new_folder(netlist, force=force) as fresh:
         from neurtransformer.integer.model import IntegerGPT2
@@ -78,10 +86,10 @@ def command(
     netlist = netlist.expanduser().resolve()
     runs.remember("netlist", netlist)
     runs.update_report(folder, "integer", cost)
-    values = {
+    return {
         "netlist": netlist,
         "run": folder,
-        "target": target,
+        "target": "loihi2",
         "spikes": spikes,
         "files": len(manifest.files) + 1,
         "synapses": manifest.totals.synapses,
@@ -89,4 +97,30 @@ def command(
         "weight_bits": manifest.totals.weight_bits,
         **cost,
     }
-    answer(values, as_json=as_json, title="exported")
+
+
+def _nir(folder: Path, target: Path, force: bool) -> dict[str, Any]:
+    from neurtransformer import runs
+
+    with runs.new_folder(target, force=force) as fresh:
+        from neurtransformer import nir_export
+        from neurtransformer.integer.model import IntegerGPT2
+        from neurtransformer.spiking.load import load_run
+
+        from .progress import status
+
+        with status("exporting") as note:
+            note("reading the run")
+            spiking, _ = load_run(folder)
+            note("quantising")
+            model = IntegerGPT2.from_spiking(spiking)
+            manifest = nir_export.write(fresh, model, made_from=folder, progress=note)
+    # not remembered as the last netlist: `simulate` and `place` read those for Loihi 2
+    return {
+        "netlist": target.expanduser().resolve(),
+        "run": folder,
+        "target": "nir",
+        "files": len(manifest["graphs"]) + 1,
+        **manifest["totals"],
+        "left_out": manifest["left_out"],
+    }

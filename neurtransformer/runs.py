@@ -22,19 +22,21 @@ from typing import Any, Literal
 
 from neurtransformer.errors import UserError
 
-Kind = Literal["run", "netlist"]
+Kind = Literal["run", "netlist", "nir"]
 
 BUNDLED = Path(__file__).parent / "models"
 """What ships with the package: dense models, and runs, which are read and never written."""
 
-HOME: dict[Kind, str] = {"run": "runs", "netlist": "netlists"}
+HOME: dict[Kind, str] = {"run": "runs", "netlist": "netlists", "nir": "nir-graphs"}
 MARKS: dict[Kind, tuple[str, ...]] = {
     "run": ("report.json", "config.json"),
     "netlist": ("manifest.json",),
+    "nir": ("manifest.json",),
 }
 MAKER: dict[Kind, str] = {
     "run": "neurtx convert MODEL",
     "netlist": "neurtx export --target loihi2",
+    "nir": "neurtx export --target nir",
 }
 _NEW = ".neurtx-new-"
 _OLD = ".neurtx-old-"

@@ -315,7 +315,7 @@ def test_callers_mistakes(
 ) -> None:
     mistakes = (
         ("export", str(tiny_run), "--target", "loihi2", "--out", str(folder)),
-        ("export", str(tiny_run), "--target", "nir"),
+        ("export", str(tiny_run), "--target", "nir", "--spikes", "graded"),
         ("export", str(tmp_path), "--target", "loihi2"),
         ("simulate", str(tmp_path), "--prompt", "a"),
         ("simulate", str(folder), "--prompt", "", "--backend", "integer"),
