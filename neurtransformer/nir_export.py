@@ -36,8 +36,9 @@ from neurtransformer.integer.arithmetic import (
     Integers,
     fire_counts,
 )
-from neurtransformer.integer.blocks import GeluNeurons, IntegerAttention, IntegerFeedForward
+from neurtransformer.integer.blocks import IntegerAttention, IntegerFeedForward
 from neurtransformer.integer.model import IntegerGPT2
+from neurtransformer.integer.parts import GeluNeurons
 from neurtransformer.runs import write_json
 
 EXACT = 2**24
