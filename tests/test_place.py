@@ -306,9 +306,18 @@ def test_heads_share_a_core_or_are_split() -> None:
 
 
 def test_plastic_state_is_named_where_it_is_most_of_the_memory() -> None:
-    config = gpt2(1, 1, 64, 1, 1)
-    chip = chip_with(synaptic_bytes=30_000)
-    assert summary(place(networks(config, "rate", {}), chip))["bottleneck"] == "plastic state"
+    ssa = SimpleNamespace(
+        kind="ssa",
+        name="ssa",
+        outputs=64,
+        heads=1,
+        dim=64,
+        key_dim=128,
+        level_bits=3,
+        state_bits=24,
+    )
+    graph: list[Any] = [SimpleNamespace(name="n", nodes=[ssa], wires=[])]
+    assert summary(place(graph, LOIHI2))["bottleneck"] == "plastic state"
 
 
 @pytest.mark.parametrize("limit", ["input_axons", "output_axons", "neuron_bytes", "synaptic_bytes"])
