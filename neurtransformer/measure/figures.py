@@ -159,8 +159,15 @@ def core_utilisation(shares: NDArray[np.float64], names: Sequence[str], per_chip
         figure = Figure(figsize=(1.4 * WIDTH, 2.2), dpi=200)
         axes = figure.subplots()
         extent = (0, cores, len(names) - 0.5, -0.5)
-        options = {"aspect": "auto", "interpolation": "nearest", "extent": extent}
-        image = axes.imshow(np.transpose(grid), cmap=HEAT, vmin=0, vmax=1, **options)
+        image = axes.imshow(
+            np.transpose(grid),
+            cmap=HEAT,
+            vmin=0,
+            vmax=1,
+            aspect="auto",
+            interpolation="nearest",
+            extent=extent,
+        )
         axes.set_yticks(range(len(names)), list(names))
         lines = range(per_chip, cores, per_chip)
         for edge in lines if len(lines) < 40 else ():
