@@ -62,7 +62,7 @@ class Recipe(Section):
     @classmethod
     def from_report(cls, report: dict[str, Any], run: Path) -> Self:
         """The recipe that a run was converted with. Raises UserError if its report is damaged."""
-        return _checked(cls, report.get("recipe"), run / "report.json")
+        return checked(cls, report.get("recipe"), run / "report.json")
 
 
 def load_recipe(path: Path | None = None, timesteps: int | None = None) -> Recipe:
@@ -71,16 +71,26 @@ def load_recipe(path: Path | None = None, timesteps: int | None = None) -> Recip
 
     Raises UserError for a file that is not there, is not YAML, or says what is not known.
     """
-    default = resources.files("neurtransformer.configs").joinpath("default.yaml").read_text()
-    values = yaml.safe_load(default)
-    if path is not None:
-        _merge(values, _read(path))
+    values = settings("default.yaml", path)
     if timesteps is not None:
         values["timesteps"] = timesteps
-    return _checked(Recipe, values, path)
+    return checked(Recipe, values, path)
 
 
-def _checked(model: type[R], values: object, path: Path | None) -> R:
+def settings(default: str, path: Path | None) -> dict[str, object]:
+    """What `configs/<default>` says, with what the YAML file at `path` says put over it.
+
+    Raises UserError for a file that is not there or holds no mapping.
+    """
+    text = resources.files("neurtransformer.configs").joinpath(default).read_text(encoding="utf-8")
+    values: dict[str, object] = yaml.safe_load(text)
+    if path is not None:
+        _merge(values, _read(path, default))
+    return values
+
+
+def checked(model: type[R], values: object, path: Path | None) -> R:
+    """`values` as a `model`. Raises UserError, naming `path`, for the first that does not fit."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -91,7 +101,7 @@ def _checked(model: type[R], values: object, path: Path | None) -> R:
         raise UserError(f"{where}{key}: {first['msg']}{got}") from None
 
 
-def _read(path: Path) -> dict[str, object]:
+def _read(path: Path, default: str) -> dict[str, object]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -99,7 +109,7 @@ def _read(path: Path) -> dict[str, object]:
             f"{path} is no readable YAML file: {' '.join(str(error).split())}"
         ) from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds no mapping of settings: see configs/default.yaml")
+        raise UserError(f"{path} holds no mapping of settings: see configs/{default}")
     return values
 
 

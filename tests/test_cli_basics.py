@@ -73,7 +73,7 @@ def test_every_command_has_help(command: str) -> None:
         assert loaded.get_help(context).startswith("Usage:")
     assert loaded.name == "command" or loaded.name == command
     json_commands = {"models", "doctor", "convert", "finetune", "eval", "energy", "export"}
-    if command in json_commands | {"simulate"}:
+    if command in json_commands | {"simulate", "place"}:
         assert any("--json" in parameter.opts for parameter in loaded.params)
 
 

@@ -1,16 +1,20 @@
 """The pictures of the report page, as SVG: one width, one type size, colours told apart by all.
 
-Every picture is drawn on white and narrow enough to be read on a phone without zooming.
+Every picture is drawn on white and narrow enough to be read on a phone without zooming. The one
+of `neurtx place` stands alone and is a PNG.
 """
 
 import io
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
+import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor
 
 from neurtransformer.spiking.attention import age_weights
@@ -39,6 +43,7 @@ POPULATIONS = {
     "mlp.hidden": "feed-forward hidden",
 }
 FAR = 256  # tokens back that the picture of forgetting reaches
+MOST_COLUMNS = 600  # of the picture of cores, about what the eye parts
 
 
 def spike_rates(rates: Mapping[str, float]) -> bytes:
@@ -158,6 +163,37 @@ def induction_heads(scores: Mapping[str, Sequence[Sequence[float]]]) -> bytes:
         panels[0].set_ylabel("layer")
         figure.colorbar(image, ax=list(panels), label="prefix matching")
         return _svg(figure)
+
+
+def core_utilisation(shares: NDArray[np.float64], names: Sequence[str], per_chip: int) -> bytes:
+    """Heat map of what is used of every core, in order, as PNG; a column is the mean of neighbours
+    where there are more cores than points. shares: (cores, resources), 0 to 1, named in `names`."""
+    cores = len(shares)
+    columns = min(cores, MOST_COLUMNS)
+    edges = [cores * i // columns for i in range(columns + 1)]
+    grid = [shares[a:b].mean(axis=0) for a, b in pairwise(edges)]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1.4 * WIDTH, 2.2), dpi=200)
+        axes = figure.subplots()
+        extent = (0, cores, len(names) - 0.5, -0.5)
+        image = axes.imshow(
+            np.transpose(grid),
+            cmap=HEAT,
+            vmin=0,
+            vmax=1,
+            aspect="auto",
+            interpolation="nearest",
+            extent=extent,
+        )
+        axes.set_yticks(range(len(names)), list(names))
+        lines = range(per_chip, cores, per_chip)
+        for edge in lines if len(lines) < 40 else ():
+            axes.axvline(edge, color="white", linewidth=0.8)
+        axes.set_xlabel(f"core, in the order of the network; {per_chip} to a chip")
+        figure.colorbar(image, label="share used")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        return buffer.getvalue()
 
 
 _FORM_NAMES = {"dense": "dense", "spiking": "spiking", "graded": "spiking, graded"}

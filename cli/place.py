@@ -1,0 +1,114 @@
+"""`neurtx place`: cores, chips and memory of a netlist, against the chip's limits."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .output import answer, json_option, rows_table
+
+if TYPE_CHECKING:
+    from neurtransformer.loihi.graph import Network
+
+_SHOWN = ("cores", "chips", "bottleneck", "lower_bound_chips", "bound_factor")
+
+
+@click.command()
+@click.argument("netlist", required=False)
+@click.option(
+    "--chip",
+    "description",
+    type=click.Path(path_type=Path),
+    help="A chip description, or what differs from configs/loihi2.yaml.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="A picture of the cores, as PNG.")
+@json_option
+def command(netlist: str | None, description: Path | None, out: Path | None, as_json: bool) -> None:
+    """Place NETLIST on the cores of Loihi 2, and say which systems hold it.
+
+    NETLIST may also be the short name of a dense model, gpt2-nano to gpt2-xl (see `neurtx models`):
+    sizes are all that is needed. Limits of the chip that Intel has not published are assumed;
+    configs/loihi2.yaml says which.
+    """
+    from neurtransformer.errors import UserError
+
+    if out is not None:
+        out = out.expanduser().resolve()
+        if out.suffix.lower() != ".png":
+            raise UserError(f"{out} is no name of a picture: --out names a file that ends in .png")
+        if not out.parent.is_dir():
+            raise UserError(f"{out.parent} does not exist: name a place that does")
+        if out.exists():
+            raise UserError(f"{out} exists already: name another file")
+
+    from neurtransformer.loihi.chip import Resources, load_chip
+    from neurtransformer.loihi.place import place, summary, utilisation
+
+    chip = load_chip(description)
+    named, graph = _graph(netlist)
+    placement = place(graph, chip)
+    values = {**named, **summary(placement)}
+    if out is not None:
+        from neurtransformer.measure.figures import core_utilisation
+
+        names = [name.replace("_", " ") for name in Resources._fields]
+        out.write_bytes(core_utilisation(utilisation(placement), names, chip.cores_per_chip))
+        values["picture"] = out
+    answer(values, as_json=as_json, table=lambda: _tables(values))
+
+
+def _graph(given: str | None) -> "tuple[dict[str, Any], list[Network]]":
+    """What NETLIST names, for the answer, and its graph."""
+    from neurtransformer import runs
+    from neurtransformer.dense import KNOWN
+    from neurtransformer.loihi.place import graph_of
+
+    if given in KNOWN and not Path(given).exists():
+        return {"model": given}, graph_of(KNOWN[given])
+    folder = runs.resolve("netlist", given)
+
+    from neurtransformer.loihi.netlist import read
+
+    return {"netlist": folder}, read(folder).manifest.networks
+
+
+def _tables(values: Mapping[str, Any]) -> Any:
+    """For a person: the counts, then the layers, those of the same name in all blocks together."""
+    from rich.console import Group
+
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for layer in values["layers"]:
+        parts = [part for part in layer["name"].split(".") if not part.isdigit()]
+        kinds.setdefault(".".join(parts), []).append(layer)
+    what = values.get("model") or values["netlist"]
+    rows = [
+        (
+            kind,
+            len(layers),
+            sum(layer["cores"] for layer in layers),
+            layers[0]["binds"] or "one core holds it",
+            *(round(100 * share, 1) for share in layers[0]["utilisation"].values()),
+        )
+        for kind, layers in kinds.items()
+    ]
+    resources = [f"{name.replace('_', ' ')} %" for name in values["utilisation"]]
+    return Group(
+        rows_table(
+            ("", ""),
+            [
+                *((name.replace("_", " "), values[name]) for name in _SHOWN),
+                *((f"fits {name}", fits) for name, fits in values["fits"].items()),
+                *(
+                    (f"{name.replace('_', ' ')} used, %", round(100 * share, 1))
+                    for name, share in values["utilisation"].items()
+                ),
+            ],
+            title=f"{what} on {values['chip']}",
+        ),
+        rows_table(
+            ("layer", "of them", "cores", "a core is full of", *resources),
+            rows,
+            title="how full its cores are, in the first block",
+        ),
+    )

@@ -1,0 +1,346 @@
+"""Placing on cores and chips: no limit broken, everything placed once, near the lower bound."""
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from neurtransformer.dense import KNOWN
+from neurtransformer.errors import UserError
+from neurtransformer.integer.config import IntegerConfig
+from neurtransformer.loihi.chip import Chip, Core, capacity, load_chip
+from neurtransformer.loihi.graph import networks
+from neurtransformer.loihi.place import (
+    Placement,
+    _outputs,
+    _taken,
+    graph_of,
+    inter_chip_axons,
+    place,
+    summary,
+    used,
+)
+
+LOIHI2 = load_chip()
+FAMILY_FACTOR = 1.25
+"""Chips of a GPT-2 of the family, over the lower bound."""
+FACTOR = 1.75
+"""Cores of any network on Loihi 2, over the lower bound and one more for each layer."""
+
+
+# --- random networks and chips ---
+
+
+def gpt2(layers: int, heads: int, dim: int, hidden: int, vocabulary: int) -> IntegerConfig:
+    return IntegerConfig(
+        layers=layers,
+        width=heads * dim,
+        heads=heads,
+        hidden=hidden,
+        vocabulary=vocabulary,
+        positions=vocabulary,
+        timesteps=8,
+        coding="rate",
+        epsilon=1e-5,
+        stream_bits=0,
+    )
+
+
+def graphs(config: IntegerConfig) -> st.SearchStrategy[list[Any]]:
+    return st.sampled_from([networks(config, "rate", {}), networks(config, "graded", {})])
+
+
+sizes = st.integers(1, 60)
+small = st.builds(gpt2, st.integers(1, 2), st.integers(1, 5), st.integers(1, 20), sizes, sizes)
+large = st.builds(
+    gpt2,
+    st.integers(1, 6),
+    st.integers(4, 28),
+    st.sampled_from([32, 64, 80, 128]),
+    st.integers(256, 8192),
+    st.integers(256, 60_000),
+)
+cores = st.builds(
+    Core,
+    neurons=st.integers(1, 400),
+    synaptic_bytes=st.integers(40, 4000),
+    neuron_bytes=st.integers(600, 6000),
+    input_axons=st.integers(4, 300),
+    output_axons=st.integers(4, 300),
+)
+chips = st.builds(
+    lambda core, per_chip: LOIHI2.model_copy(update={"core": core, "cores_per_chip": per_chip}),
+    cores,
+    st.integers(1, 9),
+)
+
+
+def placed(graph: list[Any], chip: Chip) -> Placement:
+    """The placement; a draw whose neurons are too large for the chip is none."""
+    try:
+        return place(graph, chip)
+    except UserError as error:
+        assert "does not fit" in str(error)
+        assume(False)
+        raise
+
+
+# --- laws ---
+
+
+@given(small.flatmap(graphs), chips)
+def test_every_neuron_and_synapse_is_placed_once(graph: list[Any], chip: Chip) -> None:
+    placement = placed(graph, chip)
+    counts = [np.zeros((x.groups, x.rows, x.columns), int) for x in placement.layers]
+    for part in placement.parts:
+        block = np.ix_(part.groups, part.rows, part.columns)
+        counts[part.layer][block] += 1
+    assert all((count == 1).all() for count in counts)
+    assert [part.layer for part in placement.parts] == sorted(p.layer for p in placement.parts)
+    assert sum(tiling.cores for tiling in placement.tilings) == len(placement.parts)
+
+
+@given(small)
+def test_every_node_has_its_layer(config: IntegerConfig) -> None:
+    for graph in (networks(config, "rate", {}), networks(config, "graded", {})):
+        layers = place(graph, LOIHI2).layers
+        wanted: dict[str, tuple[int, int]] = {}
+        for network in graph:
+            for node, behind in pairwise([*network.nodes, None]):
+                if node.kind == "synapses":
+                    wanted[f"{network.name}.{node.name}"] = node.outputs, node.inputs
+                    assert behind is None or behind.outputs == node.outputs
+            before = [None, *network.nodes]
+            for node, ahead in zip(network.nodes, before, strict=False):
+                if node.kind not in ("synapses", "source") and (
+                    ahead is None or ahead.kind != "synapses"
+                ):
+                    columns = node.key_dim if node.kind == "ssa" else 1
+                    wanted[f"{network.name}.{node.name}"] = node.outputs, columns
+        assert {x.name: (x.groups * x.rows, x.columns) for x in layers} == wanted
+
+
+@given(small.flatmap(graphs), chips)
+def test_no_core_is_over_a_limit(graph: list[Any], chip: Chip) -> None:
+    """Axons are counted anew, from which part hears which output of which other."""
+    placement = placed(graph, chip)
+    layers, parts = placement.layers, placement.parts
+    hearers = [np.zeros(x.groups * x.rows, int) for x in layers]
+    inputs = [0] * len(parts)
+    for core, part in enumerate(parts):
+        for edge in placement.edges:
+            for start, stop in _taken(edge, layers[part.layer], part):
+                if edge.receiver == part.layer:
+                    heard = hearers[edge.sender][max(0, start) : max(0, stop)]
+                    heard += 1
+                    inputs[core] += len(heard)
+    for core, part in enumerate(parts):
+        layer = layers[part.layer]
+        neurons = len(part.groups) * (len(part.rows) + layer.extra_rows)
+        weights = neurons * len(part.columns) * layer.synapse_bits
+        own = slice(*_outputs(layer, part)) if part.columns.start == 0 else slice(0)
+        outputs = int(hearers[part.layer][own].sum())
+        counted = neurons, weights, neurons * layer.row_bits, inputs[core], outputs
+        claimed = used(placement, part)
+        assert all(c <= d for c, d in zip(counted, claimed, strict=True)), (layer, part)
+        assert all(c <= d for c, d in zip(claimed, capacity(chip), strict=True)), (layer, part)
+    assert inter_chip_axons(placement)[1] == sum(h.sum() for h in hearers)
+
+
+@given(small.flatmap(graphs), chips, st.data())
+def test_a_smaller_chip_never_needs_fewer_cores(
+    graph: list[Any], chip: Chip, data: st.DataObject
+) -> None:
+    less = {
+        name: data.draw(st.integers(max(1, value // 2), value), label=name)
+        for name, value in chip.core.model_dump().items()
+    }
+    smaller = placed(graph, chip.model_copy(update={"core": Core(**less)}))
+    larger = place(graph, chip)
+    assert len(larger.parts) <= len(smaller.parts)
+    assert larger.chips <= smaller.chips
+
+
+@given(small.flatmap(graphs), chips)
+def test_chips_are_at_least_the_bound(graph: list[Any], chip: Chip) -> None:
+    found = summary(placed(graph, chip))
+    assert found["chips"] >= found["lower_bound_chips"] >= 1
+    assert found["bound_factor"] >= 1
+    assert all(0 <= share <= 1 for share in found["utilisation"].values())
+    assert found["cores"] == sum(layer["cores"] for layer in found["layers"])
+    assert found["inter_chip_axons"] <= found["axons"]
+    assert found["fits"] == {n: found["chips"] <= c for n, c in chip.systems.items()}
+
+
+@given(large.flatmap(graphs))
+def test_loihi_2_is_near_the_bound(graph: list[Any]) -> None:
+    found = summary(place(graph, LOIHI2))
+    cores = FACTOR * found["lower_bound_cores"] + len(found["layers"])
+    assert found["cores"] <= cores
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_family_is_near_the_bound(name: str) -> None:
+    found = summary(place(graph_of(KNOWN[name]), LOIHI2))
+    assert found["bound_factor"] <= FAMILY_FACTOR
+    assert found["bottleneck"] == "synaptic memory"
+    assert found["fits"]["Hala Point"]
+    assert found["fits"]["one chip"] == (name == "gpt2-nano")
+    # each layer starts where the one before ends
+    for before, after in pairwise(found["layers"]):
+        assert after["first_chip"] - before["last_chip"] in (0, 1)
+
+
+# --- single cases, by hand ---
+
+
+def chip_with(**core: int) -> Chip:
+    changed = LOIHI2.core.model_copy(update=core)
+    return LOIHI2.model_copy(update={"core": changed})
+
+
+def one_matrix(outputs: int, inputs: int) -> list[Any]:
+    nodes = [
+        SimpleNamespace(kind="source", name="host", outputs=inputs),
+        SimpleNamespace(kind="synapses", name="c_fc", outputs=outputs, inputs=inputs),
+        SimpleNamespace(kind="accumulator", name="end", outputs=outputs, delay=0),
+    ]
+    wires = [("host", "c_fc"), ("c_fc", "end")]
+    return [SimpleNamespace(name="n", nodes=nodes, wires=wires)]
+
+
+def test_split_by_outputs() -> None:
+    # 100 weights and entries for 100 axons of 32 bits: 3,200 + 800 bits a neuron
+    chip = chip_with(synaptic_bytes=(3200 + 800 * 7) // 8)
+    placement = place(one_matrix(20, 100), chip)
+    assert [part.rows for part in placement.parts] == [range(7), range(7, 14), range(14, 20)]
+    assert placement.tilings[0].binds == "synaptic_memory"
+
+
+def test_split_by_inputs() -> None:
+    # 200 inputs on 128 axons: two parts of 100, and 28 axons left for the sums of the other
+    placement = place(one_matrix(40, 200), chip_with(input_axons=128))
+    blocks = [(part.rows, part.columns) for part in placement.parts]
+    halves = range(100), range(100, 200)
+    assert blocks == [(rows, x) for rows in (range(28), range(28, 40)) for x in halves]
+
+
+def test_a_fan_out_takes_output_axons() -> None:
+    """Eight senders that four cores hear each, with room for 12 axons a core: three to a core."""
+    graph = one_matrix(8, 10)
+    more = [
+        SimpleNamespace(kind="synapses", name="c_proj", outputs=8, inputs=8),
+        SimpleNamespace(kind="accumulator", name="last", outputs=8, delay=0),
+    ]
+    graph[0].nodes += more
+    graph[0].wires += [("end", "c_proj"), ("c_proj", "last")]
+    chip = chip_with(output_axons=12, synaptic_bytes=(8 * 32 + 2 * 8 * 8) // 8)
+    placement = place(graph, chip)
+    assert placement.tilings[1].cores == 4
+    assert placement.tilings[0].axons == 4
+    assert all(used(placement, part).output_axons <= 12 for part in placement.parts)
+
+
+def test_heads_share_a_core_or_are_split() -> None:
+    ssa = SimpleNamespace(
+        kind="ssa", name="ssa", outputs=8, heads=4, dim=2, key_dim=4, level_bits=3, state_bits=24
+    )
+    graph: list[Any] = [SimpleNamespace(name="n", nodes=[ssa], wires=[])]
+    (whole_heads,) = place(graph, LOIHI2).parts
+    assert whole_heads.groups == range(4)
+    # a head is 3 rows of 4 words, the divisor's among them, and 10 axons
+    head = 3 * 4 * 24 + 10 * 32
+    assert len(place(graph, chip_with(synaptic_bytes=2 * head // 8)).parts) == 2
+    assert len(place(graph, chip_with(synaptic_bytes=head // 8 - 1)).parts) == 8
+    assert summary(place(graph, chip_with(synaptic_bytes=head // 8)))["plastic_share"] < 0.5
+
+
+def test_plastic_state_is_named_where_it_is_most_of_the_memory() -> None:
+    ssa = SimpleNamespace(
+        kind="ssa",
+        name="ssa",
+        outputs=64,
+        heads=1,
+        dim=64,
+        key_dim=128,
+        level_bits=3,
+        state_bits=24,
+    )
+    graph: list[Any] = [SimpleNamespace(name="n", nodes=[ssa], wires=[])]
+    assert summary(place(graph, LOIHI2))["bottleneck"] == "plastic state"
+
+
+@pytest.mark.parametrize("limit", ["input_axons", "output_axons", "neuron_bytes", "synaptic_bytes"])
+def test_a_neuron_that_is_too_large_is_named(limit: str) -> None:
+    with pytest.raises(
+        UserError, match=r"\w+\.\w+ does not fit Loihi 2: one neuron"
+    ) as end:
+        place(graph_of(KNOWN["gpt2-nano"]), chip_with(**{limit: 1}))
+    assert "\n" not in str(end.value)
+
+
+def test_an_unknown_node_is_named() -> None:
+    graph = one_matrix(2, 2)
+    graph[0].nodes[2].kind = "wishes"
+    with pytest.raises(UserError, match=r"n\.c_fc: .* kind 'wishes'"):
+        place(graph, LOIHI2)
+
+
+# --- the command ---
+
+
+def test_place_a_netlist(neurtx: Callable[..., Any], tiny_netlist: Path) -> None:
+    done = neurtx("place", str(tiny_netlist), "--json", "--out", "cores.png")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["netlist"] == str(tiny_netlist)
+    assert found["cores"] >= 8
+    assert found["chips"] == 1
+    assert found["fits"] == {"one chip": True, "Kapoho Point": True, "Hala Point": True}
+    assert Path(found["picture"]).read_bytes().startswith(b"\x89PNG")
+    assert "exists already" in neurtx("place", str(tiny_netlist), "--out", "cores.png").mistake()
+
+
+def test_place_by_name(neurtx: Callable[..., Any]) -> None:
+    found = json.loads(neurtx("place", "gpt2-xl", "--json").stdout)
+    assert found["model"] == "gpt2-xl"
+    assert found["fits"] == {"one chip": False, "Kapoho Point": False, "Hala Point": True}
+    shown = neurtx("place", "gpt2-nano").stdout
+    assert "fits Kapoho Point" in shown
+    assert "h.attn.ssa" in shown
+
+
+def test_a_chip_of_ones_own(neurtx: Callable[..., Any], tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("core:\n  synaptic_bytes: 65536\nsystems:\n  two chips: 2\n")
+    half = json.loads(neurtx("place", "gpt2-small", "--chip", str(mine), "--json").stdout)
+    full = json.loads(neurtx("place", "gpt2-small", "--json").stdout)
+    assert 1.8 < half["cores"] / full["cores"] < 2.2
+    assert half["fits"]["two chips"] is False
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("gpt2-huge",), "does not exist"),
+        (("gpt2-nano", "--chip", "none.yaml"), "no readable YAML"),
+        (("gpt2-nano", "--chip", "bad.yaml"), "core.neurons"),
+        (("gpt2-nano", "--chip", "odd.yaml"), "sugar"),
+        (("gpt2-nano", "--out", "cores.pdf"), "ends in .png"),
+        (("gpt2-nano", "--out", "nowhere/cores.png"), "does not exist"),
+        ((), "no netlist here yet"),
+    ],
+)
+def test_mistakes(
+    neurtx: Callable[..., Any], tmp_path: Path, args: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "bad.yaml").write_text("core:\n  neurons: 0\n")
+    (tmp_path / "odd.yaml").write_text("sugar: 3\n")
+    assert message in neurtx("place", *args).mistake()
