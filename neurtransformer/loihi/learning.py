@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 WEIGHT_LIMITS = -256, 255
 """Weights of mixed sign in Lava's fixed point: 8 bits of magnitude and a sign."""
 
-FIT = 0.999
+FIT = 0.995
 """The share of a head's weights that its exponent must leave room for, at every token."""
 
 FRACTION_BITS = 7
@@ -87,7 +87,7 @@ def key_payload(count: Integers, timesteps: int) -> Integers:
 
 
 def value_trace(value: Integers, exponent: Integers, timesteps: int) -> Integers:
-    """Value counts (..., heads, n), the witness among them, as signed traces. exponent: (heads,)."""
+    """Value counts (..., heads, n) and the witness as signed traces. exponent: (heads,)."""
     small = np.minimum(exponent + FRACTION_BITS, 0)[:, None]
     return _shifted(value, TRACE_FULL_BITS - level_bits(timesteps) + small)
 
@@ -145,7 +145,7 @@ class PlasticHeads:
     ) -> tuple[Floats, Floats]:
         """Read, write and read one token.
 
-        query, key: (..., heads, key). value: (..., heads, dim). draw: the random number of "shared".
+        query, key: (..., heads, key). value: (..., heads, dim). draw: of the rounding "shared".
         Returns the read (..., heads, dim + 1) and the weights (..., heads, dim + 1, key), whole
         numbers where they are rounded.
         """
