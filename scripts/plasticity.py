@@ -41,11 +41,13 @@ Forgetting = tuple[Integers, Integers]
 
 def counts_of(model: IntegerGPT2, ids: torch.Tensor) -> tuple[list[Counts], list[Forgetting]]:
     """Query, key and value counts (tokens, heads, dim) and the forgetting of each block."""
-    counts, forgetting = [], []
+    counts: list[Counts] = []
+    forgetting: list[Forgetting] = []
     exact = arithmetic.ssa_recurrent
 
     def listen(*arguments: Any) -> Any:
-        counts.append(tuple(np.moveaxis(x[0], -2, 0) for x in arguments[:3]))
+        query, key, value = (np.moveaxis(x[0], -2, 0) for x in arguments[:3])
+        counts.append((query, key, value))
         forgetting.append(arguments[3])
         return exact(*arguments)
 

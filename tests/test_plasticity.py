@@ -37,7 +37,9 @@ def counts(seed: int, tokens: int, heads: int, keys: int, dim: int, timesteps: i
     return some(0, keys), some(0, keys), some(-timesteps, dim)
 
 
-def setting(shift: list[int], present: list[int], exponent: list[int]) -> Any:
+def setting(
+    shift: list[int], present: list[int], exponent: list[int]
+) -> tuple[tuple[Integers, Integers], Integers]:
     """Forgetting and exponent as `plastic_ssa` takes them."""
     return (np.array(shift), np.array(present)), np.array(exponent)
 

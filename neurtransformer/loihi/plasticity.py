@@ -179,8 +179,8 @@ def run_plastic_ssa(
     shift, present = forgetting_shift(forgetting[0]), forgetting[1]
     reads, weights = [], []
     # one after the other: Lava runs only processes that are connected, and heads are not
-    for head, setting in enumerate(zip(shift, present, exponent, strict=True)):
-        read, weight = _run_head(pre[:, head], post[:, head], *map(int, setting), timesteps)
+    for head, (s, u, e) in enumerate(zip(shift, present, exponent, strict=True)):
+        read, weight = _run_head(pre[:, head], post[:, head], int(s), int(u), int(e), timesteps)
         reads.append(read)
         weights.append(weight)
     return np.stack(reads, axis=1), np.stack(weights, axis=1)
