@@ -155,7 +155,7 @@ class PyPlasticSynapses(PyLearningDenseModelBitApproximate):
 
 
 # `run_lava` looks up the models of processes here
-runner._MODELS |= {ValueNeurons: PyValueNeurons, LearningDense: PyPlasticSynapses}
+runner.MODELS |= {ValueNeurons: PyValueNeurons, LearningDense: PyPlasticSynapses}
 
 
 def run_plastic_ssa(
@@ -206,7 +206,7 @@ def _run_head(
 ) -> tuple[Integers, Integers]:
     """One head. pre, post: what arrives in each step, (steps, key) and (steps, dim)."""
     tokens, rows, keys = len(pre) // STEPS, post.shape[1] + 1, pre.shape[1]
-    with tempfile.TemporaryDirectory(prefix="neurtx-") as folder, runner._lava_off_stdout():
+    with tempfile.TemporaryDirectory(prefix="neurtx-") as folder, runner.lava_off_stdout():
         reads, weights = Path(folder) / "reads.npy", Path(folder) / "weights.npy"
         open_memmap(reads, mode="w+", dtype=np.int32, shape=(tokens, rows))
         open_memmap(weights, mode="w+", dtype=np.int32, shape=(tokens, rows, keys))

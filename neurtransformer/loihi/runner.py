@@ -55,7 +55,7 @@ _LOGGED = {
     "norm": {"y": False},
     "accumulator": {"u": False, "x": False},
 }
-_MODELS = {
+MODELS = {
     # all tagged fixed_pt
     RingBuffer: PySendModelFixed,
     Dense: PyDenseModelBitAcc,
@@ -81,7 +81,7 @@ def run_network(netlist: Netlist, network: graph.Network, spikes: Integers) -> t
     """
     tokens, phase, _ = spikes.shape
     steps = tokens * phase + network.latency
-    with tempfile.TemporaryDirectory(prefix="neurtx-") as folder, _lava_off_stdout():
+    with tempfile.TemporaryDirectory(prefix="neurtx-") as folder, lava_off_stdout():
         builder = _Builder(netlist, network, spikes, steps, Path(folder))
         run_lava(builder.build(), steps)
         return builder.trace(), steps
@@ -220,7 +220,7 @@ def run_lava(processes: list[Any], steps: int) -> None:
     Each process is told its model: left to search, Lava executes every file in the folder of every
     process anew, which takes seconds.
     """
-    models = {process: _MODELS[type(process)] for process in processes}
+    models = {process: MODELS[type(process)] for process in processes}
     config = Loihi2SimCfg(select_tag="fixed_pt", exception_proc_model_map=models)
     try:
         processes[0].create_runtime(run_cfg=config)
@@ -264,7 +264,7 @@ def _reason(actor: Any) -> str:
 
 
 @contextlib.contextmanager
-def _lava_off_stdout() -> Iterator[None]:
+def lava_off_stdout() -> Iterator[None]:
     """Lava and netx print warnings and tables; an answer may be all that belongs on stdout."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
