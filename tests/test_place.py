@@ -109,7 +109,8 @@ def test_every_neuron_and_synapse_is_placed_once(graph: list[Any], chip: Chip) -
 
 @given(small)
 def test_every_node_has_its_layer(config: IntegerConfig) -> None:
-    for graph in (networks(config, "rate", {}), networks(config, "graded", {})):
+    both: list[list[Any]] = [networks(config, "rate", {}), networks(config, "graded", {})]
+    for graph in both:
         layers = place(graph, LOIHI2).layers
         wanted: dict[str, tuple[int, int]] = {}
         for network in graph:
@@ -279,9 +280,7 @@ def test_plastic_state_is_named_where_it_is_most_of_the_memory() -> None:
 
 @pytest.mark.parametrize("limit", ["input_axons", "output_axons", "neuron_bytes", "synaptic_bytes"])
 def test_a_neuron_that_is_too_large_is_named(limit: str) -> None:
-    with pytest.raises(
-        UserError, match=r"\w+\.\w+ does not fit Loihi 2: one neuron"
-    ) as end:
+    with pytest.raises(UserError, match=r"\w+\.\w+ does not fit Loihi 2: one neuron") as end:
         place(graph_of(KNOWN["gpt2-nano"]), chip_with(**{limit: 1}))
     assert "\n" not in str(end.value)
 

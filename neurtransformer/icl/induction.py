@@ -13,7 +13,7 @@ the integer network:
 - *in-context-learning score* of a network: loss late in the context minus loss early, nats.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -71,14 +71,13 @@ def dense_form(model: GPT2LMHeadModel) -> Form:
         return torch.stack(weights).transpose(1, 2)
 
     def circuits() -> list[list[tuple[Tensor, Tensor]]]:
-        embedding, head = model.transformer.wte.weight, model.lm_head.weight
+        embedding = model.transformer.wte.weight
+        head = model.lm_head.weight * model.transformer.ln_f.weight
         found = []
         for block in blocks:
             value = block.attn.c_attn.weight.T.chunk(3)[2] * block.ln_1.weight
             output = block.attn.c_proj.weight.T
-            found.append(
-                _circuits(embedding, value, output, head * model.transformer.ln_f.weight, heads)
-            )
+            found.append(_circuits([embedding, value, output, head], heads))
         return found
 
     return Form(attention, lambda ids: model(ids).logits, circuits)
@@ -88,7 +87,7 @@ def spiking_form(model: SpikingGPT2LMHeadModel) -> Form:
     """A spiking GPT-2, converted or fine-tuned."""
 
     def attention(ids: Tensor) -> Tensor:
-        weights = []
+        weights: list[Tensor] = []
 
         def watch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             attn = model.blocks[len(weights)].attn
@@ -111,7 +110,7 @@ def spiking_form(model: SpikingGPT2LMHeadModel) -> Form:
             value = block.attn.c_attn.weight.split(qkv_sizes(model.config.n_embd))[2]
             value = value * block.ln_1.weight
             output = block.attn.c_proj.weight
-            found.append(_circuits(embedding, value, output, head, model.config.n_head))
+            found.append(_circuits([embedding, value, output, head], model.config.n_head))
         return found
 
     return Form(attention, lambda ids: model(ids).logits, circuits)
@@ -141,8 +140,8 @@ def integer_form(model: IntegerGPT2) -> Form:
             theta = attn.qkv_theta[attn.value_start :, None]
             value = attn.c_attn.weight[attn.value_start :] / theta / attn.encode.theta
             output = _worth(attn.residual, attn.c_proj.weight) / attn.merged_theta
-            tensors = (torch.from_numpy(np.asarray(x, np.float32)) for x in (rows, value, output))
-            found.append(_circuits(*tensors, torch.from_numpy(head).float(), attn.heads))
+            tensors = [torch.from_numpy(x.astype(np.float32)) for x in (rows, value, output, head)]
+            found.append(_circuits(tensors, attn.heads))
         return found
 
     return Form(attention, model, circuits)
@@ -158,10 +157,10 @@ def _shares(weights: Tensor) -> Tensor:
     return weights / weights.sum(-1, keepdim=True).clamp_min(1e-9)
 
 
-def _circuits(
-    embedding: Tensor, value: Tensor, output: Tensor, head: Tensor, heads: int
-) -> list[tuple[Tensor, Tensor]]:
-    """embedding, head: (vocabulary, width). value: (width, width). output: (width, width)."""
+def _circuits(weights: Sequence[Tensor], heads: int) -> list[tuple[Tensor, Tensor]]:
+    """weights: of embedding (vocabulary, width), values (width, width), output (width, width) and
+    LM head (vocabulary, width)."""
+    embedding, value, output, head = weights
     embedding = embedding - embedding.mean(1, keepdim=True)
     output = output - output.mean(0)
     values, outputs = value.chunk(heads), output.chunk(heads, dim=1)
