@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from neurtransformer.loihi.graph import Spikes
 
 # held-out text that the loss of the integers is measured on
-_TOKENS, _BLOCK = 1024, 256
+_TOKENS, _BLOCK = 2048, 256
 
 
 @click.command()
