@@ -234,12 +234,12 @@ def test_manifest_that_is_none(folder: Path, copy_of: Copy, text: str) -> None:
         ("layer/1/weight", np.full((256, 63), 2, np.int16), r"shape|\(256, 63\)"),
         ("layer/1/weight", np.full((256, 64), 300, np.int16), "reach"),
         ("layer/1/bias", np.full(256, 5000, np.int16), "biases"),
-        ("layer/1/bias", np.zeros(3, np.int16), "biases"),
+        ("layer/1/bias", np.zeros(3, np.int16), "shape"),
         ("layer/1/neuron/vThMant", 0, "threshold"),
         ("layer/1/neuron/vDecay", 4096, "vDecay"),
         ("layer/1/neuron/type", np.bytes_("SDNN"), "type"),
-        ("layer/1/type", None, "holds no"),
-        ("layer/1/weight", None, "holds no"),
+        ("layer/1/type", None, "must be a group of"),
+        ("layer/1/weight", None, "must be a group of"),
     ],
 )
 def test_netx_file_with_other_content(
