@@ -14,13 +14,14 @@ import re
 import secrets
 import shutil
 import signal
+import stat
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from neurtransformer.errors import UserError
+from neurtransformer.errors import UserError, shortened
 
 Kind = Literal["run", "netlist", "nir"]
 
@@ -38,6 +39,9 @@ MAKER: dict[Kind, str] = {
     "netlist": "neurtx export --target loihi2",
     "nir": "neurtx export --target nir",
 }
+MAX_JSON = 2**26
+"""Bytes of the largest JSON file that is read, far more than any of ours has."""
+
 _NEW = ".neurtx-new-"
 _OLD = ".neurtx-old-"
 
@@ -59,23 +63,25 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
     _check_free(target, force)
     parent = target.parent
     made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    parent.mkdir(parents=True, exist_ok=True)
-    with _locked(parent):
-        _clean(parent)
-        fresh = parent / f"{_NEW}{secrets.token_hex(4)}-{target.name}"
-        fresh.mkdir()
-        lock = _try_lock(fresh, wait=False)
-    try:
-        with _terminated_is_raised():
+    fresh = parent / f"{_NEW}{secrets.token_hex(4)}-{target.name}"
+    lock = None
+    # around everything: whenever a signal comes, what was made is removed
+    with _terminated_is_raised():
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            with _locked(parent):
+                _clean(parent)
+                fresh.mkdir()
+                lock = _try_lock(fresh, wait=False)
             yield fresh
             _put_in_place(fresh, target, force)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
-        with contextlib.suppress(OSError):
-            for folder in made:
-                folder.rmdir()  # goes only if nothing was put in it
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
+            with contextlib.suppress(OSError):
+                for folder in made:
+                    folder.rmdir()  # goes only if nothing was put in it
 
 
 def _check_free(target: Path, force: bool) -> None:
@@ -280,13 +286,21 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. Raises UserError if there is none."""
     try:
-        values = json.loads(path.read_bytes())
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise UserError(f"{path} is a folder, not a JSON file")
+        # whoever opens a pipe waits, and a device may never end
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_JSON:
+            raise UserError(f"{path} is no JSON file of at most {MAX_JSON} bytes")
+        with path.open("rb") as file:
+            values = json.load(file)
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder, not a JSON file") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}): it may be cut short") from None
+        why = shortened(error)
+        raise UserError(f"{path} is not valid JSON ({why}): it may be cut short") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no JSON object")
     return values

@@ -72,12 +72,12 @@ CASES: dict[str, tuple[Spoil, str, str]] = {
     "other hash": (
         json_with("netlist/manifest.json", "files", "chip.safetensors", "sha256", value="0" * 64),
         SIMULATE,
-        "not the file that the manifest describes",
+        "not as it was written",
     ),
     "other shape": (
         json_with("netlist/manifest.json", "config", "vocabulary", value=5000),
         SIMULATE,
-        "should be",
+        "not as it was written",
     ),
     "cut netlist": (cut("netlist/netx/h.1.mlp.c_fc.net"), SIMULATE, "bytes"),
     "cut manifest": (cut("netlist/manifest.json"), SIMULATE, "not valid JSON"),

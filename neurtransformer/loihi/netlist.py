@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from neurtransformer.errors import UserError
+from neurtransformer.errors import UserError, shortened
 from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.integer.layout import check, layout
 from neurtransformer.integer.model import IntegerGPT2
@@ -30,7 +30,7 @@ from neurtransformer.loihi import netx
 from neurtransformer.loihi.graph import Count, Network, Spikes, Strict, Synapses, networks
 from neurtransformer.runs import read_json, write_json
 
-VERSION: Literal[4] = 4
+VERSION: Literal[5] = 5
 CHIP, TOKENIZER = "chip.safetensors", "tokenizer"
 Progress = Callable[[str], None]
 
@@ -66,7 +66,7 @@ class Manifest(Strict):
     """manifest.json."""
 
     format: Literal["neurtx netlist"] = "neurtx netlist"
-    version: Literal[4] = VERSION
+    version: Literal[5] = VERSION
     config: IntegerConfig
     spikes: Spikes
     transport: str
@@ -76,6 +76,8 @@ class Manifest(Strict):
     totals: Totals
     networks: list[Network]
     files: dict[str, FileEntry]
+    checksum: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    """Of all the rest of the manifest, see `checksum`."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def write(
     chip = [name for name, entry in layout(config).items() if entry.home == "chip"]
     save_file({name: np.ascontiguousarray(tensors[name]) for name in chip}, folder / CHIP)
     tokenizer.save_pretrained(folder / TOKENIZER)
-    manifest = Manifest(
+    draft = Manifest(
         config=config,
         spikes=spikes,
         transport=_TRANSPORT[spikes],
@@ -132,9 +134,16 @@ def write(
         totals=_totals(graph),
         networks=networks(config, spikes, silent),
         files=_entries(folder),
+        checksum="0" * 64,
     )
+    manifest = draft.model_copy(update={"checksum": checksum(draft)})
     write_json(folder / "manifest.json", manifest.model_dump())
     return manifest
+
+
+def checksum(manifest: Manifest) -> str:
+    """SHA-256 of what the manifest says, but for the checksum itself."""
+    return hashlib.sha256(manifest.model_dump_json(exclude={"checksum"}).encode()).hexdigest()
 
 
 def _totals(graph: list[Network]) -> Totals:
@@ -167,22 +176,31 @@ def read(folder: Path) -> Netlist:
     for network in manifest.networks:
         for node in network.nodes:
             if isinstance(node, Synapses):
-                weight = netx.read_projection(folder / node.file, node.inputs, node.outputs)
+                weight = netx.read_projection(
+                    folder / node.file, node.inputs, node.outputs, node.silent_inputs
+                )
                 tensors[f"{network.name}.{node.name}.weight"] = weight
     check(manifest.config, tensors, lambda complaint: _refuse(folder, complaint))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        _refuse(folder, f"its tokenizer does not load: {error}")
-    if len(tokenizer) > manifest.config.vocabulary:
-        _refuse(folder, "its tokenizer has more tokens than the model")
+    tokenizer = _tokenizer(folder, manifest.config.vocabulary)
     return Netlist(folder, manifest, IntegerGPT2(manifest.config, tensors), tokenizer)
 
 
+def _tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder / TOKENIZER, local_files_only=True, trust_remote_code=False
+        )
+        numbers = tokenizer.get_vocab().values()
+    # the library lets through whatever a damaged file leads to, a bare Exception too
+    except Exception as error:
+        _refuse(folder, f"its tokenizer does not load: {error}")
+    if max(numbers, default=vocabulary) >= vocabulary:
+        _refuse(folder, f"its tokenizer does not fit the model's {vocabulary} tokens")
+    return tokenizer
+
+
 def _refuse(folder: Path, why: Any) -> NoReturn:
-    raise UserError(
-        f"{folder} is no sound netlist: {' '.join(str(why).split())}; export the run again"
-    )
+    raise UserError(f"{folder} is no sound netlist: {shortened(why)}; export the run again")
 
 
 def _read_manifest(folder: Path) -> Manifest:
@@ -197,6 +215,8 @@ def _read_manifest(folder: Path) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         _refuse(folder, f"manifest.json: {where}: {first['msg']}")
+    if manifest.checksum != checksum(manifest):
+        _refuse(folder, "manifest.json is not as it was written")
     silent = {
         node.file: node.silent_inputs
         for network in manifest.networks
@@ -221,21 +241,34 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     }
     for name in sorted(needed - manifest.files.keys()):
         _refuse(folder, f"manifest.json does not list {name}")
-    for name, entry in manifest.files.items():
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
-            _refuse(folder, f"manifest.json names {name}, outside the folder")
-        if not path.is_file():
-            _refuse(folder, f"{name} is missing")
-        size = path.stat().st_size
-        if size != entry.bytes:
-            _refuse(folder, f"{name} has {size} bytes, the manifest says {entry.bytes}")
-        if _entry(path) != entry:
-            _refuse(folder, f"{name} is not the file that the manifest describes")
+    try:
+        for name, entry in manifest.files.items():
+            _check_file(folder, name, entry)
+        # a file more there, and the tokenizer is another
+        there = [p for p in (folder / TOKENIZER).rglob("*") if p.is_symlink() or not p.is_dir()]
+    # of links in a circle, and of names that no file can have
+    except (OSError, RuntimeError, ValueError) as error:
+        _refuse(folder, f"a file cannot be read: {error}")
+    for name in sorted({p.relative_to(folder).as_posix() for p in there} - manifest.files.keys()):
+        _refuse(folder, f"manifest.json does not list {name}")
+
+
+def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        _refuse(folder, f"manifest.json names {name}, outside the folder")
+    if not path.is_file():
+        _refuse(folder, f"{name} is missing")
+    size = path.stat().st_size
+    if size != entry.bytes:
+        _refuse(folder, f"{name} has {size} bytes, the manifest says {entry.bytes}")
+    if _entry(path) != entry:
+        _refuse(folder, f"{name} is not the file that the manifest describes")
 
 
 def _tensors(path: Path) -> dict[str, NDArray]:
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}): export the run again") from error
+    # safetensors has one for what it does not understand, and KeyError for types NumPy has not
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({shortened(error)}): export the run again") from error

@@ -20,22 +20,38 @@ a word, and this writer makes none of them:
 """
 
 import io
+import itertools
+import math
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NoReturn
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from neurtransformer.errors import UserError
+from neurtransformer.errors import UserError, shortened
 
 MAX_BIAS = 4095
 """Largest magnitude of Lava's 13-bit bias mantissa that has a counterpart of the other sign."""
 
 MAX_THRESHOLD = 2**17 - 1
 _NEURON = {"iDecay": 4096, "vDecay": 0}
+_TYPES = {
+    "layer/0/type": np.bytes_("input"),
+    "layer/1/type": np.bytes_("dense"),
+    "layer/1/neuron/type": np.bytes_("CUBA"),
+}
+_TREE = {
+    "/": {"layer"},
+    "/layer/": {"0", "1"},
+    "/layer/0/": {"type", "shape"},
+    "/layer/1/": {"type", "shape", "weight", "bias", "neuron"},
+    "/layer/1/neuron/": {"type", "vThMant", *_NEURON},
+}
+"""Every group of a file, from the top, and all that is in it."""
 
 
 def silent_inputs(weight: NDArray) -> Literal[0, 1]:
@@ -51,7 +67,7 @@ def write_projection(
     theta: thresholds of the neurons behind it, (out,), or None where nothing fires.
     Raises UserError for what netx would not read back as it is.
     """
-    _check_weights(path, weight)
+    _check_weights(path.name, weight)
     # what the stock neuron can be told of them, see above
     step_bias = np.clip(np.rint(bias / timesteps), -MAX_BIAS, MAX_BIAS)
     threshold = MAX_THRESHOLD if theta is None else np.clip(np.median(theta), 1, MAX_THRESHOLD)
@@ -63,53 +79,57 @@ def write_projection(
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         layer = file.create_group("layer/0")
-        layer["type"] = np.bytes_("input")
         layer["shape"] = np.array([inputs])
         layer = file.create_group("layer/1")
-        layer["type"] = np.bytes_("dense")
         layer["shape"] = np.array([outputs])
         layer.create_dataset("weight", data=weight.astype(np.int16), compression="gzip")
         layer["bias"] = step_bias.astype(np.int16)
-        layer["neuron/type"] = np.bytes_("CUBA")
+        for name, text in _TYPES.items():
+            file[name] = text
         for key, value in _NEURON.items():
             layer[f"neuron/{key}"] = value
         layer["neuron/vThMant"] = int(threshold)
     path.write_bytes(content.getvalue())
 
 
-def read_projection(path: Path, inputs: int, outputs: int) -> NDArray[np.int16]:
+def read_projection(path: Path, inputs: int, outputs: int, silent: int) -> NDArray[np.int16]:
     """The weights (outputs, inputs) of a file that `write_projection` made.
 
-    Raises UserError if it is cut short, or anything in it is not what netx reads unchanged.
+    silent: how many inputs stand behind those that never spike. Nothing is unpacked before its size
+    is known. Raises UserError if the file is cut short, or anything in it is not what netx reads
+    unchanged.
     """
     with _file(path) as file:
-        weight = _dataset(path, file, "layer/1/weight", "i")
-        bias = _dataset(path, file, "layer/1/bias", "i")
-        threshold = int(_dataset(path, file, "layer/1/neuron/vThMant", "i"))
-        names: dict[str, Any] = {
-            "layer/0/type": b"input",
-            "layer/0/shape": [weight.shape[-1]],
-            "layer/1/type": b"dense",
-            "layer/1/shape": [outputs],
-            "layer/1/neuron/type": b"CUBA",
-            **{f"layer/1/neuron/{key}": value for key, value in _NEURON.items()},
-        }
-        for name, wanted in names.items():
-            if not np.array_equal(_dataset(path, file, name), wanted):
-                raise UserError(f"{path}: {name} is not {wanted}: export the run again")
-    _check_weights(path, weight)
-    padded = weight.shape == (outputs, inputs + 1) and silent_inputs(weight[:, :-1]) == 1
-    if weight.shape != (outputs, inputs) and not padded:
-        raise UserError(f"{path}: weights are {weight.shape}, not {(outputs, inputs)}")
-    if bias.shape != (outputs,) or np.abs(bias.astype(int)).max() > MAX_BIAS:
-        raise UserError(f"{path}: biases must be {outputs} integers of at most {MAX_BIAS}")
+        _check_tree(path, file)
+        weight = _integers(path, file, "layer/1/weight", (outputs, inputs + silent))
+        bias = _integers(path, file, "layer/1/bias", (outputs,)).astype(int)
+        threshold = int(_integers(path, file, "layer/1/neuron/vThMant", ()))
+        sizes = {"layer/0/shape": inputs + silent, "layer/1/shape": outputs}
+        for name, size in sizes.items():
+            if _integers(path, file, name, (1,)) != [size]:
+                _refuse(path, f"{name} is not [{size}]")
+        for name, value in _NEURON.items():
+            if _integers(path, file, f"layer/1/neuron/{name}", ()) != value:
+                _refuse(path, f"layer/1/neuron/{name} is not {value}")
+        for name, text in _TYPES.items():
+            dataset = _dataset(path, file, name, ())
+            if dataset.dtype != text.dtype or dataset[()] != text:
+                _refuse(path, f"{name} is not {text.decode()}")
+    _check_weights(str(path), weight)
+    if silent_inputs(weight) or (silent and not silent_inputs(weight[:, :inputs])):
+        _refuse(path, "its silent inputs do not fit its weights")
+    if bias.min() < -MAX_BIAS or bias.max() > MAX_BIAS:
+        _refuse(path, f"biases must be integers of at most {MAX_BIAS}")
     if not 1 <= threshold <= MAX_THRESHOLD:
-        raise UserError(f"{path}: the threshold must be 1 to {MAX_THRESHOLD}, not {threshold}")
+        _refuse(path, f"the threshold must be 1 to {MAX_THRESHOLD}, not {threshold}")
     return weight[:, :inputs].astype(np.int16)
 
 
-def _check_weights(path: Path, weight: NDArray) -> None:
-    name = path.name
+def _refuse(path: Path, why: str) -> NoReturn:
+    raise UserError(f"{path}: {why}: export the run again")
+
+
+def _check_weights(name: str, weight: NDArray) -> None:
     if weight.ndim != 2 or weight.dtype.kind != "i" or weight.size == 0:
         raise UserError(f"{name}: weights must be a matrix of integers; netx truncates floats")
     low, high = int(weight.min()), int(weight.max())
@@ -124,17 +144,67 @@ def _file(path: Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, RuntimeError) as error:
+    except UserError:
+        raise
+    # what h5py and zlib make of a damaged file is nearly every kind of exception
+    except Exception as error:
+        why = shortened(error)
         raise UserError(
-            f"{path} is missing, cut short or no HDF5 file ({str(error).splitlines()[0]}): "
-            "export the run again"
+            f"{path} is missing, cut short or no HDF5 file ({why}): export the run again"
         ) from error
 
 
-def _dataset(path: Path, file: h5py.File, name: str, kind: str | None = None) -> NDArray:
-    node = file.get(name)
-    if not isinstance(node, h5py.Dataset):
-        raise UserError(f"{path} holds no {name}: export the run again")
-    if kind is not None and node.dtype.kind != kind:
-        raise UserError(f"{path}: {name} must hold integers")
-    return node[()]
+def _check_tree(path: Path, file: h5py.File) -> None:
+    """Refuse what stock netx would read besides, and links, which may lead out of the file."""
+    for name, keys in _TREE.items():
+        group = file[name]
+        if not isinstance(group, h5py.Group) or set(group) != keys:
+            _refuse(path, f"{name} must be a group of {', '.join(sorted(keys))} and nothing else")
+        for key in keys:
+            if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+                _refuse(path, f"{name}{key} is a link")
+
+
+def _integers(path: Path, file: h5py.File, name: str, shape: tuple[int, ...]) -> NDArray:
+    dataset = _dataset(path, file, name, shape)
+    if dataset.dtype.kind != "i":
+        _refuse(path, f"{name} must hold integers")
+    return dataset[()]
+
+
+def _dataset(path: Path, file: h5py.File, name: str, shape: tuple[int, ...]) -> h5py.Dataset:
+    """A dataset that may be read: all of it stands in the file, and it has the shape given."""
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset):
+        _refuse(path, f"{name} is no dataset")
+    if dataset.shape != shape:
+        _refuse(path, f"{name} has the shape {dataset.shape}, not {shape}")
+    if dataset.is_virtual or dataset.external or not _is_whole(dataset):
+        _refuse(path, f"{name} does not stand in the file as it was written")
+    return dataset
+
+
+def _is_whole(dataset: h5py.Dataset) -> bool:
+    """Whether as many bytes stand in the file as the dataset says, and unpack to as many.
+
+    HDF5 makes up what is not in the file, and unpacks a chunk however large it becomes.
+    """
+    chunks, item = dataset.chunks, dataset.dtype.itemsize
+    if chunks is None:
+        return dataset.id.get_storage_size() == dataset.size * item
+    counts = [-(-size // chunk) for size, chunk in zip(dataset.shape, chunks, strict=True)]
+    filters = dataset.id.get_create_plist()
+    if (
+        any(chunk > size for size, chunk in zip(dataset.shape, chunks, strict=True))
+        or dataset.id.get_num_chunks() != math.prod(counts)
+        or [filters.get_filter(i)[0] for i in range(filters.get_nfilters())]
+        != [h5py.h5z.FILTER_DEFLATE]
+    ):
+        return False
+    size = math.prod(chunks) * item
+    for position in itertools.product(*map(range, counts)):
+        offset = tuple(i * chunk for i, chunk in zip(position, chunks, strict=True))
+        unpacked, packed = zlib.decompressobj(), dataset.id.read_direct_chunk(offset)
+        if packed[0] or len(unpacked.decompress(packed[1], size + 1)) != size or not unpacked.eof:
+            return False
+    return True
