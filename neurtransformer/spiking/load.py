@@ -41,7 +41,9 @@ def load_run(run: Path) -> tuple[SpikingGPT2LMHeadModel, PreTrainedTokenizerBase
             use_safetensors=True,
             output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(run, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            run, local_files_only=True, trust_remote_code=False
+        )
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise UserError(f"{run} does not load: {' '.join(str(error).split())}") from error
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
