@@ -6,12 +6,13 @@ Prints the perplexity of the integer network over the spiking network's, for the
 and for others. docs/loihi.md has the table.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
 import click
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -47,10 +48,16 @@ def widths() -> Iterator[tuple[str, str, list[Change]]]:
             [(quantise, most), (blocks, most)],
         )
     for bits in (20, 16, 14, 12):
-        yield "state of the SSA", f"{bits} bits", [(arithmetic, {"STATE_BITS": bits})]
+        yield "state of the SSA", f"{bits} bits", [(arithmetic, {"write_shift": lower(24 - bits)})]
     for bits in (4, 3, 2):
         table = {"GELU_INDEX_BITS": bits, "GELU_ENTRIES": 4 << bits}
         yield "GELU table", f"{4 << bits} entries", [(arithmetic, table)]
+
+
+def lower(bits: int) -> Callable[..., arithmetic.Integers]:
+    """`arithmetic.write_shift` for a state that has so many bits fewer, at the same headroom."""
+    whole = arithmetic.write_shift
+    return lambda timesteps, shift: np.maximum(whole(timesteps, shift) - bits, 0)
 
 
 @click.command()
