@@ -25,7 +25,7 @@ from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 
 States = list[Integers | None]
 
-PROBE = (4, 128)
+PROBE = (2, 64)
 """Sequences and tokens of the random text that the size of the residual stream is measured on."""
 
 STREAM_ROOM = 8
