@@ -90,14 +90,14 @@ class Engine:
 
     def predict(self, seen: Seen, form: Form) -> Floats:
         """`hebbian_read` of a plastic synapse within the limits of a form, (tasks, Q, m)."""
-        exponent = self.exponent
         if form.traces:
-            exponent = self.rule_exponent
             x, y, query = self.inputs(seen)
+            read = pairs_read(outer_products(x, y, self.rule_exponent, form), query)
         else:
-            x, y, query = (a / f * self.most for a, f in zip(seen, self.full, strict=True))
-        weights = outer_products(x, y, exponent, form)
-        return pairs_read(weights, query) * self.unit
+            exact = [a / f * self.most for a, f in zip(seen, self.full, strict=True)]
+            weights = outer_products(exact[0], exact[1], self.exponent, form)
+            read = pairs_read(weights, exact[2])
+        return read * self.unit
 
 
 def pairs_read(weights: NDArray, query: NDArray) -> NDArray:

@@ -82,7 +82,8 @@ def least_squares(x: Tensor, y: Tensor, query: Tensor) -> Tensor:
 
 def tensors(drawn: Tasks) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x, y, queries and targets of tasks."""
-    return (*(torch.from_numpy(a) for a in drawn.seen()), torch.from_numpy(drawn.target))
+    x, y, query = (torch.from_numpy(a) for a in drawn.seen())
+    return x, y, query, torch.from_numpy(drawn.target)
 
 
 def mean_square(x: Tensor) -> float:
@@ -102,7 +103,7 @@ def fitted(algorithm: Algorithm, start: Sequence[float], drawn: Tasks) -> Tensor
         error.backward()
         return error
 
-    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    optimiser.step(loss)
     return parameters.detach()
 
 
@@ -116,9 +117,9 @@ def algorithms(drawn: Tasks) -> dict[str, tuple[Algorithm, Tensor]]:
         ("GD++, 2 steps", descend_curved, [1.0, 1.0, 0.1, 0.0]),
     ):
         found[name] = algorithm, fitted(algorithm, start, drawn)
-    *seen, target = tensors(drawn)
+    x, y, query, target = tensors(drawn)
     strengths = [torch.tensor(s, dtype=target.dtype) for s in RIDGES]
-    best = min(strengths, key=lambda s: mean_square(ridge(*seen, s) - target))
+    best = min(strengths, key=lambda s: mean_square(ridge(x, y, query, s) - target))
     found["ridge"] = ridge, best
     found["least squares"] = lambda x, y, query, _: least_squares(x, y, query), torch.zeros(0)
     return found
@@ -194,19 +195,21 @@ def compare(noise: float, note: Callable[[str], None]) -> dict[str, Any]:
     best ones of each algorithm.
     """
     rng = np.random.default_rng(0)
-    sizes = {"dimension": DIMENSION, "examples": EXAMPLES, "queries": 1, "noise": noise}
-    calibration, fresh = (draw_tasks(rng, FRESH, **sizes) for _ in range(2))
-    *seen, target = tensors(fresh)
+
+    def draw(tasks: int) -> Tasks:
+        return draw_tasks(rng, tasks, DIMENSION, EXAMPLES, queries=1, noise=noise)
+
+    calibration, fresh = draw(FRESH), draw(FRESH)
+    x, y, query, target = tensors(fresh)
     known = algorithms(calibration)
-    theirs = {name: algorithm(*seen, best) for name, (algorithm, best) in known.items()}
+    theirs = {name: algorithm(x, y, query, best) for name, (algorithm, best) in known.items()}
     ours = {}
     for name, (layers, softmax, steps) in MODELS.items():
         note(f"training {name} attention, noise {noise:g}")
         stack = train(layers, softmax, steps, noise)
         ours[name] = predict(stack, fresh)
         if name == "linear":
-            few = draw_tasks(rng, CALIBRATION_TASKS, **sizes)
-            limited = in_integers(stack[0], few, fresh)
+            limited = in_integers(stack[0], draw(CALIBRATION_TASKS), fresh)
             ours |= {f"linear, {form}": predicted for form, predicted in limited.items()}
     unit = mean_square(target)
     return {
