@@ -195,7 +195,8 @@ def regression_errors(
         axes = below.subplots()
         image = axes.imshow(grid, cmap=HEAT, vmin=0, aspect="auto")
         algorithms = list(next(iter(difference.values())))
-        axes.set_xticks(range(len(algorithms)), [name.replace(" ", "\n", 1) for name in algorithms])
+        labels = ["\n".join(name.rsplit(" ", 1)) for name in algorithms]
+        axes.set_xticks(range(len(labels)), labels, fontsize=7.5)
         axes.set_yticks(range(len(difference)), list(difference))
         axes.set_title(f"squared difference of predictions, noise {trained['noise']:g}")
         _write_values(axes, grid)
