@@ -7,7 +7,7 @@ import click
 
 from .output import answer, json_option, rows_table
 
-TASKS = ("induction",)
+TASKS = ("induction", "regression")
 
 
 @click.command()
@@ -21,7 +21,7 @@ TASKS = ("induction",)
     show_default=True,
     help="Tokens of it.",
 )
-@click.option("--picture", type=click.Path(path_type=Path), help="SVG of the heads, to write.")
+@click.option("--picture", type=click.Path(path_type=Path), help="SVG to write.")
 @click.option("--force", is_flag=True, help="Replace a file that stands at --picture.")
 @json_option
 def command(
@@ -33,11 +33,14 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Measure in-context learning: TASK is `induction`.
+    """Measure in-context learning: TASK is `induction` or `regression`.
 
     induction: attention heads of RUN that find what followed an earlier occurrence of a token, and
     how much the loss falls along the context, for the dense teacher, the naive conversion, RUN and
     its integer network.
+
+    regression: attention as a step of gradient descent on examples, in floats, in integers and in
+    Lava's learning engine, and what trained attention layers do instead. It needs no RUN.
     """
     from neurtransformer.errors import UserError
 
@@ -45,7 +48,12 @@ def command(
         raise UserError(f"icl {task} is not built yet: this version knows {', '.join(TASKS)}")
     if picture is not None and picture.exists() and not force:
         raise UserError(f"{picture} exists already: name another file or add --force")
-    induction(run, text, limit, picture, as_json)
+    if task == "regression":
+        from .icl_regression import regression
+
+        regression(picture, as_json)
+    else:
+        induction(run, text, limit, picture, as_json)
 
 
 def induction(

@@ -110,13 +110,18 @@ def assemble(past: Integers, after: Integers, shift: Integers, present: Integers
     return arithmetic.saturate(past + (own * present >> PRESENT_BITS))
 
 
-def lava_draws(tokens: int) -> Floats:
-    """The random numbers that round the weights in Lava at each token, (tokens,).
+def epoch_draws(epochs: int) -> Floats:
+    """The random numbers that round the weights in Lava at each epoch, (epochs,).
 
     `ConnVarRandom` of lava-nc 0.10.0 always has seed 2, whatever the `rng_seed` of a rule, and
     draws one number when it is made and one at each epoch.
     """
-    return np.random.default_rng(2).random(STEPS * tokens + 1)[1 + WRITE :: STEPS]
+    return np.random.default_rng(2).random(epochs + 1)[1:]
+
+
+def lava_draws(tokens: int) -> Floats:
+    """Those of the epochs that write a token, (tokens,)."""
+    return epoch_draws(STEPS * tokens)[WRITE::STEPS]
 
 
 class PlasticHeads:
@@ -152,15 +157,7 @@ class PlasticHeads:
         read, written = self._traces(query, key, value)
         past = (self.weight * read).sum(-1)
         weight = self.weight * self.keep[..., None]
-        if self.form.saturates:
-            weight = _accumulator(_accumulator(weight) + _accumulator(written))
-        else:
-            weight = weight + written
-        if self.form.rounding != "none":
-            weight = self._rounded(weight, draw)
-        if self.form.saturates:
-            low, high = WEIGHT_LIMITS
-            weight = np.clip(weight, low, high - high % self.form.unit)
+        weight = learned(weight, written, self.form, draw, self.rng)
         after = (weight * read).sum(-1)
         self.weight = weight
         if self.form.rounding == "none":
@@ -181,15 +178,35 @@ class PlasticHeads:
         unit = full * np.exp2(self.exponent)[:, None, None]
         return query[..., None, :] ** 2.0, value[..., None] * key[..., None, :] ** 2 * unit
 
-    def _rounded(self, weight: Floats, draw: float) -> Floats:
-        steps = weight / self.form.unit
-        whole = np.floor(steps)
-        threshold: Floats | float = 0.5
-        if self.form.rounding == "shared":
-            threshold = draw
-        elif self.form.rounding == "stochastic":
-            threshold = self.rng.random(weight.shape)
-        return (whole + (threshold < steps - whole)) * self.form.unit
+
+def learned(
+    weight: Floats, written: Floats, form: Form, draw: float, rng: np.random.Generator
+) -> Floats:
+    """Weights after one epoch: what is left of them plus what is written, within a form's limits.
+
+    weight, written: the same shape. draw: of the rounding "shared". rng: of "stochastic".
+    """
+    if form.saturates:
+        weight = _accumulator(_accumulator(weight) + _accumulator(written))
+    else:
+        weight = weight + written
+    if form.rounding != "none":
+        weight = _rounded(weight, form, draw, rng)
+    if form.saturates:
+        low, high = WEIGHT_LIMITS
+        weight = np.clip(weight, low, high - high % form.unit)
+    return weight
+
+
+def _rounded(weight: Floats, form: Form, draw: float, rng: np.random.Generator) -> Floats:
+    steps = weight / form.unit
+    whole = np.floor(steps)
+    threshold: Floats | float = 0.5
+    if form.rounding == "shared":
+        threshold = draw
+    elif form.rounding == "stochastic":
+        threshold = rng.random(weight.shape)
+    return (whole + (threshold < steps - whole)) * form.unit
 
 
 def _accumulator(x: Floats) -> Floats:
@@ -214,6 +231,27 @@ def plastic_ssa(
     sequence = zip(query, key, value, lava_draws(len(key)), strict=True)
     reads, weights = zip(*(heads.token(*token) for token in sequence), strict=True)
     return np.stack(reads), np.stack(weights)
+
+
+def pairs(x: NDArray) -> NDArray:
+    """Signed traces (..., n) of pairs of neurons, one for either sign: (..., 2 n)."""
+    return np.concatenate([np.maximum(x, 0), np.maximum(-x, 0)], axis=-1)
+
+
+def outer_products(pre: NDArray, post: NDArray, exponent: int, form: Form) -> Floats:
+    """Weights after a sequence that writes ``2^exponent post pre^T / 2^PRODUCT_SHIFT`` each epoch.
+
+    pre: signed traces (..., tokens, n), of `pairs`. post: signed traces (..., tokens, m), by y1 and
+    y2. Integers of 7 bits and a sign where the form has traces, else any numbers. exponent: -7..8.
+    Returns (..., m, 2 n), to be read with queries (q, -q).
+    """
+    weight: Floats = np.zeros((*pre.shape[:-2], post.shape[-1], 2 * pre.shape[-1]))
+    rng = np.random.default_rng(0)
+    for i, draw in enumerate(epoch_draws(pre.shape[-2])):
+        product = post[..., i, :, None] * pairs(pre[..., i, None, :])
+        written = product >> PRODUCT_SHIFT if form.traces else product / 2**PRODUCT_SHIFT
+        weight = learned(weight, written * 2.0**exponent, form, draw, rng)
+    return weight
 
 
 def fitting_exponent(key: Integers, value: Integers, shift: Integers, timesteps: int) -> Integers:

@@ -14,6 +14,8 @@ y0, the spike back, makes a head forget just once per token; x0, a spike of this
 the trace that a query has left. `GradedSpikeCfg.OVERWRITE` sets x1 to half the payload at once. A
 trace is not negative, so y1 holds positive values and y2 those of negative ones: a neuron has one
 row of weights for both. `learning.py` does the same in NumPy, integer for integer.
+
+`run_outer_products` writes signed values into a synapse and reads it, with nothing else of an SSA.
 """
 
 import tempfile
@@ -53,9 +55,11 @@ from neurtransformer.loihi.learning import (
     assemble,
     forgetting_shift,
     key_payload,
+    pairs,
     value_trace,
 )
 from neurtransformer.loihi.processes import SPIKES_IN, SPIKES_OUT, STATE
+from neurtransformer.spiking.attention import NO_FORGETTING
 
 PAYLOAD_BITS = 8
 NO_DECAY = 2**60
@@ -149,13 +153,39 @@ class PyPlasticSynapses(PyLearningDenseModelBitApproximate):
 
     def run_lrn(self) -> None:
         super().run_lrn()
-        token, step = divmod(self.time_step - 1, STEPS)
-        if step == WRITE:
-            self.file[token] = self.weights
+        self.file[self.time_step - 1] = self.weights
+
+
+class Listener(AbstractProcess):
+    """Neurons that write what arrives to a file. log: of (steps, n)."""
+
+    def __init__(self, *, width: int, log: Path) -> None:
+        super().__init__(log=log)
+        self.a_in = InPort(shape=(width,))
+
+
+@implements(proc=Listener, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PyListener(PyLoihiProcessModel):
+    """Listener on a CPU."""
+
+    a_in: PyInPort = SPIKES_IN
+
+    def __init__(self, proc_params: Any) -> None:
+        super().__init__(proc_params)
+        self.file = open_memmap(proc_params["log"], mode="r+")
+
+    def run_spk(self) -> None:
+        self.file[self.time_step - 1] = self.a_in.recv()
 
 
 # `run_lava` looks up the models of processes here
-runner.MODELS |= {ValueNeurons: PyValueNeurons, LearningDense: PyPlasticSynapses}
+runner.MODELS |= {
+    ValueNeurons: PyValueNeurons,
+    LearningDense: PyPlasticSynapses,
+    Listener: PyListener,
+}
 
 
 def run_plastic_ssa(
@@ -209,15 +239,9 @@ def _run_head(
     with tempfile.TemporaryDirectory(prefix="neurtx-") as folder, runner.lava_off_stdout():
         reads, weights = Path(folder) / "reads.npy", Path(folder) / "weights.npy"
         open_memmap(reads, mode="w+", dtype=np.int32, shape=(tokens, rows))
-        open_memmap(weights, mode="w+", dtype=np.int32, shape=(tokens, rows, keys))
+        open_memmap(weights, mode="w+", dtype=np.int32, shape=(len(pre), rows, keys))
         queries_and_keys, values = RingBuffer(data=pre.T), RingBuffer(data=post.T)
-        synapses = LearningDense(
-            weights=np.zeros((rows, keys), dtype=np.int32),
-            learning_rule=learning_rule(shift, exponent),
-            graded_spike_cfg=GradedSpikeCfg.OVERWRITE,
-            num_message_bits=PAYLOAD_BITS,
-            log=weights,
-        )
+        synapses = _synapses(rows, keys, learning_rule(shift, exponent), weights)
         neurons = ValueNeurons(
             dim=rows - 1,
             shift=shift,
@@ -233,4 +257,48 @@ def _run_head(
         neurons.s_out_y1.connect(synapses.s_in_y1)
         neurons.s_out_y2.connect(synapses.s_in_y2)
         runner.run_lava([queries_and_keys, values, synapses, neurons], len(pre))
-        return np.load(reads).astype(np.int64), np.load(weights).astype(np.int64)
+        written = np.load(weights)[WRITE::STEPS]
+        return np.load(reads).astype(np.int64), written.astype(np.int64)
+
+
+def _synapses(rows: int, columns: int, rule: Loihi3FLearningRule, log: Path) -> LearningDense:
+    """Empty plastic synapses whose traces are half the payloads. log: of (steps, rows, columns)."""
+    return LearningDense(
+        weights=np.zeros((rows, columns), dtype=np.int32),
+        learning_rule=rule,
+        graded_spike_cfg=GradedSpikeCfg.OVERWRITE,
+        num_message_bits=PAYLOAD_BITS,
+        log=log,
+    )
+
+
+def run_outer_products(
+    pre: Integers, post: Integers, queries: Integers, exponent: int
+) -> tuple[Integers, Integers]:
+    """`learning.outer_products` of one sequence in Lava, a step each, and then its reads.
+
+    pre: signed traces (tokens, n). post: (tokens, m). queries: payloads (queries, n). All within
+    -127..127. Returns reads (queries, m) and the weights (m, 2 n). Raises LavaFailed.
+    """
+    tokens, steps = len(pre), len(pre) + len(queries) + 1
+    sent = np.zeros((steps, 2 * pre.shape[1]), dtype=np.int32)
+    sent[:tokens] = 2 * pairs(pre)
+    sent[tokens:-1] = np.concatenate([queries, -queries], axis=-1)
+    traces = np.zeros((2, steps, post.shape[1]), dtype=np.int32)
+    traces[:, :tokens] = np.maximum(post, 0), np.maximum(-post, 0)
+    rows, columns = post.shape[1], sent.shape[1]
+    with tempfile.TemporaryDirectory(prefix="neurtx-") as folder, runner.lava_off_stdout():
+        reads, weights = Path(folder) / "reads.npy", Path(folder) / "weights.npy"
+        open_memmap(reads, mode="w+", dtype=np.int32, shape=(steps, rows))
+        open_memmap(weights, mode="w+", dtype=np.int32, shape=(steps, rows, columns))
+        inputs, y1, y2 = (RingBuffer(data=data.T) for data in (sent, *traces))
+        synapses = _synapses(rows, columns, learning_rule(NO_FORGETTING, exponent), weights)
+        listener = Listener(width=rows, log=reads)
+        inputs.s_out.connect(synapses.s_in)
+        y1.s_out.connect(synapses.s_in_y1)
+        y2.s_out.connect(synapses.s_in_y2)
+        synapses.a_out.connect(listener.a_in)
+        runner.run_lava([inputs, y1, y2, synapses, listener], steps)
+        # what a query reads arrives one step after it
+        arrived = np.load(reads)[tokens + 1 :]
+        return arrived.astype(np.int64), np.load(weights)[-1].astype(np.int64)

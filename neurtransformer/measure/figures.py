@@ -165,6 +165,45 @@ def induction_heads(scores: Mapping[str, Sequence[Sequence[float]]]) -> bytes:
         return _svg(figure)
 
 
+def regression_errors(
+    sweeps: Mapping[str, Sequence[Mapping[str, float]]], trained: Mapping[str, Any]
+) -> bytes:
+    """What the limits of the learning engine cost in-context regression, and what models learn.
+
+    sweeps: what grows -> rows with its value and the relative errors of the forms of the engine.
+    trained: `mse` by name, and `difference` of each model to each algorithm.
+    """
+    titles = {"bits": "bits of a trace", "dimension": "dimension d", "examples": "examples N"}
+    forms = {"traces": GRADED, "nearest": DENSE, "stochastic": SPIKING, "lava": "#d55e00"}
+    difference = trained["difference"]
+    grid = [list(row.values()) for row in difference.values()]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 5.4))
+        above, below = figure.subfigures(2, 1, height_ratios=(2.2, 3.2))
+        panels = above.subplots(1, len(sweeps), sharey=True)
+        for axes, (name, rows) in zip(panels, sweeps.items(), strict=True):
+            grows = [row[name] for row in rows]
+            for form, colour in forms.items():
+                errors = [row[form] for row in rows]
+                axes.plot(grows, errors, color=colour, linewidth=1.4, marker=".", label=form)
+            axes.set_yscale("log")
+            if name != "bits":
+                axes.set_xscale("log", base=2)
+            axes.set_xlabel(titles[name])
+        panels[0].set_ylabel("relative error")
+        panels[0].legend(frameon=False, fontsize=7.5)
+        axes = below.subplots()
+        image = axes.imshow(grid, cmap=HEAT, vmin=0, aspect="auto")
+        algorithms = list(next(iter(difference.values())))
+        labels = ["\n".join(name.rsplit(" ", 1)) for name in algorithms]
+        axes.set_xticks(range(len(labels)), labels, fontsize=7.5)
+        axes.set_yticks(range(len(difference)), list(difference))
+        axes.set_title(f"squared difference of predictions, noise {trained['noise']:g}")
+        _write_values(axes, grid)
+        below.colorbar(image, label="of the mean squared target")
+        return _svg(figure)
+
+
 def core_utilisation(shares: NDArray[np.float64], names: Sequence[str], per_chip: int) -> bytes:
     """Heat map of what is used of every core, in order, as PNG; a column is the mean of neighbours
     where there are more cores than points. shares: (cores, resources), 0 to 1, named in `names`."""
