@@ -179,7 +179,8 @@ def regression_errors(
     grid = [list(row.values()) for row in difference.values()]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 5.4))
-        above, below = figure.subfigures(2, 1, height_ratios=(2.2, 3.2))
+        halves: Any = figure.subfigures(2, 1, height_ratios=(2.2, 3.2))
+        above, below = halves
         panels = above.subplots(1, len(sweeps), sharey=True)
         for axes, (name, rows) in zip(panels, sweeps.items(), strict=True):
             grows = [row[name] for row in rows]
