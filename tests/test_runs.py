@@ -107,8 +107,9 @@ HANGS = """
 import signal, sys, time
 from pathlib import Path
 from neurtransformer.runs import new_folder
-# a shell's background job starts with SIGINT ignored
+# a shell's background job starts with SIGINT ignored, one of nohup's with SIGHUP
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 with new_folder(Path("run")) as fresh:
     (fresh / "half").write_text("half")
     print("ready", flush=True)
