@@ -7,7 +7,7 @@ import click
 
 from .output import answer, json_option, rows_table
 
-TASKS = ("induction",)
+TASKS = ("induction", "omniglot")
 
 
 @click.command()
@@ -23,6 +23,18 @@ TASKS = ("induction",)
 )
 @click.option("--picture", type=click.Path(path_type=Path), help="SVG of the heads, to write.")
 @click.option("--force", is_flag=True, help="Replace a file that stands at --picture.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="omniglot: the folder of its archives."
+)
+@click.option("--ways", type=click.IntRange(min=2), help="omniglot: characters of an episode.")
+@click.option("--shots", type=click.IntRange(min=1), help="omniglot: drawings of each in context.")
+@click.option(
+    "--episodes",
+    type=click.IntRange(min=1),
+    default=2000,
+    show_default=True,
+    help="omniglot: how many of each setting.",
+)
 @json_option
 def command(
     task: str,
@@ -31,18 +43,31 @@ def command(
     limit: int,
     picture: Path | None,
     force: bool,
+    data: Path | None,
+    ways: int | None,
+    shots: int | None,
+    episodes: int,
     as_json: bool,
 ) -> None:
-    """Measure in-context learning: TASK is `induction`.
+    """Measure in-context learning: TASK is `induction` or `omniglot`.
 
     induction: attention heads of RUN that find what followed an earlier occurrence of a token, and
     how much the loss falls along the context, for the dense teacher, the naive conversion, RUN and
     its integer network.
+
+    omniglot: characters of unseen alphabets told from a few drawings in the context, by a small
+    transformer whose attention is a plastic connection, in float, in integers and in the learning
+    engine, and by controls. Without --ways and --shots in three settings, and in the official
+    one-shot runs where all_runs.zip is in the folder.
     """
     from neurtransformer.errors import UserError
 
     if task not in TASKS:
         raise UserError(f"icl {task} is not built yet: this version knows {', '.join(TASKS)}")
+    if task == "omniglot":
+        from .icl_omniglot import omniglot
+
+        return omniglot(data, ways, shots, episodes, as_json)
     if picture is not None and picture.exists() and not force:
         raise UserError(f"{picture} exists already: name another file or add --force")
     induction(run, text, limit, picture, as_json)
