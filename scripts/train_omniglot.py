@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from neurtransformer.icl.omniglot import HELD_OUT, TRAINED, load_drawings
 from neurtransformer.icl.plastic import NAMES, Encoder, Name
 
-STEPS = 3000
+STEPS = 1500
 WAYS, QUERIES = 80, 4
 """Classes of a step and queries of each; half of the steps have one shot, half two."""
 
@@ -116,7 +116,9 @@ def main(folder: Path, target: Path, steps: int, seed: int) -> None:
             if tensor.is_floating_point():
                 tensors[f"{name}.{key}"] = tensor.half().contiguous()
     target.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, target / "model.safetensors")
+    weights = target / "model.safetensors"
+    save_file(tensors, weights)
+    weights.chmod(0o644)
 
 
 if __name__ == "__main__":

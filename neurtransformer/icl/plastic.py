@@ -8,8 +8,10 @@ full scale, none of them for the query. One attention layer of one head reads be
     o = W k_i^2,    W <- W + v_i (k_i^2)^T,
 
 and o are the logits of a label: a token is judged by what stood before it alone. One population
-sends both queries and keys, as on the chip (loihi/plasticity.py), and counts act squared, as in the
-SSA (spiking/attention.py), from which the witness is left over: a last row that labels do not need.
+sends both queries and keys, as on the chip (loihi/plasticity.py). Counts act squared, as in the SSA
+(spiking/attention.py), because the n-th spike weighs 2n - 1; so that products are linear in what
+drives the neurons z, the n-th spike here also takes 2n from the membrane instead of 1: the count is
+``floor(T sqrt(z) + 1/2)``. The SSA's witness writes one row more, which labels do not need.
 
 Nothing else changes at test time. The forms: "float", "counts" (spiking neurons), "softmax" (the
 control, ``log sum_j softmax_j(k_i.k_j) v_j``) are three `Encoder`, trained alike; `IntegerEncoder`
@@ -52,13 +54,17 @@ DRAWN = 0.5
 BATCH = 500
 EPSILON = 1e-5
 
+KEY_SHIFT = 4
+"""Bits by which normalised membranes shift left, so that thresholds are precise."""
+
 
 class Encoder(nn.Module):
-    """Drawings to keys: convolutions, each with a batch normalisation that folds into weights and
-    bias, then a layer norm without mean (RMSNorm), so that no key outweighs another by its length.
+    """Drawings to squared keys: convolutions, each with a batch normalisation that folds into
+    weights and bias, then a layer norm without mean (RMSNorm), so that no key outweighs another by
+    its length.
 
-    A neuron's value is ``clip(z, 0, 1)``, of which "counts" has T + 1 levels; in "softmax" hidden
-    ones are rectified and keys are z itself.
+    A neuron's value is ``clip(z, 0, 1)``, of which "counts" has T + 1 levels. In "softmax" hidden
+    neurons are rectified and keys are z itself, not squared.
     """
 
     def __init__(self, name: Name) -> None:
@@ -72,13 +78,13 @@ class Encoder(nn.Module):
         self.scale = nn.Parameter(torch.full((KEYS,), 1.0 if name == "softmax" else 0.35))
         self.center = nn.Parameter(torch.zeros(KEYS))
         # of the logits; sharpens the loss and changes no order of "float" and "counts"
-        self.gain = nn.Parameter(torch.tensor(0.0 if name == "softmax" else math.log(4)))
+        self.gain = nn.Parameter(torch.tensor(0.0 if name == "softmax" else math.log(2)))
         if name != "softmax":
             for norm in self.norms:
                 nn.init.constant_(cast(Tensor, norm.weight), 0.5)
 
     def forward(self, ink: Tensor) -> Tensor:
-        """ink: (n, 28, 28). Returns keys (n, KEYS), for "counts" in full scales of T spikes."""
+        """ink: (n, 28, 28). Returns (n, KEYS), 0..1; for "softmax" any numbers."""
         x = self.levels((ink / DRAWN).clamp(max=1)).unsqueeze(1)
         z = x
         for synapses, norm in zip(self.convolutions, self.norms, strict=True):
@@ -87,7 +93,14 @@ class Encoder(nn.Module):
         z = z.flatten(1)
         z = z * torch.rsqrt(z.square().mean(1, keepdim=True) + EPSILON)
         z = z * self.scale.abs() + self.center
-        return z if self.name == "softmax" else self.levels(z)
+        if self.name == "softmax":
+            return z
+        squared = z.clamp(0, 1)
+        if self.name == "counts":
+            rounded = self.levels(squared.sqrt()).square()
+            # the gradient of a root has no end
+            squared = squared + (rounded - squared).detach()
+        return squared
 
     def levels(self, z: Tensor) -> Tensor:
         """What neurons driven by z send, 0..1."""
@@ -103,8 +116,8 @@ class Encoder(nn.Module):
         if self.name == "softmax":
             scores = query @ key.transpose(1, 2) / KEYS**0.5 * self.gain.exp()
             return (scores.softmax(-1) @ value).clamp_min(1e-9).log()
-        matrix = value.transpose(1, 2) @ key.square()
-        read = query.square() @ matrix.transpose(1, 2)
+        matrix = value.transpose(1, 2) @ key
+        read = query @ matrix.transpose(1, 2)
         shots = len(value[0]) / value.shape[-1]
         return read * self.gain.exp() / shots
 
@@ -114,21 +127,20 @@ class Encoder(nn.Module):
         layers = []
         for synapses, norm in zip(self.convolutions, self.norms, strict=True):
             tensors = synapses.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var
-            weight, gain, bias, mean, variance = (
-                cast(Tensor, x).detach().double() for x in tensors
-            )
+            weight, gain, bias, mean, variance = (cast(Tensor, x).double() for x in tensors)
             scale = gain / (variance + cast(float, norm.eps)).sqrt()
             layers.append((weight * scale[:, None, None, None], bias - mean * scale))
         return layers
 
 
 def load(path: Path = WEIGHTS) -> dict[Name, Encoder]:
-    """The trained encoders; safetensors in float16, names such as `counts.maps.0.weight`."""
+    """The trained encoders; safetensors in float16, names such as `counts.norms.0.weight`."""
     tensors = load_file(path)
     encoders = {}
     for name in NAMES:
         encoder = Encoder(name).eval()
-        own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(name)}
+        prefix = f"{name}."
+        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         encoder.load_state_dict(own)
         encoders[name] = encoder.requires_grad_(False)
     return encoders
@@ -136,7 +148,7 @@ def load(path: Path = WEIGHTS) -> dict[Name, Encoder]:
 
 @torch.no_grad()
 def keys(encoder: Encoder, ink: Inks) -> Tensor:
-    """Keys of drawings (n, 28, 28): (n, KEYS)."""
+    """What the encoder makes of drawings (n, 28, 28): (n, KEYS)."""
     return torch.cat([encoder(batch) for batch in torch.from_numpy(ink).split(BATCH)])
 
 
@@ -162,9 +174,9 @@ class IntegerEncoder:
             self.layers.append((_whole(whole), _whole(bias * TIMESTEPS / unit)))
             if not last:
                 self.thresholds.append(_whole((1 / unit).clamp_min(1)))
-        length = 2**NORM_BITS / KEYS**0.5
+        length = 2 ** (NORM_BITS + KEY_SHIFT) / KEYS**0.5
         scale = encoder.scale.detach().abs().clamp_min(1e-3)
-        self.thresholds.append(_whole(length / TIMESTEPS / scale))
+        self.thresholds.append(_whole(length / TIMESTEPS**2 / scale))
         self.center = _whole(length * encoder.center.detach() / scale)
         self.epsilon = round(EPSILON * KEYS * (TIMESTEPS / float(unit[0])) ** 2)
 
@@ -184,8 +196,16 @@ class IntegerEncoder:
             spikes, synapses = (torch.from_numpy(y.astype(np.float32)) for y in (x, weight))
             u = F.conv2d(spikes, synapses, stride=2, padding=weight.shape[-1] // 2)
             membrane = arithmetic.saturate(u.long().numpy() + bias[:, None, None])
-        z = arithmetic.normed(membrane.reshape(len(membrane), -1), self.epsilon) + self.center
-        return arithmetic.fire_counts(z, self.thresholds[-1], TIMESTEPS, False)
+        z = arithmetic.normed(membrane.reshape(len(membrane), -1), self.epsilon) << KEY_SHIFT
+        return fire_roots(z + self.center, self.thresholds[-1])
+
+
+def fire_roots(z: Integers, theta: Integers) -> Integers:
+    """Counts ``clip(floor(sqrt(z / theta) + 1/2), 0, T)``: the n-th spike is fired if the membrane
+    reaches (n - 1/2)^2 theta. z: (..., n). theta: (n,).
+    """
+    steps = (2 * np.arange(TIMESTEPS) + 1) ** 2
+    return (4 * z[..., None] >= steps * theta[:, None]).sum(-1)
 
 
 def _whole(x: Tensor) -> Integers:
@@ -196,7 +216,7 @@ def _whole(x: Tensor) -> Integers:
 
 
 def float_reads(encoder: Encoder, keys: Tensor, episodes: Episodes) -> Tensor:
-    """Logits (episodes, ways) from the keys of all drawings (n, KEYS)."""
+    """Logits (episodes, ways) from `keys` of all drawings (n, KEYS)."""
     value = F.one_hot(torch.from_numpy(episodes.labels), episodes.ways).float()
     query, context = keys[episodes.query][:, None], keys[episodes.shots]
     return encoder.logits(query, context, value)[:, 0]
@@ -221,8 +241,9 @@ def forgetting() -> tuple[Integers, Integers]:
 def exponent(shots: int) -> Integers:
     """Of the weights in the learning engine, for the one head: they fill their range.
 
-    A product of full scale is 2^(9 + exponent) and a row gets `shots` of them. Up to 7 shots every
-    product is a whole number, so that nothing is rounded; see loihi/learning.py.
+    A product of full scale is 2^(9 + exponent) and a weight gets `shots` of them; it saturates
+    where nearly all of them are of full scale. Up to 7 shots every product is a whole number, so
+    that nothing is rounded; see loihi/learning.py.
     """
     return np.array([-1 - (shots.bit_length() - 1)])
 
