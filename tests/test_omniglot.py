@@ -330,5 +330,5 @@ def test_by_command(folder: Path, capfd: pytest.CaptureFixture) -> None:
     assert set(values["accuracy"]) == set(values["interval"]) == forms
     assert all(0 <= share <= 1 for share in values["accuracy"].values())
     assert values["official_runs"]["episodes"] == 6
-    with pytest.raises(UserError, match="needs 20 characters"):
+    with pytest.raises(UserError, match="5-way 5-shot needs"):
         neurtx.main(arguments, standalone_mode=False)

@@ -205,7 +205,7 @@ def load_runs(folder: Path) -> tuple[Inks, Episodes] | None:
     context = [classes[query.split("/")[0]] for query, _ in pairs]
     shots = np.array([[index[name] for name in names] for names in context])
     answer = np.array([names.index(shot) for (_, shot), names in zip(pairs, context, strict=True)])
-    labels = np.broadcast_to(np.arange(shots.shape[1]), shots.shape)
+    labels = np.tile(np.arange(shots.shape[1]), (len(shots), 1))
     query = np.array([index[query] for query, _ in pairs])
     return ink, Episodes(shots, labels, query, answer, shots.shape[1])
 
