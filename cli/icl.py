@@ -4,36 +4,52 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from .output import answer, json_option, rows_table
+from .output import json_option
 
-TASKS = ("induction", "regression")
+# which options each task has; its function in the file of its name takes just these
+TASKS: dict[str, set[str]] = {
+    "induction": {"run", "text", "limit", "picture"},
+    "regression": {"picture"},
+    "omniglot": {"data", "ways", "shots", "episodes"},
+}
+_ALL = {"task", "force", "as_json"}
 
 
 @click.command()
-@click.argument("task", type=click.Choice(["induction", "regression", "omniglot"]))
+@click.argument("task", type=click.Choice(list(TASKS)))
 @click.argument("run", required=False)
-@click.option("--text", help="Held-out text for losses: a file, - or a hub data set.")
+@click.option("--text", help="induction: held-out text, a file, - or a hub data set.")
 @click.option(
     "--limit",
     type=click.IntRange(min=2),
     default=4096,
     show_default=True,
-    help="Tokens of it.",
+    help="induction: tokens of it.",
 )
-@click.option("--picture", type=click.Path(path_type=Path), help="SVG to write.")
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path),
+    help="induction, regression: an SVG to write.",
+)
 @click.option("--force", is_flag=True, help="Replace a file that stands at --picture.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="omniglot: the folder of its archives."
+)
+@click.option("--ways", type=click.IntRange(min=2), help="omniglot: characters of an episode.")
+@click.option("--shots", type=click.IntRange(min=1), help="omniglot: drawings of each in context.")
+@click.option(
+    "--episodes",
+    type=click.IntRange(min=1),
+    default=2000,
+    show_default=True,
+    help="omniglot: how many of each setting.",
+)
 @json_option
-def command(
-    task: str,
-    run: str | None,
-    text: str | None,
-    limit: int,
-    picture: Path | None,
-    force: bool,
-    as_json: bool,
-) -> None:
-    """Measure in-context learning: TASK is `induction` or `regression`.
+@click.pass_context
+def command(ctx: click.Context, task: str, force: bool, as_json: bool, **options: Any) -> None:
+    """Measure in-context learning. TASK is one of three.
 
     induction: attention heads of RUN that find what followed an earlier occurrence of a token, and
     how much the loss falls along the context, for the dense teacher, the naive conversion, RUN and
@@ -41,67 +57,20 @@ def command(
 
     regression: attention as a step of gradient descent on examples, in floats, in integers and in
     Lava's learning engine, and what trained attention layers do instead. It needs no RUN.
+
+    omniglot: characters of unseen alphabets told from a few drawings in the context, by a small
+    transformer whose attention is a plastic connection, in float, in integers and in the learning
+    engine, and by controls. Without --ways and --shots in three settings, and in the official
+    one-shot runs where all_runs.zip is in the folder.
     """
-    from neurtransformer.errors import UserError
+    import importlib
 
-    if task not in TASKS:
-        raise UserError(f"icl {task} is not built yet: this version knows {', '.join(TASKS)}")
+    for name in ctx.params.keys() - TASKS[task] - _ALL:
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            shown = "RUN" if name == "run" else f"--{name}"
+            raise click.UsageError(f"icl {task} takes no {shown}", ctx)
+    picture = options["picture"]
     if picture is not None and picture.exists() and not force:
-        raise UserError(f"{picture} exists already: name another file or add --force")
-    if task == "regression":
-        from .icl_regression import regression
-
-        regression(picture, as_json)
-    else:
-        induction(run, text, limit, picture, as_json)
-
-
-def induction(
-    run: str | None, text: str | None, limit: int, picture: Path | None, as_json: bool
-) -> None:
-    """One table of all forms of a run, and one heat map of their heads."""
-    from neurtransformer import runs
-
-    folder = runs.resolve("run", run)
-
-    from neurtransformer.icl.induction import dense_form, integer_form, measure, spiking_form
-    from neurtransformer.integer.model import IntegerGPT2
-    from neurtransformer.measure.figures import induction_heads
-    from neurtransformer.recipe import load_recipe
-    from neurtransformer.spiking.calibrate import calibration_text
-    from neurtransformer.spiking.convert import convert
-    from neurtransformer.spiking.load import load_run, load_teacher
-    from neurtransformer.text import load_blocks
-
-    from .progress import status
-
-    model, tokenizer = load_run(folder)
-    dense, config = load_teacher(model), model.config
-    blocks = load_blocks(text, tokenizer, config.n_positions, split="heldout", limit_tokens=limit)
-    found: dict[str, Any] = {}
-    with status("measuring") as note:
-        note("the dense model")
-        found["dense"] = measure(dense_form(dense), config.vocab_size, blocks)
-        note("the naive conversion")
-        tokens = calibration_text(dense, tokenizer, None, load_recipe().calibration)
-        naive = convert(dense, tokens, config.timesteps, "", coding=config.coding)
-        found["converted"] = measure(spiking_form(naive), config.vocab_size, blocks)
-        note("the spiking network")
-        found["spiking"] = measure(spiking_form(model), config.vocab_size, blocks)
-        note("the integer network")
-        integer = integer_form(IntegerGPT2.from_spiking(model))
-        found["integer"] = measure(integer, config.vocab_size, blocks)
-    if picture is not None:
-        heads = {name: values["prefix_matching"] for name, values in found.items()}
-        runs.write_text(picture, induction_heads(heads).decode())
-    runs.update_report(folder, "induction", found)
-    columns = ("form", "prefix matching, best head", "layer.head", "its copying", "ICL score")
-    rows = [_induction_row(name, values) for name, values in found.items()]
-    values = {"task": "induction", "run": folder, "tokens": blocks.numel(), **found}
-    answer(values, as_json=as_json, table=lambda: rows_table(columns, rows))
-
-
-def _induction_row(name: str, values: dict[str, Any]) -> tuple[Any, ...]:
-    layer, head = values["best_head"]
-    copying = values["copying"][layer][head]
-    return name, values["prefix_matching_max"], f"{layer}.{head}", copying, values["icl_score"]
+        raise click.UsageError(f"{picture} exists already: name another file or add --force", ctx)
+    measure = getattr(importlib.import_module(f".icl_{task}", __package__), task)
+    measure(**{name: options[name] for name in TASKS[task]}, as_json=as_json)

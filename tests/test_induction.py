@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 import torch
 
-from neurtransformer.errors import UserError
 from neurtransformer.icl import induction
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.spiking.load import load_run
@@ -73,5 +73,16 @@ def test_by_command(
         assert len(values[form]["prefix_matching"]) == 2
         assert isinstance(values[form]["icl_score"], float)
     assert picture.read_text().lstrip().startswith("<?xml")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(click.UsageError, match="exists already"):
         neurtx.main([*arguments, "--picture", str(picture)], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("regression", "a-run"), ("omniglot", "--text", "a"), ("induction", "--ways", "5")],
+)
+def test_an_option_of_another_task_is_a_mistake(arguments: tuple[str, ...]) -> None:
+    from neurtx.main import neurtx
+
+    with pytest.raises(click.UsageError, match=f"icl {arguments[0]} takes no"):
+        neurtx.main(["icl", *arguments], standalone_mode=False)

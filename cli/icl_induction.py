@@ -1,0 +1,57 @@
+"""`neurtx icl induction`: induction heads and losses of every form of a run."""
+
+from pathlib import Path
+from typing import Any
+
+from .output import answer, rows_table
+
+
+def induction(
+    *, run: str | None, text: str | None, limit: int, picture: Path | None, as_json: bool
+) -> None:
+    """One table of all forms of a run, and one heat map of their heads."""
+    from neurtransformer import runs
+
+    folder = runs.resolve("run", run)
+
+    from neurtransformer.icl.induction import dense_form, integer_form, measure, spiking_form
+    from neurtransformer.integer.model import IntegerGPT2
+    from neurtransformer.measure.figures import induction_heads
+    from neurtransformer.recipe import load_recipe
+    from neurtransformer.spiking.calibrate import calibration_text
+    from neurtransformer.spiking.convert import convert
+    from neurtransformer.spiking.load import load_run, load_teacher
+    from neurtransformer.text import load_blocks
+
+    from .progress import status
+
+    model, tokenizer = load_run(folder)
+    dense, config = load_teacher(model), model.config
+    blocks = load_blocks(text, tokenizer, config.n_positions, split="heldout", limit_tokens=limit)
+    found: dict[str, Any] = {}
+    with status("measuring") as note:
+        note("the dense model")
+        found["dense"] = measure(dense_form(dense), config.vocab_size, blocks)
+        note("the naive conversion")
+        tokens = calibration_text(dense, tokenizer, None, load_recipe().calibration)
+        naive = convert(dense, tokens, config.timesteps, "", coding=config.coding)
+        found["converted"] = measure(spiking_form(naive), config.vocab_size, blocks)
+        note("the spiking network")
+        found["spiking"] = measure(spiking_form(model), config.vocab_size, blocks)
+        note("the integer network")
+        integer = integer_form(IntegerGPT2.from_spiking(model))
+        found["integer"] = measure(integer, config.vocab_size, blocks)
+    if picture is not None:
+        heads = {name: values["prefix_matching"] for name, values in found.items()}
+        runs.write_text(picture, induction_heads(heads).decode())
+    runs.update_report(folder, "induction", found)
+    columns = ("form", "prefix matching, best head", "layer.head", "its copying", "ICL score")
+    rows = [_induction_row(name, values) for name, values in found.items()]
+    values = {"task": "induction", "run": folder, "tokens": blocks.numel(), **found}
+    answer(values, as_json=as_json, table=lambda: rows_table(columns, rows))
+
+
+def _induction_row(name: str, values: dict[str, Any]) -> tuple[Any, ...]:
+    layer, head = values["best_head"]
+    copying = values["copying"][layer][head]
+    return name, values["prefix_matching_max"], f"{layer}.{head}", copying, values["icl_score"]

@@ -1,0 +1,334 @@
+"""Omniglot in context: archives, episodes, and the forms of the plastic transformer."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from neurtransformer import hub
+from neurtransformer.errors import UserError
+from neurtransformer.icl import evaluate, omniglot, plastic
+from neurtransformer.icl.omniglot import PIXELS, TRAINED, Drawings, Episodes, draw_episodes
+from neurtransformer.loihi.learning import WEIGHT_LIMITS
+
+CORPUS = Path(__file__).parents[2] / "shared" / "corpus" / "omniglot"
+DRAWERS = 4
+
+
+@pytest.fixture(scope="module")
+def real() -> Drawings:
+    """The characters of the alphabets that training never saw."""
+    if not CORPUS.is_dir():
+        pytest.skip("no Omniglot in ../shared/corpus/omniglot")
+    return omniglot.load_drawings(CORPUS).of(omniglot.HELD_OUT)
+
+
+def strokes(seed: int) -> np.ndarray:
+    """A drawing of three lines, (105, 105) bool; seeds 10 n to 10 n + 9 differ a little."""
+    of_character = np.random.default_rng(seed // 10).integers(15, 90, (3, 4))
+    ends = of_character + np.random.default_rng(seed).integers(-4, 5, (3, 4))
+    drawn = np.zeros((PIXELS, PIXELS), dtype=bool)
+    for x0, y0, x1, y1 in ends:
+        t = np.linspace(0, 1, 200)
+        x, y = (np.rint(a + (b - a) * t).astype(int) for a, b in ((x0, x1), (y0, y1)))
+        for dx, dy in np.ndindex(3, 3):
+            drawn[y + dy, x + dx] = True
+    return drawn
+
+
+def png(drawn: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(~drawn).save(file, "PNG")
+    return file.getvalue()
+
+
+def archive(path: Path, members: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in members.items():
+            file.writestr(name, data)
+
+
+def alphabet(name: str, characters: int, first: int = 0) -> dict[str, bytes]:
+    return {
+        f"images_evaluation/{name}/character{c + 1:02}/{c:04}_{d + 1:02}.png": png(
+            strokes(10 * (first + c) + d)
+        )
+        for c in range(characters)
+        for d in range(DRAWERS)
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An evaluation archive of one alphabet, one that training saw, and two runs of 3 classes."""
+    path = tmp_path_factory.mktemp("omniglot")
+    members = {**alphabet("Made_up", 8), **alphabet("Greek", 2, 50)}
+    archive(path / "images_evaluation.zip", {"images_evaluation/": b"", **members})
+    runs: dict[str, bytes] = {}
+    for run in ("run01", "run02"):
+        lines = []
+        for i in range(3):
+            runs[f"{run}/training/class{i + 1:02}.png"] = png(strokes(10 * i))
+            runs[f"{run}/test/item{i + 1:02}.png"] = png(strokes(10 * ((i + 1) % 3) + 1))
+            label = (i + 1) % 3 + 1
+            lines.append(f"{run}/test/item{i + 1:02}.png {run}/training/class{label:02}.png")
+        runs[f"{run}/class_labels.txt"] = "\n".join(lines).encode()
+    archive(path / "all_runs.zip", runs)
+    return path
+
+
+@pytest.fixture(scope="module")
+def episodes(folder: Path) -> tuple[np.ndarray, Episodes]:
+    """Key counts of the made-up drawings, and 40 episodes of 4 ways and 2 shots."""
+    ink = omniglot.load_drawings(folder).ink
+    counts = plastic.IntegerEncoder(plastic.load()["counts"])(ink.reshape(-1, 28, 28))
+    return counts, draw_episodes(len(ink), DRAWERS, 4, 2, 40, 0)
+
+
+# --- drawings and episodes ---
+
+
+def test_drawings_come_from_archives(folder: Path) -> None:
+    drawings = omniglot.load_drawings(folder)
+    assert drawings.ink.shape == (10, DRAWERS, 28, 28) and drawings.ink.dtype == np.float32
+    assert sorted(set(drawings.alphabet)) == ["Greek", "Made_up"]
+    assert drawings.ink.min() == 0 and 0.5 < drawings.ink.max() <= 1
+    # sorted by alphabet, so Greek comes first
+    assert np.allclose(drawings.ink[2, 1], omniglot.shrink(strokes(1)[None])[0])
+    assert drawings.of(TRAINED, others=True).size == (8, DRAWERS)
+
+
+def test_arrays_and_archives_hold_the_same(folder: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(folder / "images_evaluation.zip") as file:
+        names = sorted(name for name in file.namelist() if name.endswith(".png"))
+        images = [~np.asarray(Image.open(io.BytesIO(file.read(name)))) for name in names]
+    array = np.array(images, np.uint8).reshape(10, DRAWERS, PIXELS, PIXELS)
+    labels = np.array(["Greek"] * 2 + ["Made_up"] * 8)
+    np.savez_compressed(tmp_path / omniglot.ARRAYS, images=array, alphabet=labels)
+    ours, theirs = (omniglot.load_drawings(path) for path in (folder, tmp_path))
+    assert np.array_equal(ours.ink, theirs.ink) and np.array_equal(ours.alphabet, theirs.alphabet)
+
+
+def test_official_runs(folder: Path) -> None:
+    found = omniglot.load_runs(folder)
+    assert found is not None
+    ink, runs = found
+    assert len(ink) == 12 and runs.ways == 3 and runs.shots_each == 1
+    assert runs.answer.tolist() == [1, 2, 0] * 2
+    for query, context, answer in zip(runs.query, runs.shots, runs.answer, strict=True):
+        distance = ((ink[context] - ink[query]) ** 2).sum((1, 2))
+        assert distance.argmin() == answer
+
+
+GOOD = "a/Made_up/character01/0001_01.png"
+
+
+@pytest.mark.parametrize(
+    ("name", "members", "message"),
+    [
+        ("other.zip", {}, "holds no Omniglot"),
+        ("images_evaluation.zip", {"../a/b/character01/1_01.png": b""}, "holds no Omniglot"),
+        ("images_evaluation.zip", {GOOD: b"no picture"}, "is no PNG"),
+        ("images_evaluation.zip", {GOOD: png(np.zeros((9, 9), bool))}, "not 105 x 105"),
+        ("images_evaluation.zip", {GOOD: bytes(10**6)}, "too large"),
+        ("omniglot_small_105.npz", {"images.npy": b"1"}, "cannot be read"),
+    ],
+)
+def test_what_is_no_omniglot_is_refused(
+    tmp_path: Path, name: str, members: dict[str, bytes], message: str
+) -> None:
+    archive(tmp_path / name, members)
+    with pytest.raises(UserError, match=message):
+        omniglot.load_drawings(tmp_path)
+
+
+def test_other_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "images_evaluation.zip").write_text("no zip")
+    with pytest.raises(UserError, match="no zip archive"):
+        omniglot.load_drawings(tmp_path)
+    with pytest.raises(UserError, match="no folder"):
+        omniglot.load_drawings(tmp_path / "missing")
+    with pytest.raises(UserError, match="needs 5 characters"):
+        draw_episodes(4, 20, 5, 1, 1, 0)
+    monkeypatch.setattr(hub, "reachable", lambda: False)
+    with pytest.raises(UserError, match="--data FOLDER"):
+        omniglot.load_from_hub()
+
+
+def test_the_hubs_rows_become_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    class Rows(list):
+        features = {"alphabet": type("Names", (), {"names": ["Alpha", "Beta"]})}  # noqa: RUF012
+
+    rows = Rows(
+        {"image": Image.fromarray(~strokes(10 * c + d)), "alphabet": c // 2, "label": c}
+        for d in range(3)
+        for c in range(4)
+    )
+    monkeypatch.setattr(hub, "reachable", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    drawings = omniglot.load_from_hub()
+    assert drawings.alphabet.tolist() == ["Alpha", "Alpha", "Beta", "Beta"]
+    assert np.allclose(drawings.ink[3, 2], omniglot.shrink(strokes(32)[None])[0])
+
+
+def test_episodes_are_what_they_say() -> None:
+    drawn = draw_episodes(9, 6, 5, 3, 200, 0)
+    assert drawn.shots.shape == drawn.labels.shape == (200, 15) and drawn.shots_each == 3
+    for shots, labels, query, answer in zip(
+        drawn.shots, drawn.labels, drawn.query, drawn.answer, strict=True
+    ):
+        assert query not in shots and len(set(shots.tolist())) == 15
+        for label in range(5):
+            assert len({shot // 6 for shot in shots[labels == label]}) == 1
+        assert {query // 6} == {shot // 6 for shot in shots[labels == answer]}
+    # neither place nor label gives the answer away
+    assert np.bincount(drawn.answer, minlength=5).min() > 20
+    assert not np.array_equal(drawn.labels[0], drawn.labels[1])
+    parts = list(drawn.batches(150))
+    assert [len(part.query) for part in parts] == [150, 50]
+    assert np.array_equal(np.concatenate([part.shots for part in parts]), drawn.shots)
+
+
+# --- the network ---
+
+
+def test_the_query_shows_no_label(episodes: tuple[np.ndarray, Episodes]) -> None:
+    counts, drawn = episodes
+    key, value = plastic.sequences(counts, drawn)
+    assert key.shape == (40, 9, 1, plastic.KEYS) and value.shape == (40, 9, 1, 4)
+    assert not value[:, -1].any()
+    assert (value[:, :-1].sum(-1) == plastic.TIMESTEPS).all()
+    # and what its label is changes no read
+    other = Episodes(drawn.shots, drawn.labels, drawn.query, (drawn.answer + 1) % 4, 4)
+    for read in (plastic.integer_reads, plastic.engine_reads):
+        assert np.array_equal(read(counts, drawn), read(counts, other))
+
+
+def test_reads_are_sums_over_the_shots(episodes: tuple[np.ndarray, Episodes]) -> None:
+    """Each form against the sum of ``q^2.k^2`` over the shots of a label, written out."""
+    counts, drawn = episodes
+    expected = np.zeros((40, 4))
+    for i in range(40):
+        for shot, label in zip(drawn.shots[i], drawn.labels[i], strict=True):
+            expected[i, label] += (counts[shot] ** 2 * counts[drawn.query[i]] ** 2).sum()
+    encoder = plastic.load()["counts"]
+    keys = (torch.from_numpy(counts).float() / plastic.TIMESTEPS) ** 2
+    reads: dict[str, np.ndarray] = {
+        "float": plastic.float_reads(encoder, keys, drawn).numpy(),
+        "integer": plastic.integer_reads(counts, drawn),
+        "engine": plastic.engine_reads(counts, drawn),
+    }
+    for form, read in reads.items():
+        shares = read / read.sum(1, keepdims=True)
+        assert np.allclose(shares, expected / expected.sum(1, keepdims=True), atol=0.02), form
+
+
+def test_lava_is_numpy_integer_for_integer(episodes: tuple[np.ndarray, Episodes]) -> None:
+    pytest.importorskip("lava", reason="Lava is not installed")
+    counts, drawn = episodes
+    compared, differ = plastic.lava_mismatches(counts, drawn, 2)
+    assert compared == 2 * 9 * 5 * (1 + plastic.KEYS) and differ == 0
+
+
+def test_weights_of_the_engine_fill_their_range_and_are_not_rounded() -> None:
+    for shots in range(1, 8):
+        unit = 2.0 ** plastic.exponent(shots)[0]
+        assert shots * 512 * unit <= 2 * (WEIGHT_LIMITS[1] + 1) and 8 * unit % 1 == 0
+    assert 512 * 2.0 ** plastic.exponent(1)[0] == WEIGHT_LIMITS[1] + 1
+
+
+def test_integer_counts_are_the_encoders(folder: Path) -> None:
+    """8-bit weights and the table of the norm move few counts, and those by one."""
+    encoder = plastic.load()["counts"]
+    ink = omniglot.load_drawings(folder).ink.reshape(-1, 28, 28)
+    theirs = plastic.keys(encoder, ink).sqrt().numpy() * plastic.TIMESTEPS
+    ours = plastic.IntegerEncoder(encoder)
+    assert np.abs(ours(ink) - theirs).mean() < 0.1
+    for weight, _ in ours.layers:
+        assert np.abs(weight).max() <= 254 and not (weight % 2).any()
+
+
+def test_neurons_of_keys_fire_by_roots() -> None:
+    """Step by step: the n-th spike takes 2n theta from a membrane that fires at theta / 4."""
+    theta = 64
+    for z in range(-100, 6000, 7):
+        left, count = z, 0
+        while 4 * left >= theta and count < plastic.TIMESTEPS:
+            count += 1
+            left -= 2 * count * theta
+        assert plastic.fire_roots(np.array([z]), np.array([theta]))[0] == count
+
+
+def test_nothing_but_the_plastic_weights_changes(
+    folder: Path, episodes: tuple[np.ndarray, Episodes]
+) -> None:
+    """Evaluating changes no tensor, and an episode reads the same whatever came before it."""
+    counts, drawn = episodes
+    ink = omniglot.load_drawings(folder).ink.reshape(-1, 28, 28)
+    evaluation = evaluate.Evaluation(ink)
+
+    def everything() -> list[np.ndarray]:
+        encoders = evaluation.float, evaluation.softmax
+        tensors = [t.numpy().copy() for e in encoders for t in e.state_dict().values()]
+        integers = plastic.IntegerEncoder(plastic.load()["counts"])
+        parts = [part for layer in integers.layers for part in layer]
+        return [*tensors, *parts, *integers.thresholds, evaluation.counts.copy()]
+
+    before, stored = everything(), load_file(plastic.WEIGHTS)
+    first = evaluation.measure(drawn, 0)
+    assert all(map(np.array_equal, before, everything()))
+    again = load_file(plastic.WEIGHTS)
+    assert all(torch.equal(again[name], tensor) for name, tensor in stored.items())
+    assert evaluation.measure(drawn, 0) == first
+    alone = [plastic.engine_reads(counts, one)[0] for one in drawn.batches(1)]
+    assert np.array_equal(np.stack(alone), plastic.engine_reads(counts, drawn))
+    for encoder in plastic.load().values():
+        assert not encoder.training and not any(p.requires_grad for p in encoder.parameters())
+
+
+def test_controls(folder: Path) -> None:
+    drawn = draw_episodes(3, 2, 3, 1, 20, 0)
+    pixels = torch.eye(3).repeat_interleave(2, 0) + 0.1 * torch.rand(6, 3)
+    assert np.array_equal(evaluate.nearest(pixels, drawn), drawn.answer)
+    logits = evaluate.linear_readout(pixels, drawn).numpy()
+    assert np.array_equal(logits.argmax(-1), drawn.answer)
+
+
+def test_interval() -> None:
+    low, high = evaluate.interval(50, 100)
+    assert low == pytest.approx(0.4038, abs=1e-3) and high == pytest.approx(0.5962, abs=1e-3)
+    assert evaluate.interval(10, 10)[1] == pytest.approx(1)
+
+
+# --- what ships ---
+
+
+def test_it_learns_unseen_characters_in_context(real: Drawings) -> None:
+    evaluation = evaluate.Evaluation(real.ink.reshape(-1, 28, 28))
+    found = evaluation.measure(draw_episodes(*real.size, 5, 1, 500, 1), 0)["accuracy"]
+    assert found["float"] > 0.7 > 0.5 > found["nearest_pixel"]
+    assert abs(found["float"] - found["quantised"]) < 0.05
+    assert abs(found["lava"] - found["quantised"]) < 0.02
+
+
+def test_by_command(folder: Path, capfd: pytest.CaptureFixture) -> None:
+    from neurtx.main import neurtx
+
+    arguments = ["icl", "omniglot", "--data", str(folder), "--episodes", "30", "--json"]
+    assert not neurtx.main([*arguments, "--ways", "4", "--shots", "2"], standalone_mode=False)
+    values = json.loads(capfd.readouterr().out)
+    assert values["ways"] == 4 and values["shots"] == 2 and values["alphabets"] == ["Made_up"]
+    forms = {"float", "quantised", "lava", "softmax", "nearest_pixel", "linear_readout"}
+    assert set(values["accuracy"]) == set(values["interval"]) == forms
+    assert all(0 <= share <= 1 for share in values["accuracy"].values())
+    assert values["official_runs"]["episodes"] == 6
+    with pytest.raises(UserError, match="5-way 5-shot needs"):
+        neurtx.main(arguments, standalone_mode=False)
