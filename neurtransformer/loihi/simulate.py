@@ -94,7 +94,7 @@ def simulate(
         else:
             theirs = ours
             steps += len(ids_in) * network.phase
-        x = theirs[network.result][:, -1]
+        x = theirs[network.result][:, -1].astype(np.int64)
         tally.add(f"{network.name}.counts", counts, x)
         on_network(network.name)
     chosen = x[len(ids) - 1 :].argmax(-1)
