@@ -69,8 +69,16 @@ def command(ctx: click.Context, task: str, force: bool, as_json: bool, **options
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             shown = "RUN" if name == "run" else f"--{name}"
             raise click.UsageError(f"icl {task} takes no {shown}", ctx)
-    picture = options["picture"]
-    if picture is not None and picture.exists() and not force:
-        raise click.UsageError(f"{picture} exists already: name another file or add --force", ctx)
+    if options["picture"] is not None:
+        options["picture"] = _free(options["picture"].expanduser().resolve(), force)
     measure = getattr(importlib.import_module(f".icl_{task}", __package__), task)
     measure(**{name: options[name] for name in TASKS[task]}, as_json=as_json)
+
+
+def _free(picture: Path, force: bool) -> Path:
+    """`picture`, if a file may be written there: said before anything is measured."""
+    if picture.is_dir() or not picture.parent.is_dir():
+        raise click.UsageError(f"{picture} cannot be a file: name one in a folder that exists")
+    if picture.exists() and not force:
+        raise click.UsageError(f"{picture} exists already: name another file or add --force")
+    return picture

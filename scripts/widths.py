@@ -47,7 +47,8 @@ def widths() -> Iterator[tuple[str, str, list[Change]]]:
             f"{bits} bits and sign",
             [(quantise, most), (blocks, most)],
         )
-    for bits in (20, 16, 14, 12):
+    # no head's write shift has more to give than 6 bits at T = 8
+    for bits in (22, 20, 18):
         yield "state of the SSA", f"{bits} bits", [(arithmetic, {"write_shift": lower(24 - bits)})]
     for bits in (4, 3, 2):
         table = {"GELU_INDEX_BITS": bits, "GELU_ENTRIES": 4 << bits}

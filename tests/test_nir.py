@@ -17,8 +17,8 @@ from neurtransformer import nir_export
 from neurtransformer.errors import UserError
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import LIMIT, Integers
-from neurtransformer.integer.blocks import GeluNeurons
 from neurtransformer.integer.model import IntegerGPT2
+from neurtransformer.integer.parts import GeluNeurons
 from neurtransformer.integer.quantise import gelu_table
 from neurtransformer.runs import read_json
 from neurtransformer.spiking.load import load_run
@@ -127,7 +127,7 @@ def test_rate_neurons(seed: int, inputs: int, outputs: int, most: int) -> None:
     trains, _ = arithmetic.fire_steps(u, theta, most, False, most, "rate")
     for out in (
         *fired(graph, counts[None], most),
-        *fired(graph, arithmetic.spread(counts, most, "rate"), most),
+        *fired(graph, binary_spikes(counts, most), most),
     ):
         assert (out.sum(0) == arithmetic.fire_counts(u, theta, most, False)).all()
         assert (out[::-1] == trains).all()
@@ -227,6 +227,12 @@ def merged(chain: dict[str, Any], total: Integers) -> Integers:
     return np.concatenate(list(part.values()), axis=1)
 
 
+def binary_spikes(counts: Integers, timesteps: int) -> Integers:
+    """The T binary spikes that carry `counts`: (T, *counts.shape)."""
+    step = np.arange(timesteps).reshape(-1, *[1] * counts.ndim)
+    return np.where(step < np.abs(counts), np.sign(counts), 0)
+
+
 def some_tokens(model: IntegerGPT2) -> Integers:
     rng = np.random.default_rng(0)
     return some_counts(rng, 40, model.config.width, model.config.most)
@@ -235,7 +241,7 @@ def some_tokens(model: IntegerGPT2) -> Integers:
 @pytest.mark.parametrize("block", [0, 1])
 def test_chains_equal_the_integer_network(model: IntegerGPT2, tmp_path: Path, block: int) -> None:
     counts = some_tokens(model)
-    binary = arithmetic.spread(counts, model.config.timesteps, "rate")
+    binary = binary_spikes(counts, model.config.timesteps)
     expected = expected_of(model, block, counts)
     for name, chain in chains_of(model, block).items():
         nir.write(tmp_path / "a.nir", chain.graph)

@@ -48,7 +48,8 @@ MANTISSAS = (4, 5, 6, 7)
 """Multipliers, before a shift, that take a membrane from the unit of its row to another."""
 
 NORM_BITS = 14
-"""Fraction bits of a normalised channel, a share of the length of the whole stream."""
+"""Fraction bits of a normalised channel, a share of the length of the whole stream. Where squares
+just missed a finer shift, up to four of them say nothing."""
 
 NORM_SHIFTS = (0, 4, 8, 12, 16, 20)
 """Shifts to the right before channels are squared: the first whose sum of squares fits is taken."""
@@ -126,16 +127,6 @@ def fire_steps(
         spikes.append(sign * spike)
         potentials.append(v)
     return np.stack(spikes), np.stack(potentials)
-
-
-def spread(counts: Integers, phase: int, coding: Coding) -> Integers:
-    """The spikes that carry `counts`: (phase, *counts.shape), see `fire_step`."""
-    if phase == 1:
-        return counts[None]
-    step = np.arange(phase).reshape(-1, *[1] * counts.ndim)
-    size = np.abs(counts)
-    fires = step < size if coding == "rate" else (size >> (phase - 1 - step)) & 1 == 1
-    return np.where(fires, np.sign(counts), 0)
 
 
 def integrate(arriving: Integers, bias: Integers, coding: Coding) -> Integers:
@@ -298,7 +289,7 @@ def normalise(read: Integers, timesteps: int) -> Integers:
     """
     divisor = read[..., -1:] + 1
     length = np.frexp(divisor.astype(np.float64))[1].astype(np.int64)
-    reciprocal = np.asarray(RECIPROCALS)[((divisor << WEIGHT_BITS) >> length) - 128]
+    reciprocal = np.asarray(RECIPROCALS)[((divisor << 8) >> length) - 128]
     right = length - 15
     scaled = shift_round(read[..., :-1] << np.maximum(-right, 0), np.maximum(right, 0))
     scaled = np.clip(scaled, -(2**15 - 1), 2**15 - 1)

@@ -21,6 +21,7 @@ from neurtransformer.integer.blocks import (
     IntegerHead,
 )
 from neurtransformer.integer.config import MAX_STREAM_BITS, IntegerConfig
+from neurtransformer.recipe import checked
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 
 States = list[Integers | None]
@@ -46,23 +47,25 @@ class IntegerGPT2:
 
     @classmethod
     def from_spiking(cls, model: SpikingGPT2LMHeadModel) -> "IntegerGPT2":
-        """Quantise a spiking network. Raises UserError if it holds NaN or infinities."""
+        """Quantise a spiking network. Raises UserError if it holds NaN or infinities, or sizes that
+        integers cannot have."""
         for name, parameter in model.named_parameters():
             if not torch.isfinite(parameter).all():
                 raise UserError(f"{name} holds NaN or infinite weights: fine-tune or convert again")
         c = model.config
-        config = IntegerConfig(
-            layers=c.n_layer,
-            width=c.n_embd,
-            heads=c.n_head,
-            hidden=c.n_inner or 4 * c.n_embd,
-            vocabulary=c.vocab_size,
-            positions=c.n_positions,
-            timesteps=c.timesteps,
-            coding=c.coding,
-            epsilon=c.layer_norm_epsilon,
-            stream_bits=stream_bits(model),
-        )
+        sizes = {
+            "layers": c.n_layer,
+            "width": c.n_embd,
+            "heads": c.n_head,
+            "hidden": c.n_inner or 4 * c.n_embd,
+            "vocabulary": c.vocab_size,
+            "positions": c.n_positions,
+            "timesteps": c.timesteps,
+            "coding": c.coding,
+            "epsilon": c.layer_norm_epsilon,
+            "stream_bits": stream_bits(model),
+        }
+        config = checked(IntegerConfig, sizes, None)
         tensors = quantise.quantise_embedding(model, config)
         for i, block in enumerate(model.blocks):
             tensors |= quantise.quantise_attention(block, f"h.{i}.attn", config)
@@ -122,10 +125,14 @@ class IntegerGPT2:
         """
         states, past, new = self.new_states(), 0, ids
         for _ in range(tokens):
-            logits, likeliest = self(new, states, past)[0, -1].topk(top_k)
+            logits = self(new, states, past)[0, -1]
             past += new.shape[1]
-            chosen = torch.multinomial((logits / temperature).softmax(-1), 1)
-            new = likeliest[chosen][None]
+            if top_k == 1:  # the first of equals, as a netlist's host takes it
+                new = logits.argmax().reshape(1, 1)
+            else:
+                logits, likeliest = logits.topk(top_k)
+                chosen = torch.multinomial((logits / temperature).softmax(-1), 1)
+                new = likeliest[chosen][None]
             ids = torch.cat([ids, new], dim=1)
             if int(new) == stop:
                 break
@@ -136,7 +143,8 @@ class IntegerGPT2:
 def stream_bits(model: SpikingGPT2LMHeadModel) -> int:
     """Fraction bits of the residual stream, 0..MAX_STREAM_BITS: as many as leave STREAM_ROOM.
 
-    Measured on random tokens, so that it is the same for every text.
+    Measured on random tokens, so that it is the same for every text. Raises UserError for a stream
+    that no number of them leaves room for.
     """
     size = PROBE[0], min(PROBE[1], model.config.n_positions)
     ids = torch.randint(model.config.vocab_size, size, generator=torch.Generator().manual_seed(0))
@@ -153,5 +161,11 @@ def stream_bits(model: SpikingGPT2LMHeadModel) -> int:
     finally:
         for hook in hooks:
             hook.remove()
-    integer_bits = math.ceil(math.log2(max(max(found), 2.0**-STATE_BITS) * STREAM_ROOM))
+    largest = max(found)
+    if not largest < 2.0 ** (STATE_BITS - 1) / STREAM_ROOM:
+        raise UserError(
+            f"the residual stream of this model reaches {largest:.3g}, too much for {STATE_BITS} "
+            "bits: its weights are damaged, or fine-tuning went wrong"
+        )
+    integer_bits = math.ceil(math.log2(max(largest, 2.0**-STATE_BITS) * STREAM_ROOM))
     return int(np.clip(STATE_BITS - 1 - integer_bits, 0, MAX_STREAM_BITS))

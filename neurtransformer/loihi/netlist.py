@@ -2,7 +2,7 @@
 
     manifest.json            the graph, every size and bit width, the hash of every other file
     netx/<network>.<projection>.net   static projections, which stock netx loads
-    chip.safetensors         biases, thresholds, the SSA's constants, the GELU table: integers
+    chip.safetensors         biases, thresholds, multipliers, constants, the GELU table: integers
     tokenizer/               the tokenizer
 
 What is read is believed only after every hash, shape, range and wire has been checked.
@@ -55,7 +55,7 @@ class FileEntry(Strict):
 
 
 class Totals(Strict):
-    """What the static part of the network amounts to."""
+    """What the static part of the network amounts to. neurons: those that fire."""
 
     synapses: Count
     neurons: Count
@@ -116,9 +116,11 @@ def write(
             if isinstance(node, Synapses):
                 name = f"{network.name}.{node.name}"
                 weight = tensors[f"{name}.weight"]
-                theta = tensors.get(f"{network.name}.{behind.name}.theta")
+                # those of GELU neurons are in another unit than what the synapses add up
+                fires = behind.kind == "coding_neurons"
+                theta = tensors[f"{network.name}.{behind.name}.theta"] if fires else None
                 netx.write_projection(
-                    folder / node.file, weight, tensors[f"{name}.bias"], theta, config.timesteps
+                    folder / node.file, weight, tensors[f"{name}.bias"], theta, network.phase
                 )
                 silent[node.file] = netx.silent_inputs(weight)
     progress(f"writing {CHIP}")

@@ -62,7 +62,7 @@ def silent_inputs(weight: NDArray) -> Literal[0, 1]:
 def write_projection(
     path: Path, weight: NDArray, bias: NDArray, theta: NDArray | None, timesteps: int
 ) -> None:
-    """Write one projection. weight: (out, in) integers. bias: (out,), for a phase of T steps.
+    """Write one projection. weight: (out, in) integers. bias: (out,), for a phase of so many steps.
 
     theta: thresholds of the neurons behind it, (out,), or None where nothing fires.
     Raises UserError for what netx would not read back as it is.

@@ -45,7 +45,7 @@ from neurtransformer.loihi.processes import (
 )
 
 PAYLOAD_BITS = 8
-"""Width of a spike's payload: counts up to 64, and their sign."""
+"""Above 0 Lava's Dense takes spikes with payloads, of any width; nodes say theirs (graph.py)."""
 
 _LOGGED = {
     # node kind -> quantity -> whether it belongs to the token of the phase before

@@ -52,7 +52,12 @@ def prompt_ids(netlist: Netlist, prompt: str, tokens: int) -> list[int]:
     ids = list(netlist.tokenizer.encode(prompt))
     if not ids:
         raise UserError("the prompt is empty: give some text")
-    netlist.model.check_length(len(ids) + tokens - 1)
+    positions = netlist.model.config.positions
+    if len(ids) + tokens - 1 > positions:
+        raise UserError(
+            f"{len(ids)} tokens of prompt and {tokens} to write are more than the {positions} "
+            "positions of this model: shorten the prompt or give a smaller --tokens"
+        )
     return ids
 
 
