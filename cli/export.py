@@ -8,7 +8,7 @@ import click
 from .output import answer, json_option
 
 if TYPE_CHECKING:
-    from neurtransformer.loihi.graph import Spikes
+    from neurtransformer.loihi.nodes import Spikes
 
 # held-out text that the loss of the integers is measured on
 _TOKENS, _BLOCK = 2048, 256

@@ -15,7 +15,8 @@ from neurtransformer.errors import UserError
 from neurtransformer.integer.arithmetic import LIMIT
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.integer.parts import Trace
-from neurtransformer.loihi import graph, netlist, netx
+from neurtransformer.loihi import netlist, netx
+from neurtransformer.loihi.nodes import Network, Spikes
 from neurtransformer.loihi.simulate import Tally, _pairs, _steps, prompt_ids, simulate
 from neurtransformer.recipe import MAX_PHASE_TIMESTEPS, Coding
 from neurtransformer.spiking.load import load_run
@@ -137,11 +138,11 @@ def random_spiking(
     return spiking
 
 
-def compare(found: netlist.Netlist, network: graph.Network, x: np.ndarray) -> Tally:
+def compare(found: netlist.Netlist, network: Network, x: np.ndarray) -> Tally:
     from neurtransformer.loihi.runner import run_network
 
     ours = _steps(found.model, network, x)
-    theirs, steps = run_network(found, network, ours[network.entering])
+    theirs, steps = run_network(found, network, ours)
     assert steps == len(x) * network.phase + network.latency
     tally = Tally()
     for name, mine, lavas in _pairs(network, ours, theirs):
@@ -149,7 +150,7 @@ def compare(found: netlist.Netlist, network: graph.Network, x: np.ndarray) -> Ta
     return tally
 
 
-def entering(found: netlist.Netlist, network: graph.Network, seed: int, length: int) -> np.ndarray:
+def entering(found: netlist.Netlist, network: Network, seed: int, length: int) -> np.ndarray:
     """Tokens for the embedding, else a residual stream from anywhere in its range."""
     rng = np.random.default_rng(seed)
     config = found.manifest.config
@@ -164,7 +165,7 @@ def check_random(
     folder: Path,
     tokenizer: Any,
     case: tuple[int, int, int, int, int],
-    spikes: graph.Spikes,
+    spikes: Spikes,
     coding: Coding,
 ) -> None:
     """All networks of a random model of one block, equal at every step."""
@@ -192,7 +193,7 @@ def test_lava_is_the_integer_model(
     tmp_path: Path,
     nano_tokenizer: Any,
     case: tuple[int, int, int, int, int],
-    spikes: graph.Spikes,
+    spikes: Spikes,
     coding: Coding,
 ) -> None:
     check_random(tmp_path, nano_tokenizer, case, spikes, coding)
@@ -228,7 +229,7 @@ def test_lava_is_the_integer_model_anywhere(
     tmp_path_factory: pytest.TempPathFactory,
     nano_tokenizer: Any,
     case: tuple[int, int, int, int, int],
-    spikes: graph.Spikes,
+    spikes: Spikes,
     coding: Coding,
 ) -> None:
     if coding == "phase":
@@ -267,12 +268,13 @@ def test_a_difference_is_counted(
     )
     found = netlist.read(tmp_path)
 
-    def wrong(which: netlist.Netlist, network: graph.Network, spikes: np.ndarray) -> Any:
-        entered = spikes[:, 0]
+    def wrong(which: netlist.Netlist, network: Network, sent: Trace) -> Any:
+        source = f"{network.sources[0]}.spikes"
+        entered = sent[source][:, 0]
         if network.name == "embed":
             entered = entered[:, : which.manifest.config.vocabulary].argmax(-1)
         ours = _steps(which.model, network, entered)
-        trace: Trace = {k: x.copy() for k, x in ours.items() if k != network.entering}
+        trace: Trace = {k: x.copy() for k, x in ours.items() if k != source}
         if "ssa.state" in trace:
             trace["ssa.state"] = trace["ssa.state"][:, None].copy()
         if network.name == "h.1.attn":

@@ -4,9 +4,11 @@ One list for two uses: a netlist writes each tensor to where it belongs, and bel
 only if it is on the list.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from numpy.typing import NDArray
 
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import LIMIT, WEIGHT_LIMIT
@@ -113,7 +115,18 @@ def check(config: IntegerConfig, tensors: Tensors, complain: Callable[[str], Non
 
     Beyond shapes and ranges: weights are even, and no membrane can leave 24 bits.
     """
-    entries = layout(config)
+    check_entries(layout(config), tensors, complain)
+    for projection, most, theta, active in _membranes(config):
+        weight, bias = tensors[f"{projection}.weight"], tensors[f"{projection}.bias"]
+        beside = tensors[theta] if theta else 0
+        if (worst_sums(weight, bias, most, active) + beside > LIMIT).any():
+            complain(f"membranes of {projection} can leave 24 bits")
+
+
+def check_entries(
+    entries: Mapping[str, Entry], tensors: Mapping[str, NDArray], complain: Callable[[str], None]
+) -> None:
+    """Call `complain` with what is wrong with shapes, types and ranges."""
     for name in sorted(entries.keys() ^ tensors.keys()):
         complain(f"{name} is {'missing' if name in entries else 'not expected'}")
     for name, entry in entries.items():
@@ -126,11 +139,6 @@ def check(config: IntegerConfig, tensors: Tensors, complain: Callable[[str], Non
             complain(f"{name} holds values out of range")
         if entry.home == "synapses" and (x & 1).any():
             complain(f"{name} holds odd weights")
-    for projection, most, theta, active in _membranes(config):
-        weight, bias = tensors[f"{projection}.weight"], tensors[f"{projection}.bias"]
-        beside = tensors[theta] if theta else 0
-        if (worst_sums(weight, bias, most, active) + beside > LIMIT).any():
-            complain(f"membranes of {projection} can leave 24 bits")
 
 
 def _membranes(config: IntegerConfig) -> Iterator[tuple[str, int, str | None, int | None]]:

@@ -1,164 +1,31 @@
-"""The graph of a netlist: which nodes each network has, how wired, and when they start.
+"""The graph of a GPT-2's netlist: which nodes each network has, how wired, and when they start.
 
 Everything here follows from the sizes of the model; a manifest holds it so that others can read it,
 and is believed only if it says the same. Networks follow one another: embed, h.0.attn, h.0.mlp and
 so on, head. What leaves one, the residual stream, is what enters the next.
 """
 
-from collections.abc import Iterator, Mapping
-from itertools import pairwise
-from typing import Annotated, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from collections.abc import Iterator
 
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import STATE_BITS
 from neurtransformer.integer.config import FINAL_MOST, IntegerConfig
+from neurtransformer.loihi.nodes import (
+    SSA,
+    Accumulator,
+    AnyNode,
+    CodingNeurons,
+    GeluNeurons,
+    Network,
+    Norm,
+    Silent,
+    Source,
+    Spikes,
+    Synapses,
+    chain,
+)
 from neurtransformer.recipe import Coding
 from neurtransformer.spiking.attention import KEY_EXPANSION, MEAN_BITS, level_bits, qkv_sizes
-
-Spikes = Literal["rate", "graded"]
-Count = Annotated[int, Field(strict=True, ge=0)]
-Silent = Mapping[str, Literal[0, 1]]
-"""netx file -> its silent inputs, where there are any."""
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Node(Strict):
-    """What all nodes have. start: time steps before its first phase begins."""
-
-    name: str
-    outputs: Count
-    start: Count
-
-
-class Sending(Node):
-    """A node that sends spikes. payload_bits: width of what a spike carries, sign included."""
-
-    payload_bits: Count
-
-
-class Source(Sending):
-    """What enters a network: a spike for each token and its position, or the residual stream."""
-
-    kind: Literal["source"] = "source"
-
-
-class Synapses(Node):
-    """A projection in a netx file. Spikes take one step to pass, as in Lava's Dense."""
-
-    kind: Literal["synapses"] = "synapses"
-    file: str
-    inputs: Count
-    weight_bits: Literal[8] = 8
-    silent_inputs: Literal[0, 1] = 0
-
-
-class Norm(Sending):
-    """LayerNorm without its mean: the stream over its length (`arithmetic.normed`), in the step in
-    which the stream arrives. Tensor: epsilon."""
-
-    kind: Literal["norm"] = "norm"
-    state_bits: Literal[24] = 24
-    fraction_bits: Literal[14] = 14
-    table_entries: Literal[192] = 192
-
-
-class Integrating(Sending):
-    """What integrates spikes in a membrane. Tensor: bias, which joins in a phase's last step.
-
-    receives: the code of the spikes that arrive; a membrane that phase-coded ones drive doubles
-    each step."""
-
-    receives: Coding
-    state_bits: Literal[24] = 24
-    bias: str
-
-
-class CodingNeurons(Integrating):
-    """Soft-reset neurons; what arrives is shifted left. Tensor: theta.
-
-    sends: the code of their own spikes; of phase-coding ones the threshold of step t is theta times
-    2^(T-1-t). most: the largest count that one sends in a phase."""
-
-    kind: Literal["coding_neurons"] = "coding_neurons"
-    sends: Coding
-    most: Count
-    unsigned: Count
-    """The first so many send spikes 0 or 1, the others -1, 0 or 1."""
-    input_shift: Count
-
-
-class GeluNeurons(Integrating):
-    """Neurons that fire the GELU of their membrane, 0..most times a phase. Tensors: mantissa,
-    shift, center, theta, table."""
-
-    kind: Literal["gelu_neurons"] = "gelu_neurons"
-    sends: Coding
-    most: Count
-    fraction_bits: Literal[14] = 14
-    table_entries: Literal[256] = 256
-
-
-class SSA(Sending):
-    """Spiking self-attention with its plastic state, (heads, dim + 1, key_dim). Tensors: shift,
-    present.
-
-    Spikes of query and key facilitate: the n-th carries 2n - 1. A product enters the state of a
-    head shifted left by what follows from its shift and level_bits, the bits of a count
-    (`arithmetic.write_shift`); a read drops as many bits as the sum of the token's query payloads
-    has (`arithmetic.read_shift`)."""
-
-    kind: Literal["ssa"] = "ssa"
-    heads: Count
-    dim: Count
-    key_dim: Count
-    level_bits: Count
-    mean_bits: Count
-    state_bits: Literal[24] = 24
-
-
-class Accumulator(Integrating):
-    """Membranes that do not fire: in a phase's last step they send the stream so far and what they
-    integrated, times mantissa / 2^shift. Tensors: mantissa, shift.
-
-    delay: phases that the stream waits for them, 0 if none comes in. fraction_bits: of what they
-    send."""
-
-    kind: Literal["accumulator"] = "accumulator"
-    delay: Count
-    fraction_bits: Count
-
-
-AnyNode = Annotated[
-    Source | Synapses | Norm | CodingNeurons | GeluNeurons | SSA | Accumulator,
-    Field(discriminator="kind"),
-]
-
-
-class Network(Strict):
-    """One Lava network. The node `x` of network `h.0.attn` has its tensors under `h.0.attn.x.`"""
-
-    name: str
-    nodes: list[AnyNode]
-    wires: list[tuple[str, str]]
-    phase: Count
-    """Time steps of a phase, in which one token is handled."""
-    latency: Count
-    """Steps from the first of a token's phase at the source to that at the last node."""
-
-    @property
-    def result(self) -> str:
-        """What leaves the network, as a trace names it."""
-        return f"{self.nodes[-1].name}.x"
-
-    @property
-    def entering(self) -> str:
-        """What its source sends, as a trace names it."""
-        return f"{self.nodes[0].name}.spikes"
 
 
 def networks(config: IntegerConfig, spikes: Spikes, silent: Silent) -> list[Network]:
@@ -246,7 +113,7 @@ def _residual(config: IntegerConfig, start: int, phase: int) -> Accumulator:
 
 def _embedding(config: IntegerConfig, silent: Silent) -> Network:
     inputs = config.vocabulary + config.positions
-    return _chain(
+    return chain(
         "embed",
         1,
         Source(name="tokens", outputs=inputs, start=0, payload_bits=1),
@@ -260,7 +127,7 @@ def _attention(config: IntegerConfig, name: str, spikes: Spikes, silent: Silent)
     phase, dim = phase_steps(config, spikes), width // config.heads
     queries, keys, values = qkv_sizes(width)
     rows = queries + keys + values
-    return _chain(
+    return chain(
         name,
         phase,
         *_stream_in(config, config.most, coding, phase),
@@ -309,7 +176,7 @@ def _attention(config: IntegerConfig, name: str, spikes: Spikes, silent: Silent)
 def _feedforward(config: IntegerConfig, name: str, spikes: Spikes, silent: Silent) -> Network:
     width, hidden, coding = config.width, config.hidden, config.coding
     phase = phase_steps(config, spikes)
-    return _chain(
+    return chain(
         name,
         phase,
         *_stream_in(config, config.most, coding, phase),
@@ -330,19 +197,10 @@ def _feedforward(config: IntegerConfig, name: str, spikes: Spikes, silent: Silen
 
 
 def _head(config: IntegerConfig, silent: Silent) -> Network:
-    return _chain(
+    return chain(
         "head",
         1,
         *_stream_in(config, FINAL_MOST, "rate", 1),
         _synapses("head", "lm_head", (config.vocabulary, config.width), 1, silent),
         _accumulator("logits", config.vocabulary, 2, "rate", "lm_head.bias", arithmetic.LOGIT_BITS),
     )
-
-
-def _chain(name: str, phase: int, *nodes: AnyNode) -> Network:
-    """Nodes one after another; the stream also goes by them to the accumulator at the end."""
-    names = [node.name for node in nodes]
-    wires = list(pairwise(names))
-    if isinstance(nodes[-1], Accumulator) and nodes[-1].delay:
-        wires.append((names[0], names[-1]))
-    return Network(name=name, nodes=list(nodes), wires=wires, phase=phase, latency=nodes[-1].start)

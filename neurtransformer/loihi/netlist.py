@@ -27,7 +27,8 @@ from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.integer.layout import check, layout
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.loihi import netx
-from neurtransformer.loihi.graph import Count, Network, Spikes, Strict, Synapses, networks
+from neurtransformer.loihi.graph import networks
+from neurtransformer.loihi.nodes import Count, Network, Spikes, Strict, Synapses
 from neurtransformer.runs import read_json, write_json
 
 VERSION: Literal[5] = 5

@@ -4,6 +4,9 @@
     /layer/1  type "dense", shape (out,), weight (out, in), bias (out,),
               neuron/{type "CUBA", iDecay 4096, vDecay 0, vThMant}
 
+or a convolution: shapes (channel, row, column), type "conv", weight (out, in, row, column), and
+stride, padding, dilation (row, column) and groups beside them.
+
 What stock netx runs by itself is the nearest neuron that it has: an integrator without leak, with
 *one* threshold per layer, hard reset, and the bias added in every step. Our runner takes the
 synapses from the stock Network and puts our own neurons behind them (`processes.py`); the exact
@@ -23,8 +26,9 @@ import io
 import itertools
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -39,19 +43,65 @@ MAX_BIAS = 4095
 
 MAX_THRESHOLD = 2**17 - 1
 _NEURON = {"iDecay": 4096, "vDecay": 0}
-_TYPES = {
-    "layer/0/type": np.bytes_("input"),
-    "layer/1/type": np.bytes_("dense"),
-    "layer/1/neuron/type": np.bytes_("CUBA"),
-}
-_TREE = {
-    "/": {"layer"},
-    "/layer/": {"0", "1"},
-    "/layer/0/": {"type", "shape"},
-    "/layer/1/": {"type", "shape", "weight", "bias", "neuron"},
-    "/layer/1/neuron/": {"type", "vThMant", *_NEURON},
-}
-"""Every group of a file, from the top, and all that is in it."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What stands in a file beside weights, biases and the threshold.
+
+    kind: "dense" or "conv". inputs, outputs: shapes. settings: whole numbers by name.
+    """
+
+    kind: Literal["dense", "conv"]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    settings: Mapping[str, tuple[int, ...] | int]
+
+    @property
+    def texts(self) -> dict[str, np.bytes_]:
+        return {
+            "layer/0/type": np.bytes_("input"),
+            "layer/1/type": np.bytes_(self.kind),
+            "layer/1/neuron/type": np.bytes_("CUBA"),
+        }
+
+    @property
+    def numbers(self) -> dict[str, tuple[int, ...] | int]:
+        return {
+            "layer/0/shape": self.inputs,
+            "layer/1/shape": self.outputs,
+            **{f"layer/1/{name}": value for name, value in self.settings.items()},
+            **{f"layer/1/neuron/{name}": value for name, value in _NEURON.items()},
+        }
+
+    @property
+    def tree(self) -> dict[str, set[str]]:
+        """Every group of a file, from the top, and all that is in it."""
+        return {
+            "/": {"layer"},
+            "/layer/": {"0", "1"},
+            "/layer/0/": {"type", "shape"},
+            "/layer/1/": {"type", "shape", "weight", "bias", "neuron", *self.settings},
+            "/layer/1/neuron/": {"type", "vThMant", *_NEURON},
+        }
+
+
+def dense(inputs: int, outputs: int) -> Layout:
+    """Of a matrix (outputs, inputs)."""
+    return Layout("dense", (inputs,), (outputs,), {})
+
+
+def convolution(weight: tuple[int, ...], side: int, stride: int, padding: int) -> Layout:
+    """Of kernels of the shape `weight`, (out, in, k, k), over square pictures of that side."""
+    outs, ins, kernel, _ = weight
+    after = (side + 2 * padding - kernel) // stride + 1
+    settings: dict[str, tuple[int, ...] | int] = {
+        "stride": (stride, stride),
+        "padding": (padding, padding),
+        "dilation": (1, 1),
+        "groups": 1,
+    }
+    return Layout("conv", (ins, side, side), (outs, after, after), settings)
 
 
 def silent_inputs(weight: NDArray) -> Literal[0, 1]:
@@ -68,61 +118,90 @@ def write_projection(
     Raises UserError for what netx would not read back as it is.
     """
     _check_weights(path.name, weight)
-    # what the stock neuron can be told of them, see above
-    step_bias = np.clip(np.rint(bias / timesteps), -MAX_BIAS, MAX_BIAS)
-    threshold = MAX_THRESHOLD if theta is None else np.clip(np.median(theta), 1, MAX_THRESHOLD)
     if silent_inputs(weight):
         weight = np.concatenate([weight, np.zeros_like(weight[:, :1])], axis=1)
         weight[0, -1] = 2
-    outputs, inputs = weight.shape
+    _write(path, dense(*weight.shape[::-1]), weight, bias, theta, timesteps)
+
+
+def write_convolution(
+    path: Path,
+    layout: Layout,
+    weight: NDArray,
+    bias: NDArray,
+    theta: NDArray | None,
+    timesteps: int,
+) -> None:
+    """Write one convolution. weight: (out, in, k, k) integers; the others as `write_projection`'s.
+
+    netx takes kernels as they are, so they need no silent input. Raises UserError for odd weights
+    and those beyond 8 bits.
+    """
+    _check_weights(path.name, weight)
+    _write(path, layout, weight, bias, theta, timesteps)
+
+
+def _write(
+    path: Path,
+    layout: Layout,
+    weight: NDArray,
+    bias: NDArray,
+    theta: NDArray | None,
+    timesteps: int,
+) -> None:
+    # what the stock neuron can be told of them, see above
+    step_bias = np.clip(np.rint(bias / timesteps), -MAX_BIAS, MAX_BIAS)
+    threshold = MAX_THRESHOLD if theta is None else np.clip(np.median(theta), 1, MAX_THRESHOLD)
     # in memory first: on a full disk HDF5 leaves a file it cannot close, and crashes
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
-        layer = file.create_group("layer/0")
-        layer["shape"] = np.array([inputs])
         layer = file.create_group("layer/1")
-        layer["shape"] = np.array([outputs])
         layer.create_dataset("weight", data=weight.astype(np.int16), compression="gzip")
         layer["bias"] = step_bias.astype(np.int16)
-        for name, text in _TYPES.items():
-            file[name] = text
-        for key, value in _NEURON.items():
-            layer[f"neuron/{key}"] = value
         layer["neuron/vThMant"] = int(threshold)
+        for name, value in (layout.texts | layout.numbers).items():
+            file[name] = value if isinstance(value, np.bytes_) else np.array(value)
     path.write_bytes(content.getvalue())
 
 
 def read_projection(path: Path, inputs: int, outputs: int, silent: int) -> NDArray[np.int16]:
     """The weights (outputs, inputs) of a file that `write_projection` made.
 
-    silent: how many inputs stand behind those that never spike. Nothing is unpacked before its size
-    is known. Raises UserError if the file is cut short, or anything in it is not what netx reads
-    unchanged.
+    silent: how many inputs stand behind those that never spike. Raises UserError if the file is cut
+    short, or anything in it is not what netx reads unchanged.
     """
+    weight = _read(path, dense(inputs + silent, outputs), (outputs, inputs + silent))
+    if silent_inputs(weight) or (silent and not silent_inputs(weight[:, :inputs])):
+        _refuse(path, "its silent inputs do not fit its weights")
+    return weight[:, :inputs]
+
+
+def read_convolution(path: Path, layout: Layout, shape: tuple[int, ...]) -> NDArray[np.int16]:
+    """The kernels of that shape of a file that `write_convolution` made. Raises UserError."""
+    return _read(path, layout, shape)
+
+
+def _read(path: Path, layout: Layout, shape: tuple[int, ...]) -> NDArray[np.int16]:
+    """The weights of a file, all of it checked. Nothing is unpacked before its size is known."""
     with _file(path) as file:
-        _check_tree(path, file)
-        weight = _integers(path, file, "layer/1/weight", (outputs, inputs + silent))
-        bias = _integers(path, file, "layer/1/bias", (outputs,)).astype(int)
+        _check_tree(path, file, layout)
+        weight = _integers(path, file, "layer/1/weight", shape)
+        bias = _integers(path, file, "layer/1/bias", layout.outputs[:1]).astype(int)
         threshold = int(_integers(path, file, "layer/1/neuron/vThMant", ()))
-        sizes = {"layer/0/shape": inputs + silent, "layer/1/shape": outputs}
-        for name, size in sizes.items():
-            if _integers(path, file, name, (1,)) != [size]:
-                _refuse(path, f"{name} is not [{size}]")
-        for name, value in _NEURON.items():
-            if _integers(path, file, f"layer/1/neuron/{name}", ()) != value:
-                _refuse(path, f"layer/1/neuron/{name} is not {value}")
-        for name, text in _TYPES.items():
+        for name, number in layout.numbers.items():
+            wanted = np.array(number)
+            if (_integers(path, file, name, wanted.shape) != wanted).any():
+                _refuse(path, f"{name} is not {wanted.tolist()}")
+        for name, text in layout.texts.items():
             dataset = _dataset(path, file, name, ())
             if dataset.dtype != text.dtype or dataset[()] != text:
                 _refuse(path, f"{name} is not {text.decode()}")
     _check_weights(str(path), weight)
-    if silent_inputs(weight) or (silent and not silent_inputs(weight[:, :inputs])):
-        _refuse(path, "its silent inputs do not fit its weights")
     if bias.min() < -MAX_BIAS or bias.max() > MAX_BIAS:
         _refuse(path, f"biases must be integers of at most {MAX_BIAS}")
     if not 1 <= threshold <= MAX_THRESHOLD:
         _refuse(path, f"the threshold must be 1 to {MAX_THRESHOLD}, not {threshold}")
-    return weight[:, :inputs].astype(np.int16)
+    return weight.astype(np.int16)
 
 
 def _refuse(path: Path, why: str) -> NoReturn:
@@ -130,7 +209,7 @@ def _refuse(path: Path, why: str) -> NoReturn:
 
 
 def _check_weights(name: str, weight: NDArray) -> None:
-    if weight.ndim != 2 or weight.dtype.kind != "i" or weight.size == 0:
+    if weight.ndim not in (2, 4) or weight.dtype.kind != "i" or weight.size == 0:
         raise UserError(f"{name}: weights must be a matrix of integers; netx truncates floats")
     low, high = int(weight.min()), int(weight.max())
     if low < -256 or high > 254:
@@ -154,9 +233,9 @@ def _file(path: Path) -> Iterator[h5py.File]:
         ) from error
 
 
-def _check_tree(path: Path, file: h5py.File) -> None:
+def _check_tree(path: Path, file: h5py.File, layout: Layout) -> None:
     """Refuse what stock netx would read besides, and links, which may lead out of the file."""
-    for name, keys in _TREE.items():
+    for name, keys in layout.tree.items():
         group = file[name]
         if not isinstance(group, h5py.Group) or set(group) != keys:
             _refuse(path, f"{name} must be a group of {', '.join(sorted(keys))} and nothing else")

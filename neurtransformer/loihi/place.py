@@ -30,7 +30,8 @@ from neurtransformer.dense import Known
 from neurtransformer.errors import UserError
 from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.loihi.chip import Chip, Layer, Resources, capacity, demand, use
-from neurtransformer.loihi.graph import Network, networks
+from neurtransformer.loihi.graph import networks
+from neurtransformer.loihi.nodes import Network
 from neurtransformer.recipe import load_recipe
 
 T = TypeVar("T")

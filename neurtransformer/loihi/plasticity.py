@@ -30,7 +30,6 @@ import neurtransformer.loihi.lava_compat  # noqa: F401  (must come before Lava)
 
 # isort: split
 from lava.magma.core.decorator import implements, requires, tag
-from lava.magma.core.learning.constants import GradedSpikeCfg
 from lava.magma.core.learning.learning_rule import Loihi3FLearningRule
 from lava.magma.core.model.py.model import PyLoihiProcessModel
 from lava.magma.core.model.py.ports import PyInPort, PyOutPort
@@ -40,8 +39,6 @@ from lava.magma.core.process.process import AbstractProcess
 from lava.magma.core.process.variable import Var
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
-from lava.proc.dense.models import PyLearningDenseModelBitApproximate
-from lava.proc.dense.process import LearningDense
 from lava.proc.io.source import RingBuffer
 
 from neurtransformer.integer import arithmetic
@@ -58,13 +55,9 @@ from neurtransformer.loihi.learning import (
     pairs,
     value_trace,
 )
+from neurtransformer.loihi.plastic_synapses import NO_DECAY, plastic_synapses
 from neurtransformer.loihi.processes import SPIKES_IN, SPIKES_OUT, STATE
 from neurtransformer.spiking.attention import NO_FORGETTING
-
-PAYLOAD_BITS = 8
-NO_DECAY = 2**60
-"""A time constant with which the engine's exp(-1 / tau) is 1.0: what is rounded at random is the
-weights alone. (0 would clear a trace at once.)"""
 
 
 def learning_rule(shift: int, exponent: int) -> Loihi3FLearningRule:
@@ -141,21 +134,6 @@ class PyValueNeurons(PyLoihiProcessModel):
             self.reads[token - 1] = assemble(past, after, self.shift, self.present)
 
 
-@implements(proc=LearningDense, protocol=LoihiProtocol)
-@requires(CPU)
-@tag("fixed_pt")
-class PyPlasticSynapses(PyLearningDenseModelBitApproximate):
-    """Lava's own LearningDense in fixed point, which also writes its weights to a file."""
-
-    def __init__(self, proc_params: Any) -> None:
-        super().__init__(proc_params)
-        self.file = open_memmap(proc_params["log"], mode="r+")
-
-    def run_lrn(self) -> None:
-        super().run_lrn()
-        self.file[self.time_step - 1] = self.weights
-
-
 class Listener(AbstractProcess):
     """Neurons that write what arrives to a file. log: of (steps, n)."""
 
@@ -183,7 +161,6 @@ class PyListener(PyLoihiProcessModel):
 # `run_lava` looks up the models of processes here
 runner.MODELS |= {
     ValueNeurons: PyValueNeurons,
-    LearningDense: PyPlasticSynapses,
     Listener: PyListener,
 }
 
@@ -241,7 +218,7 @@ def _run_head(
         open_memmap(reads, mode="w+", dtype=np.int32, shape=(tokens, rows))
         open_memmap(weights, mode="w+", dtype=np.int32, shape=(len(pre), rows, keys))
         queries_and_keys, values = RingBuffer(data=pre.T), RingBuffer(data=post.T)
-        synapses = _synapses(rows, keys, learning_rule(shift, exponent), weights)
+        synapses = plastic_synapses(rows, keys, learning_rule(shift, exponent), weights)
         neurons = ValueNeurons(
             dim=rows - 1,
             shift=shift,
@@ -259,17 +236,6 @@ def _run_head(
         runner.run_lava([queries_and_keys, values, synapses, neurons], len(pre))
         written = np.load(weights)[WRITE::STEPS]
         return np.load(reads).astype(np.int64), written.astype(np.int64)
-
-
-def _synapses(rows: int, columns: int, rule: Loihi3FLearningRule, log: Path) -> LearningDense:
-    """Empty plastic synapses whose traces are half the payloads. log: of (steps, rows, columns)."""
-    return LearningDense(
-        weights=np.zeros((rows, columns), dtype=np.int32),
-        learning_rule=rule,
-        graded_spike_cfg=GradedSpikeCfg.OVERWRITE,
-        num_message_bits=PAYLOAD_BITS,
-        log=log,
-    )
 
 
 def run_outer_products(
@@ -292,7 +258,7 @@ def run_outer_products(
         open_memmap(reads, mode="w+", dtype=np.int32, shape=(steps, rows))
         open_memmap(weights, mode="w+", dtype=np.int32, shape=(steps, rows, columns))
         inputs, y1, y2 = (RingBuffer(data=data.T) for data in (sent, *traces))
-        synapses = _synapses(rows, columns, learning_rule(NO_FORGETTING, exponent), weights)
+        synapses = plastic_synapses(rows, columns, learning_rule(NO_FORGETTING, exponent), weights)
         listener = Listener(width=rows, log=reads)
         inputs.s_out.connect(synapses.s_in)
         y1.s_out.connect(synapses.s_in_y1)

@@ -1,4 +1,4 @@
-"""Our Lava processes: neurons, the SSA with its plastic state, LayerNorm, the residual stream.
+"""Our Lava processes: neurons, LayerNorm, the residual stream. (The SSA is in ssa.py.)
 
 Time is cut into phases of P steps: P = T with one spike per step, P = 1 with one graded spike per
 phase. One phase handles one token, and every process is one or more phases behind the one before
@@ -8,10 +8,6 @@ it, as in a pipeline. A process whose `start` is s takes step s + 1 as the first
   next phase begins, u is handed to v, from which the neuron *fires* during that phase (soft reset),
   while u integrates the next token. On the chip these are the two states of one neuron. Where
   phase-coded spikes arrive u doubles each step; where they are sent the threshold halves each step.
-- The SSA *counts* the spikes of key and value during a phase; when the next phase begins it writes
-  the product of values and squared keys into its plastic state, and during that phase it *reads*
-  the state with the query spikes of the same token, which it has delayed by one phase. They
-  facilitate: the n-th of a neuron carries 2n - 1, and a graded spike of n carries n^2.
 
 The residual stream and what LayerNorm makes of it are sent in the last step of a phase. A signed
 population sends spikes of +1 and -1, a staggered pair of +1 and +2. All arithmetic is
@@ -181,6 +177,78 @@ class PyCodingNeurons(IntegratingModel):
         self.v, self.sign = arithmetic.fire_start(u, self.theta, self.signed.astype(bool))
 
 
+class RootNeurons(AbstractProcess):
+    """Neurons that count up to the root of their membrane, see `arithmetic.fire_roots`.
+
+    bias, theta: (n,). What arrives is shifted left by `input_shift`. The n-th threshold stands in
+    the n-th step of a phase, or all of them in a phase of one step; in the last step they send
+    twice the square of the count, which the learning engine halves.
+    """
+
+    def __init__(
+        self,
+        *,
+        bias: Integers,
+        theta: Integers,
+        most: int,
+        input_shift: int,
+        phase: int,
+        start: int,
+        logs: Logs,
+    ) -> None:
+        super().__init__(
+            receives="rate",
+            most=most,
+            input_shift=input_shift,
+            phase=phase,
+            start=start,
+            logs=logs,
+        )
+        shape = bias.shape
+        self.a_in = InPort(shape=shape)
+        self.s_out = OutPort(shape=shape)
+        self.bias = Var(shape=shape, init=bias)
+        self.theta = Var(shape=shape, init=theta)
+        self.u = Var(shape=shape, init=0)
+        self.v = Var(shape=shape, init=0)
+        self.count = Var(shape=shape, init=0)
+
+
+@implements(proc=RootNeurons, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PyRootNeurons(IntegratingModel):
+    """RootNeurons on a CPU."""
+
+    s_out: PyOutPort = SPIKES_OUT
+    theta: np.ndarray = STATE
+    v: np.ndarray = STATE
+    count: np.ndarray = STATE
+
+    def __init__(self, proc_params: Any) -> None:
+        super().__init__(proc_params)
+        self.input_shift: int = proc_params["input_shift"]
+        self.most: int = proc_params["most"]
+
+    def run_spk(self) -> None:
+        arriving = self.a_in.recv()
+        step = self.step_in_phase()
+        spikes = np.zeros_like(self.u)
+        if step < 0:
+            self.s_out.send(spikes)
+            return
+        if step == 0:
+            self.v, self.count = self.u, np.zeros_like(self.count)
+        if self.time_step > self.begin + self.period:
+            for n in range(self.most) if self.period == 1 else [step]:
+                self.count = self.count + (4 * self.v >= (2 * n + 1) ** 2 * self.theta)
+        self.integrate(arriving << self.input_shift, step)
+        if step == self.period - 1:
+            spikes = (2 * self.count**2).astype(np.int32)
+        self.s_out.send(spikes)
+        self.record(u=self.u, count=self.count, spikes=spikes)
+
+
 class Accumulator(AbstractProcess):
     """Membranes that do not fire: they add what they integrate to the residual stream.
 
@@ -287,94 +355,3 @@ class PyNorm(PhasedModel):
             y = arithmetic.normed(x, self.epsilon)
         self.s_out.send(y.astype(np.int32))
         self.record(y=y)
-
-
-class SSA(AbstractProcess):
-    """Causal spiking self-attention of all heads of a block, its plastic state included.
-
-    shift, present: (heads,), how fast it forgets and what the present weighs. dim, key_dim: values
-    and keys of a head. Takes the spikes of query, key and value, each of all heads, and sends the
-    mean value counts (heads * dim,) in the last step of a phase.
-    """
-
-    def __init__(
-        self,
-        *,
-        shift: Integers,
-        present: Integers,
-        dim: int,
-        key_dim: int,
-        timesteps: int,
-        phase: int,
-        start: int,
-        logs: Logs,
-    ) -> None:
-        super().__init__(timesteps=timesteps, phase=phase, start=start, logs=logs)
-        heads = len(shift)
-        spikes = heads * (2 * key_dim + dim)
-        self.s_in = InPort(shape=(spikes,))
-        self.s_out = OutPort(shape=(heads * dim,))
-        self.shift = Var(shape=shift.shape, init=shift)
-        self.present = Var(shape=present.shape, init=present)
-        self.state = Var(shape=(heads, dim + 1, key_dim), init=0)
-        self.read = Var(shape=(heads, dim + 1), init=0)
-        self.delayed = Var(shape=(phase, spikes), init=0)
-        self.query = Var(shape=(phase, heads, key_dim), init=0)
-
-
-@implements(proc=SSA, protocol=LoihiProtocol)
-@requires(CPU)
-@tag("fixed_pt")
-class PySSA(PhasedModel):
-    """SSA on a CPU."""
-
-    s_in: PyInPort = SPIKES_IN
-    s_out: PyOutPort = SPIKES_OUT
-    shift: np.ndarray = STATE
-    present: np.ndarray = STATE
-    state: np.ndarray = STATE
-    read: np.ndarray = STATE
-    delayed: np.ndarray = STATE
-    query: np.ndarray = STATE
-
-    def __init__(self, proc_params: Any) -> None:
-        super().__init__(proc_params)
-        self.timesteps: int = proc_params["timesteps"]
-        self.visible: Integers | None = None
-
-    def run_spk(self) -> None:
-        spikes = self.s_in.recv()
-        step = self.step_in_phase()
-        heads, rows, _ = self.state.shape
-        mean = np.zeros(heads * (rows - 1), dtype=np.int32)
-        if step == 0 and self.time_step > self.begin + self.period:
-            self.write()
-        if step >= 0 and self.visible is not None:
-            self.read = self.read + (self.visible * self.query[step][:, None, :]).sum(-1)
-            self.record(read=self.read, state=self.state)
-            if step == self.period - 1:
-                mean = arithmetic.normalise(self.read, self.timesteps).reshape(-1).astype(np.int32)
-        if step >= 0:
-            self.delayed[step] = spikes
-        self.s_out.send(mean)
-
-    def write(self) -> None:
-        """The Hebbian write of the token whose spikes are all there; reading begins anew."""
-        query, key, value = self._split(self.delayed.astype(np.int64))
-        self.query = arithmetic.facilitated(query)
-        state = self.state.astype(np.int64)
-        written = arithmetic.ssa_written(
-            key.sum(0),
-            arithmetic.with_witness(value.sum(0), self.timesteps),
-            self.shift.astype(np.int64),
-            self.timesteps,
-        )
-        self.visible = arithmetic.ssa_visible(state, written, self.present, self.query.sum(0))
-        self.state = arithmetic.ssa_next(state, written, self.shift)
-        self.read = np.zeros_like(self.read)
-
-    def _split(self, spikes: Integers) -> list[Integers]:
-        """(phase, spikes) to query, key and value, each (phase, heads, their dim)."""
-        heads, _, key_dim = self.state.shape
-        parts = np.split(spikes, (heads * key_dim, 2 * heads * key_dim), axis=1)
-        return [part.reshape(len(spikes), heads, -1) for part in parts]

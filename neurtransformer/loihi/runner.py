@@ -9,7 +9,7 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,24 @@ from lava.lib.dl.netx import hdf5
 from lava.magma.core.run_conditions import RunSteps
 from lava.magma.core.run_configs import Loihi2SimCfg
 from lava.magma.runtime.message_infrastructure.multiprocessing import SystemProcess
+from lava.proc.conv.models import PyConvModelFixed
+from lava.proc.conv.process import Conv
 from lava.proc.dense.models import PyDenseModelBitAcc
-from lava.proc.dense.process import Dense
+from lava.proc.dense.process import Dense, LearningDense
 from lava.proc.io.source import PySendModelFixed, RingBuffer
 from lava.utils.weightutils import determine_sign_mode
 
 from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.integer.parts import GeluNeurons, Trace
-from neurtransformer.loihi import graph
+from neurtransformer.loihi import nodes
 from neurtransformer.loihi.netlist import Netlist
+from neurtransformer.loihi.nodes import AnyNode, Network
+from neurtransformer.loihi.plastic_synapses import (
+    PyPlasticSynapses,
+    hebbian_rule,
+    plastic_synapses,
+)
 from neurtransformer.loihi.processes import (
-    SSA,
     Accumulator,
     CodingNeurons,
     Logs,
@@ -41,8 +48,10 @@ from neurtransformer.loihi.processes import (
     PyAccumulator,
     PyCodingNeurons,
     PyNorm,
-    PySSA,
+    PyRootNeurons,
+    RootNeurons,
 )
+from neurtransformer.loihi.ssa import SSA, PySSA
 
 PAYLOAD_BITS = 8
 """Above 0 Lava's Dense takes spikes with payloads, of any width; nodes say theirs (graph.py)."""
@@ -51,7 +60,9 @@ _LOGGED = {
     # node kind -> quantity -> whether it belongs to the token of the phase before
     "coding_neurons": {"u": False, "v": True, "spikes": True},
     "gelu_neurons": {"u": False, "v": True, "spikes": True},
+    "root_neurons": {"u": False, "count": True, "spikes": True},
     "ssa": {"read": True, "state": True},
+    "plastic_synapses": {"weight": False},
     "norm": {"y": False},
     "accumulator": {"u": False, "x": False},
 }
@@ -59,8 +70,11 @@ MODELS = {
     # all tagged fixed_pt
     RingBuffer: PySendModelFixed,
     Dense: PyDenseModelBitAcc,
+    Conv: PyConvModelFixed,
+    LearningDense: PyPlasticSynapses,
     Norm: PyNorm,
     CodingNeurons: PyCodingNeurons,
+    RootNeurons: PyRootNeurons,
     SSA: PySSA,
     Accumulator: PyAccumulator,
 }
@@ -71,27 +85,35 @@ class LavaFailed(RuntimeError):
     """A Lava process stopped with an error."""
 
 
-def run_network(netlist: Netlist, network: graph.Network, spikes: Integers) -> tuple[Trace, int]:
+def run_network(
+    netlist: Netlist, network: Network, sent: Mapping[str, Integers]
+) -> tuple[Trace, int]:
     """Run one network in Lava, in fixed point, from empty states.
 
-    spikes: (tokens, phase, n), what its source sends.
-    Returns what happened, in the form of `IntegerAttention.steps` but without the source and with
+    sent: what its sources send, `source.spikes` -> (tokens, phase, n); it may hold more.
+    Returns what happened, in the form of `IntegerAttention.steps` but without the sources and with
     the SSA state of every step, (tokens, phase, ...), and the number of time steps.
     Raises LavaFailed.
     """
-    tokens, phase, _ = spikes.shape
-    steps = tokens * phase + network.latency
+    spikes = {name: sent[f"{name}.spikes"] for name in network.sources}
+    tokens = len(next(iter(spikes.values())))
+    steps = tokens * network.phase + network.latency
     with tempfile.TemporaryDirectory(prefix="neurtx-") as folder, lava_off_stdout():
         builder = _Builder(netlist, network, spikes, steps, Path(folder))
         run_lava(builder.build(), steps)
-        return builder.trace(), steps
+        return builder.trace(tokens), steps
 
 
 class _Builder:
     """Processes for the nodes of one network, and the files they log to."""
 
     def __init__(
-        self, netlist: Netlist, network: graph.Network, spikes: Integers, steps: int, folder: Path
+        self,
+        netlist: Netlist,
+        network: Network,
+        spikes: Mapping[str, Integers],
+        steps: int,
+        folder: Path,
     ) -> None:
         self.netlist, self.network, self.spikes = netlist, network, spikes
         self.steps, self.folder = steps, folder
@@ -101,40 +123,52 @@ class _Builder:
         """All processes, wired."""
         made = {node.name: self._process(node) for node in self.network.nodes}
         for source, target in self.network.wires:
-            arriving = made[target][0]
-            # the stream goes by all other nodes to the last one
-            by = source == self.network.nodes[0].name and len(arriving) > 1
-            made[source][1].connect(arriving[by])
+            # what goes by the other nodes to the last one, or teaches it, comes from a source
+            by = source in self.network.sources and len(made[target][0]) > 1
+            sends, hears = made[source][1], made[target][0][by]
+            # neurons are in a line, pictures are not
+            if len(sends.shape) > len(hears.shape):
+                sends = sends.flatten()
+            elif len(sends.shape) < len(hears.shape):
+                sends = sends.reshape(hears.shape)
+            sends.connect(hears)
         return [process for _, _, process in made.values()]
 
-    def _process(self, node: graph.AnyNode) -> tuple[list[Any], Any, Any]:
+    def _process(self, node: AnyNode) -> tuple[list[Any], Any, Any]:
         """(input ports, output port, process) for one node."""
-        if isinstance(node, graph.Source):
+        if isinstance(node, nodes.Source):
             process = self._source(node)
             return [], process.s_out, process
-        if isinstance(node, graph.Synapses):
+        if isinstance(node, nodes.Synapses):
             process = stock_synapses(self.netlist.folder / node.file, node.inputs)
             return [process.s_in], process.a_out, process
+        if isinstance(node, nodes.Convolution):
+            process = stock_convolution(self.netlist.folder / node.file, node)
+            return [process.s_in], process.a_out, process
+        if isinstance(node, nodes.PlasticSynapses):
+            shape, log = (node.outputs, node.inputs), self._logs(node)["weight"]
+            process = plastic_synapses(*shape, hebbian_rule(node.rule), log)
+            return [process.s_in, process.s_in_y1], process.a_out, process
         common: dict[str, Any] = {
             "phase": self.phase,
             "start": node.start,
             "logs": self._logs(node),
         }
-        if isinstance(node, graph.Norm):
+        if isinstance(node, nodes.Norm):
             epsilon = int(self._tensor("norm.epsilon")[0])
             process = Norm(width=node.outputs, epsilon=epsilon, **common)
             return [process.x_in], process.s_out, process
-        if isinstance(node, graph.Accumulator):
+        if isinstance(node, nodes.Accumulator):
             process = Accumulator(
-                bias=self._tensor(node.bias),
-                mantissa=self._tensor(f"{node.name}.mantissa"),
-                shift=self._tensor(f"{node.name}.shift"),
+                bias=self._for_each(node, node.bias),
+                mantissa=self._for_each(node, f"{node.name}.mantissa"),
+                shift=self._for_each(node, f"{node.name}.shift"),
                 receives=node.receives,
                 delay=node.delay,
                 **common,
             )
             return [process.a_in, process.x_in], process.s_out, process
-        if isinstance(node, graph.SSA):
+        if isinstance(node, nodes.SSA):
             process = SSA(
                 timesteps=self.netlist.manifest.config.timesteps,
                 shift=self._tensor("ssa.shift"),
@@ -144,14 +178,23 @@ class _Builder:
                 **common,
             )
             return [process.s_in], process.s_out, process
-        if isinstance(node, graph.CodingNeurons):
+        if isinstance(node, nodes.RootNeurons):
+            process = RootNeurons(
+                bias=self._for_each(node, node.bias),
+                theta=self._for_each(node, f"{node.name}.theta"),
+                most=node.most,
+                input_shift=node.input_shift,
+                **common,
+            )
+            return [process.a_in], process.s_out, process
+        if isinstance(node, nodes.CodingNeurons):
             common |= {"unsigned": node.unsigned, "input_shift": node.input_shift}
         else:
             gelu = GeluNeurons.of(self.netlist.model.tensors, f"{self.network.name}.{node.name}")
             common |= {"unsigned": node.outputs, "input_shift": 0, "gelu": gelu}
         process = CodingNeurons(
-            bias=self._tensor(node.bias),
-            theta=self._tensor(f"{node.name}.theta"),
+            bias=self._for_each(node, node.bias),
+            theta=self._for_each(node, f"{node.name}.theta"),
             receives=node.receives,
             sends=node.sends,
             most=node.most,
@@ -162,13 +205,18 @@ class _Builder:
     def _tensor(self, name: str) -> Integers:
         return self.netlist.model.tensors[f"{self.network.name}.{name}"]
 
-    def _source(self, node: graph.Source) -> Any:
+    def _for_each(self, node: AnyNode, name: str) -> Integers:
+        """A tensor of its neurons; one of channels is the same for every position."""
+        x = self._tensor(name)
+        return np.tile(x, node.outputs // len(x))
+
+    def _source(self, node: nodes.Source) -> Any:
         data = np.zeros((node.outputs, self.steps), dtype=np.int32)
-        flat = self.spikes.reshape(-1, node.outputs)
-        data[:, : len(flat)] = flat.T
+        flat = self.spikes[node.name].reshape(-1, node.outputs)
+        data[:, node.start : node.start + len(flat)] = flat.T
         return RingBuffer(data=data)
 
-    def _logs(self, node: graph.AnyNode) -> Logs:
+    def _logs(self, node: AnyNode) -> Logs:
         logs = {}
         for quantity in _LOGGED[node.kind]:
             shape = (self.steps, *_shape(node, quantity))
@@ -176,9 +224,8 @@ class _Builder:
             open_memmap(logs[quantity], mode="w+", dtype=np.int32, shape=shape)
         return logs
 
-    def trace(self) -> Trace:
+    def trace(self, tokens: int) -> Trace:
         """What the processes logged, cut into tokens and the steps of their phases."""
-        tokens = len(self.spikes)
         found: Trace = {}
         for node in self.network.nodes:
             for quantity, later in _LOGGED.get(node.kind, {}).items():
@@ -189,11 +236,13 @@ class _Builder:
         return found
 
 
-def _shape(node: graph.AnyNode, quantity: str) -> tuple[int, ...]:
+def _shape(node: AnyNode, quantity: str) -> tuple[int, ...]:
     """Shape of a logged quantity in one time step."""
-    if isinstance(node, graph.SSA):
+    if isinstance(node, nodes.SSA):
         read = node.heads, node.dim + 1
         return read if quantity == "read" else (*read, node.key_dim)
+    if isinstance(node, nodes.PlasticSynapses):
+        return node.outputs, node.inputs
     return (node.outputs,)
 
 
@@ -210,6 +259,20 @@ def stock_synapses(path: Path, inputs: int) -> Any:
         sign_mode=determine_sign_mode(weights),
         weight_exp=synapse.proc_params["weight_exp"],
         num_weight_bits=synapse.proc_params["num_weight_bits"],
+        num_message_bits=PAYLOAD_BITS,
+    )
+
+
+def stock_convolution(path: Path, node: nodes.Convolution) -> Any:
+    """Lava's Conv with the kernels and the geometry that stock netx reads from `path`."""
+    network = hdf5.Network(net_config=str(path), input_message_bits=PAYLOAD_BITS)
+    stock = network.layers[0].synapse
+    return Conv(
+        weight=stock.weight.init,
+        padding=tuple(stock.padding.init),
+        stride=tuple(stock.stride.init),
+        dilation=tuple(stock.dilation.init),
+        input_shape=(node.side, node.side, node.in_channels),
         num_message_bits=PAYLOAD_BITS,
     )
 

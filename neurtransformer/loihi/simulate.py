@@ -20,8 +20,8 @@ from neurtransformer.errors import UserError
 from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.integer.parts import Trace
-from neurtransformer.loihi.graph import Network
 from neurtransformer.loihi.netlist import Netlist
+from neurtransformer.loihi.nodes import Network
 
 Backend = Literal["lava", "integer"]
 
@@ -92,7 +92,7 @@ def simulate(
         if backend == "lava":
             from neurtransformer.loihi.runner import run_network
 
-            theirs, took = run_network(netlist, network, ours[network.entering])
+            theirs, took = run_network(netlist, network, ours)
             steps += took
             for key, mine, lavas in _pairs(network, ours, theirs):
                 tally.add(f"{network.name}.{key}", mine, lavas)
@@ -154,7 +154,7 @@ def _pairs(
 
     What the source sends is given to both, so there is nothing to compare.
     """
-    if ours.keys() - {network.entering} != theirs.keys():
+    if ours.keys() - {f"{name}.spikes" for name in network.sources} != theirs.keys():
         raise ValueError(f"different quantities: {sorted(ours.keys() ^ theirs.keys())}")
     for key in theirs:
         mine = ours[key]

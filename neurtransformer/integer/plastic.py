@@ -1,0 +1,238 @@
+"""The plastic transformer of `icl/plastic.py` in integers: what its netlist is checked against.
+
+    ink -> convolution, coding neurons (all but the last) -> convolution, membranes
+        -> norm -> root neurons -> plastic synapses -> logits
+
+A token is a drawing and its label. Root neurons send twice the square of their counts k, 0..T. The
+synapses W, one row for each label, are read before they are written, in one time step, by the
+learning engine's arithmetic (loihi/learning.py):
+
+    o = W 2 k^2,    W <- min(W + v k^2, 255),
+
+where v is 1 in the row of the token's label. A label at full scale, T = 8 spikes, is a trace of 8,
+and 3 bits of a product are dropped: what is written is whole, so nothing is rounded at random.
+
+Pictures are (channel, row, column) in arithmetic, and (column, row, channel) where neurons are in a
+line, as Lava has them.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch.nn import functional as F
+
+from neurtransformer.integer import arithmetic
+from neurtransformer.integer.arithmetic import LIMIT, WEIGHT_LIMIT, Integers
+from neurtransformer.integer.layout import Entry, check_entries
+from neurtransformer.integer.parts import Accumulator, Tensors, Trace, at_the_end, integers
+from neurtransformer.integer.quantise import worst_sums
+
+STRIDE = 2
+
+KEY_SHIFT = 4
+"""Bits by which normalised membranes shift left, so that thresholds are precise."""
+
+WEIGHT_MOST = 255
+"""The largest plastic weight."""
+
+Size = Annotated[int, Field(strict=True, ge=1, le=4096)]
+
+
+class ConvolutionSizes(BaseModel):
+    """One convolution: each halves the sides of its pictures."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inputs: Size
+    outputs: Size
+    kernel: Annotated[int, Field(strict=True, ge=1, le=31)]
+
+    @property
+    def padding(self) -> int:
+        return self.kernel // 2
+
+
+class PlasticConfig(BaseModel):
+    """Sizes of an IntegerPlasticTransformer, as they stand in a netlist's manifest.
+
+    side: of a drawing. ways: labels. timesteps: with 8, a label at full scale writes squared counts
+    as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Literal["plastic transformer"] = "plastic transformer"
+    side: Size
+    ways: Size
+    timesteps: Literal[8] = 8
+    convolutions: Annotated[tuple[ConvolutionSizes, ...], Field(min_length=1, max_length=16)]
+
+    @property
+    def sides(self) -> list[int]:
+        """Of the pictures that enter each convolution, and of those that leave the last."""
+        sides = [self.side]
+        for _ in self.convolutions:
+            sides.append(-(-sides[-1] // STRIDE))
+        return sides
+
+    @property
+    def keys(self) -> int:
+        return self.convolutions[-1].outputs * self.sides[-1] ** 2
+
+    @model_validator(mode="after")
+    def _possible(self) -> "PlasticConfig":
+        channels = [1, *(c.outputs for c in self.convolutions)]
+        if any(c.inputs != n for c, n in zip(self.convolutions, channels, strict=False)):
+            raise ValueError("convolutions do not follow one another")
+        if any(c.kernel % 2 == 0 for c in self.convolutions):
+            raise ValueError("kernels must have odd sides")
+        # an index may be squared, and what a query reads has 24 bits
+        if 2 * self.timesteps**2 * WEIGHT_MOST * self.keys > LIMIT:
+            raise ValueError(f"{self.keys} keys are too many for reads of 24 bits")
+        return self
+
+
+def layout(config: PlasticConfig) -> dict[str, Entry]:
+    """All tensors of an IntegerPlasticTransformer of these sizes; those of channels are (n,)."""
+    entries = dict(_convolutions(config))
+    for name in ("membranes", "logits"):
+        entries[f"{name}.mantissa"] = Entry((1,), "chip", 4, 4)
+        entries[f"{name}.shift"] = Entry((1,), "chip", 2, 2)
+    entries["logits.bias"] = Entry((1,), "chip", 0, 0)
+    entries["norm.epsilon"] = Entry((1,), "chip", 0, LIMIT)
+    most = (2 * config.timesteps - 1) ** 2
+    entries["keys.theta"] = Entry((config.keys,), "chip", 1, LIMIT // most)
+    entries["keys.bias"] = Entry((config.keys,), "chip", -(LIMIT // 8), LIMIT // 8)
+    return {f"decoder.{name}": entry for name, entry in entries.items()}
+
+
+def _convolutions(config: PlasticConfig) -> Iterator[tuple[str, Entry]]:
+    for i, c in enumerate(config.convolutions):
+        shape = (c.outputs, c.inputs, c.kernel, c.kernel)
+        yield f"conv{i}.weight", Entry(shape, "synapses", -WEIGHT_LIMIT, WEIGHT_LIMIT)
+        yield f"conv{i}.bias", Entry((c.outputs,), "chip", -LIMIT, LIMIT)
+        if i < len(config.convolutions) - 1:
+            theta = Entry((c.outputs,), "chip", 1, LIMIT // config.timesteps)
+            yield f"neurons{i}.theta", theta
+
+
+def check(config: PlasticConfig, tensors: Tensors, complain: Callable[[str], None]) -> None:
+    """Call `complain` with what is wrong with the first tensor that does not fit the layout.
+
+    Beyond shapes and ranges: weights are even, and no membrane can leave 24 bits.
+    """
+    check_entries(layout(config), tensors, complain)
+    for i, _ in enumerate(config.convolutions):
+        weight, bias = (tensors[f"decoder.conv{i}.{x}"] for x in ("weight", "bias"))
+        beside = tensors.get(f"decoder.neurons{i}.theta", 0)
+        rows = weight.reshape(len(weight), -1)
+        if (worst_sums(rows, bias, config.timesteps) + beside > LIMIT).any():
+            complain(f"membranes of conv{i} can leave 24 bits")
+
+
+class IntegerPlasticTransformer:
+    """The integer network. tensors: name -> array, see `layout`."""
+
+    def __init__(self, config: PlasticConfig, tensors: Tensors) -> None:
+        self.config = config
+        self.tensors = tensors
+        own = {name.removeprefix("decoder."): x for name, x in tensors.items()}
+        numbers = range(len(config.convolutions))
+        self.weights = [
+            torch.from_numpy(own[f"conv{i}.weight"].astype(np.float32)) for i in numbers
+        ]
+        self.biases = [integers(own, f"conv{i}.bias")[:, None, None] for i in numbers]
+        self.thetas = [integers(own, f"neurons{i}.theta")[:, None, None] for i in numbers[:-1]]
+        self.membranes = Accumulator.of(own, "membranes")
+        self.epsilon = int(own["norm.epsilon"][0])
+        self.theta, self.center = (integers(own, f"keys.{x}") for x in ("theta", "bias"))
+
+    def keys(self, ink: Integers) -> Integers:
+        """Counts of drawings (n, side, side), 0..T, to those of their keys (n, keys), 0..T."""
+        timesteps = self.config.timesteps
+        x = ink[:, None]
+        for i, theta in enumerate(self.thetas):
+            u = self._synapses(i, x) + self.biases[i]
+            x = arithmetic.fire_counts(u, theta, timesteps, False)
+        u = self._synapses(len(self.thetas), x) + self.biases[-1]
+        y = arithmetic.normed(self.membranes.add(in_line(u)), self.epsilon)
+        return arithmetic.fire_roots((y << KEY_SHIFT) + self.center, self.theta, timesteps)
+
+    def _synapses(self, i: int, x: Integers) -> Integers:
+        """What spikes or counts (..., channels, side, side) add to membranes."""
+        # sums of less than 2^23 are exact in float32
+        pictures = torch.from_numpy(x.reshape(-1, *x.shape[-3:]).astype(np.float32))
+        padding = self.config.convolutions[i].padding
+        u = F.conv2d(pictures, torch.from_numpy(self.weights[i]), stride=STRIDE, padding=padding)
+        return u.long().numpy().reshape(*x.shape[:-3], *u.shape[1:])
+
+    def reads(self, counts: Integers, labels: Integers) -> tuple[Integers, Integers]:
+        """Key counts (..., tokens, keys) and labels (..., tokens), -1 for none, token after token.
+
+        Returns what each token reads (..., tokens, ways), and the weights after each of them
+        (..., tokens, ways, keys).
+        """
+        written = self._values(labels)[..., None] * counts[..., None, :] ** 2
+        # what is written is never negative: to saturate once is to saturate each time
+        after = np.minimum(written.cumsum(-3), WEIGHT_MOST)
+        before = np.concatenate([np.zeros_like(after[..., :1, :, :]), after[..., :-1, :, :]], -3)
+        return 2 * (before * counts[..., None, :] ** 2).sum(-1), after
+
+    def query_reads(self, counts: Integers, labels: Integers) -> Integers:
+        """What the last token alone reads, (..., ways): for many sequences at once."""
+        squares = counts**2
+        values = self._values(labels[..., :-1])
+        weight = np.minimum(values.swapaxes(-1, -2) @ squares[..., :-1, :], WEIGHT_MOST)
+        return 2 * (weight @ squares[..., -1, :, None])[..., 0]
+
+    def _values(self, labels: Integers) -> Integers:
+        """1 in the column of a label, (..., ways)."""
+        return (labels[..., None] == np.arange(self.config.ways)).astype(np.int64)
+
+    def steps(self, ink: Integers, labels: Integers, phase: int) -> Trace:
+        """One sequence: drawings (tokens, side, side) in counts and labels (tokens,), -1 for none.
+
+        Returns all that happens in each time step, (tokens, phase, ...). A drawing comes as spikes
+        in the first steps of its phase.
+        """
+        timesteps = self.config.timesteps
+        in_rate = ink > np.arange(phase)[:, None, None, None]
+        x = (in_rate.astype(np.int64) if phase > 1 else ink[None])[:, :, None]
+        trace = {"ink.spikes": in_line(x)}
+        for i, theta in enumerate(self.thetas):
+            u = arithmetic.integrate(self._synapses(i, x), self.biases[i], "rate")
+            x, v = arithmetic.fire_steps(u[-1], theta, timesteps, False, phase, "rate")
+            found = {"u": u, "spikes": x, "v": v}
+            trace |= {f"neurons{i}.{name}": in_line(y) for name, y in found.items()}
+        u = arithmetic.integrate(self._synapses(len(self.thetas), x), self.biases[-1], "rate")
+        stream = self.membranes.add(in_line(u[-1]))
+        trace |= {"membranes.u": in_line(u), "membranes.x": at_the_end(stream, phase)}
+        y = at_the_end(arithmetic.normed(stream, self.epsilon), phase)
+        z = arithmetic.integrate(y << KEY_SHIFT, self.center, "rate")
+        trace |= {"norm.y": y, "keys.u": z}
+        trace |= self._attention_steps(z[-1], labels, phase)
+        return {name: x.swapaxes(0, 1) for name, x in trace.items()}
+
+    def _attention_steps(self, z: Integers, labels: Integers, phase: int) -> Trace:
+        """From the membranes of the keys (tokens, keys) on, (phase, tokens, ...)."""
+        counts = arithmetic.fire_roots(z, self.theta, self.config.timesteps)
+        steps = np.arange(1, phase + 1)[:, None, None]
+        reads, after = self.reads(counts, labels)
+        weight = np.stack([np.concatenate([np.zeros_like(after[:1]), after[:-1]])] * phase)
+        weight[-1] = after
+        logits = at_the_end(reads, phase)
+        return {
+            "keys.count": np.minimum(counts, steps) if phase > 1 else counts[None],
+            "keys.spikes": at_the_end(2 * counts**2, phase),
+            "labels.spikes": at_the_end(self._values(labels) * self.config.timesteps, phase),
+            "attention.weight": weight,
+            "logits.u": logits,
+            "logits.x": logits,
+        }
+
+
+def in_line(x: Integers) -> Integers:
+    """Pictures (..., channel, row, column) as Lava's lines of neurons (..., n)."""
+    return x.swapaxes(-1, -3).reshape(*x.shape[:-3], -1)

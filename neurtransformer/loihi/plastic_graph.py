@@ -1,0 +1,115 @@
+"""The graph of a plastic transformer's netlist: one network, from a drawing to the label's logits.
+
+A token is a drawing and a label; one phase handles it. Its label is sent when its keys arrive at
+the plastic synapses, which is several phases after its drawing.
+"""
+
+from collections.abc import Iterator
+
+from neurtransformer.integer.arithmetic import NORM_BITS, STATE_BITS
+from neurtransformer.integer.plastic import KEY_SHIFT, STRIDE, PlasticConfig
+from neurtransformer.loihi.nodes import (
+    Accumulator,
+    AnyNode,
+    CodingNeurons,
+    Convolution,
+    Network,
+    Norm,
+    PlasticSynapses,
+    RootNeurons,
+    Source,
+    Spikes,
+    chain,
+)
+
+
+def plastic_networks(config: PlasticConfig, spikes: Spikes) -> list[Network]:
+    """The graph of a plastic transformer: the drawing's way, and the labels that teach."""
+    phase = config.timesteps if spikes == "rate" else 1
+    nodes = list(_encoder(config, phase))
+    keys = nodes[-1]
+    sent = keys.start + phase
+    labels = Source(
+        name="labels",
+        outputs=config.ways,
+        start=sent,
+        payload_bits=config.timesteps.bit_length(),
+    )
+    attention = PlasticSynapses(
+        name="attention",
+        outputs=config.ways,
+        start=sent,
+        inputs=config.keys,
+        teacher=labels.name,
+    )
+    logits = _accumulator("logits", config.ways, sent + 1, "logits.bias")
+    network = chain("decoder", phase, *nodes, attention, logits)
+    # it stands before what it teaches
+    network.nodes.insert(len(nodes), labels)
+    network.wires.append((labels.name, attention.name))
+    return [network]
+
+
+def _encoder(config: PlasticConfig, phase: int) -> Iterator[AnyNode]:
+    """From the drawing to the keys' spikes, which leave in the last step of a phase."""
+    timesteps = config.timesteps
+    bits = timesteps.bit_length() if phase == 1 else 1
+    yield Source(name="ink", outputs=config.side**2, start=0, payload_bits=bits)
+    start, last = 0, len(config.convolutions) - 1
+    sides = config.sides
+    for i, sizes in enumerate(config.convolutions):
+        outputs = sizes.outputs * sides[i + 1] ** 2
+        yield Convolution(
+            name=f"conv{i}",
+            outputs=outputs,
+            start=start,
+            file=f"netx/decoder.conv{i}.net",
+            inputs=sizes.inputs * sides[i] ** 2,
+            in_channels=sizes.inputs,
+            out_channels=sizes.outputs,
+            side=sides[i],
+            kernel=sizes.kernel,
+            stride=STRIDE,
+            padding=sizes.padding,
+        )
+        if i == last:
+            yield _accumulator("membranes", outputs, start + 1, f"conv{i}.bias")
+            break
+        yield CodingNeurons(
+            name=f"neurons{i}",
+            outputs=outputs,
+            start=start + 1,
+            payload_bits=bits,
+            receives="rate",
+            sends="rate",
+            most=timesteps,
+            unsigned=outputs,
+            input_shift=0,
+            bias=f"conv{i}.bias",
+        )
+        start += phase + 1
+    start += 1
+    yield Norm(name="norm", outputs=config.keys, start=start, payload_bits=NORM_BITS + 2)
+    yield RootNeurons(
+        name="keys",
+        outputs=config.keys,
+        start=start,
+        payload_bits=(2 * timesteps**2).bit_length(),
+        receives="rate",
+        bias="keys.bias",
+        most=timesteps,
+        input_shift=KEY_SHIFT,
+    )
+
+
+def _accumulator(name: str, outputs: int, start: int, bias: str) -> Accumulator:
+    return Accumulator(
+        name=name,
+        outputs=outputs,
+        start=start,
+        payload_bits=STATE_BITS,
+        receives="rate",
+        bias=bias,
+        delay=0,
+        fraction_bits=0,
+    )

@@ -1,0 +1,61 @@
+"""Lava's own plastic synapses, LearningDense, as our networks use them: empty, watched, graded."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+
+import neurtransformer.loihi.lava_compat  # noqa: F401  (must come before Lava)
+
+# isort: split
+from lava.magma.core.decorator import implements, requires, tag
+from lava.magma.core.learning.constants import GradedSpikeCfg
+from lava.magma.core.learning.learning_rule import Loihi3FLearningRule
+from lava.magma.core.resources import CPU
+from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
+from lava.proc.dense.models import PyLearningDenseModelBitApproximate
+from lava.proc.dense.process import LearningDense
+
+PAYLOAD_BITS = 8
+NO_DECAY = 2**60
+"""A time constant with which the engine's exp(-1 / tau) is 1.0: what is rounded at random is the
+weights alone. (0 would clear a trace at once.)"""
+
+
+def hebbian_rule(text: str) -> Loihi3FLearningRule:
+    """A rule in every time step, of a trace x1 and a third factor y1 that do not decay."""
+    rule = Loihi3FLearningRule(dw=text, x1_tau=NO_DECAY, t_epoch=1, rng_seed=1)
+    rule.y1_tau = NO_DECAY
+    return rule
+
+
+def plastic_synapses(
+    rows: int, columns: int, rule: Loihi3FLearningRule, log: Path
+) -> LearningDense:
+    """Empty plastic synapses whose traces are half the payloads.
+
+    log: a file for the weights after each step, (steps, rows, columns).
+    """
+    return LearningDense(
+        weights=np.zeros((rows, columns), dtype=np.int32),
+        learning_rule=rule,
+        graded_spike_cfg=GradedSpikeCfg.OVERWRITE,
+        num_message_bits=PAYLOAD_BITS,
+        log=log,
+    )
+
+
+@implements(proc=LearningDense, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PyPlasticSynapses(PyLearningDenseModelBitApproximate):
+    """Lava's own LearningDense in fixed point, which also writes its weights to a file."""
+
+    def __init__(self, proc_params: Any) -> None:
+        super().__init__(proc_params)
+        self.file = open_memmap(proc_params["log"], mode="r+")
+
+    def run_lrn(self) -> None:
+        super().run_lrn()
+        self.file[self.time_step - 1] = self.weights
