@@ -8,6 +8,7 @@ import click
 from .output import answer, json_option
 
 if TYPE_CHECKING:
+    from neurtransformer.loihi.netlist import Manifest
     from neurtransformer.loihi.nodes import Spikes
 
 # held-out text that the loss of the integers is measured on
@@ -35,7 +36,8 @@ def command(
     Weights become 8-bit integers, states 24-bit ones. For Loihi 2 each projection becomes a netx
     file that stock Lava loads; what the integers cost is measured on a little held-out text, and
     `neurtx simulate` runs the netlist and checks it. NIR holds the feed-forward chains, but no
-    product of two signals: no attention, no LayerNorm.
+    product of two signals: no attention, no LayerNorm. For Loihi 2 RUN may also be a plastic
+    transformer, such as omniglot-plastic.
     """
     from neurtransformer import runs
     from neurtransformer.errors import UserError
@@ -46,46 +48,22 @@ def command(
     if target == "nir":
         values = _nir(folder, out or runs.default_folder("nir", str(folder)), force)
     else:
-        netlist = out or runs.default_folder("netlist", str(folder))
+        netlist = (out or runs.default_folder("netlist", str(folder))).expanduser().resolve()
         values = _loihi2(folder, netlist, spikes, force)
     answer(values, as_json=as_json, title="exported")
 
 
 def _loihi2(folder: Path, netlist: Path, spikes: "Spikes", force: bool) -> dict[str, Any]:
     from neurtransformer import runs
-    from neurtransformer.errors import UserError
 
     with runs.new_folder(netlist, force=force) as fresh:
-        from neurtransformer.integer.model import IntegerGPT2
-        from neurtransformer.integer.quality import evaluate_integer
-        from neurtransformer.loihi.netlist import write
-        from neurtransformer.spiking.load import load_run, load_teacher
-        from neurtransformer.text import load_blocks
+        from neurtransformer.icl.plastic import is_plastic
 
-        from .progress import status
-
-        with status("exporting") as note:
-            note("reading the run")
-            spiking, tokenizer = load_run(folder)
-            note("quantising")
-            model = IntegerGPT2.from_spiking(spiking)
-            manifest = write(fresh, model, tokenizer, spikes, made_from=folder, progress=note)
-            note("measuring what the integers cost")
-            blocks = load_blocks(
-                None,
-                tokenizer,
-                min(_BLOCK, spiking.config.n_positions),
-                split="heldout",
-                limit_tokens=_TOKENS,
-            )
-            try:
-                dense = load_teacher(spiking)
-            except UserError:  # the netlist does not need it
-                dense = None
-            cost = evaluate_integer(model, spiking, dense, blocks)
-    netlist = netlist.expanduser().resolve()
+        write = _write_plastic if is_plastic(folder) else _write_gpt2
+        manifest, cost = write(folder, fresh, spikes)
     runs.remember("netlist", netlist)
-    runs.update_report(folder, "integer", cost)
+    if cost:
+        runs.update_report(folder, "integer", cost)
     return {
         "netlist": netlist,
         "run": folder,
@@ -97,6 +75,54 @@ def _loihi2(folder: Path, netlist: Path, spikes: "Spikes", force: bool) -> dict[
         "weight_bits": manifest.totals.weight_bits,
         **cost,
     }
+
+
+def _write_plastic(
+    folder: Path, fresh: Path, spikes: "Spikes"
+) -> "tuple[Manifest, dict[str, Any]]":
+    """Write the netlist of a plastic transformer; its accuracy is what `icl omniglot` measures."""
+    from neurtransformer.icl.plastic import load, quantised
+    from neurtransformer.loihi.netlist import write
+
+    from .progress import status
+
+    with status("exporting") as note:
+        encoders, _ = load(folder)
+        note("quantising")
+        model = quantised(encoders["counts"])
+        return write(fresh, model, None, spikes, made_from=folder, progress=note), {}
+
+
+def _write_gpt2(folder: Path, fresh: Path, spikes: "Spikes") -> "tuple[Manifest, dict[str, Any]]":
+    """Write the netlist of a spiking GPT-2, and measure what the integers cost."""
+    from neurtransformer.errors import UserError
+    from neurtransformer.integer.model import IntegerGPT2
+    from neurtransformer.integer.quality import evaluate_integer
+    from neurtransformer.loihi.netlist import write
+    from neurtransformer.spiking.load import load_run, load_teacher
+    from neurtransformer.text import load_blocks
+
+    from .progress import status
+
+    with status("exporting") as note:
+        note("reading the run")
+        spiking, tokenizer = load_run(folder)
+        note("quantising")
+        model = IntegerGPT2.from_spiking(spiking)
+        manifest = write(fresh, model, tokenizer, spikes, made_from=folder, progress=note)
+        note("measuring what the integers cost")
+        blocks = load_blocks(
+            None,
+            tokenizer,
+            min(_BLOCK, spiking.config.n_positions),
+            split="heldout",
+            limit_tokens=_TOKENS,
+        )
+        try:
+            dense = load_teacher(spiking)
+        except UserError:  # the netlist does not need it
+            dense = None
+        return manifest, evaluate_integer(model, spiking, dense, blocks)
 
 
 def _nir(folder: Path, target: Path, force: bool) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from .output import json_option
 TASKS: dict[str, set[str]] = {
     "induction": {"run", "text", "limit", "picture"},
     "regression": {"picture"},
-    "omniglot": {"data", "ways", "shots", "episodes"},
+    "omniglot": {"run", "data", "ways", "shots", "episodes"},
 }
 _ALL = {"task", "force", "as_json"}
 
@@ -60,8 +60,9 @@ def command(ctx: click.Context, task: str, force: bool, as_json: bool, **options
 
     omniglot: characters of unseen alphabets told from a few drawings in the context, by a small
     transformer whose attention is a plastic connection, in float, in integers and in the learning
-    engine, and by controls. Without --ways and --shots in three settings, and in the official
-    one-shot runs where all_runs.zip is in the folder.
+    engine, and by controls. RUN is omniglot-plastic, or a folder of your own training. Without
+    --ways and --shots in three settings, and in the official one-shot runs where all_runs.zip is in
+    the folder.
     """
     import importlib
 

@@ -6,54 +6,72 @@ from typing import Any
 from .output import answer, rows_table
 
 SETTINGS = ((5, 1), (5, 5), (20, 1))
-IN_LAVA = 2
-"""Episodes of each setting that run in Lava itself too, a second each."""
+IN_LAVA = 1
+"""Episodes of each setting that run in Lava itself too, all of the network, some seconds each."""
 
 SEED = 0
 
 
 def omniglot(
-    data: Path | None, ways: int | None, shots: int | None, episodes: int, as_json: bool
+    run: str | None,
+    data: Path | None,
+    ways: int | None,
+    shots: int | None,
+    episodes: int,
+    as_json: bool,
 ) -> None:
     """One table: the accuracy of each form and control in each setting.
 
-    ways, shots: of one setting, else all of `SETTINGS`. The answer's `ways`, `shots` and `accuracy`
-    are those of the first; `settings` has all of them.
+    run: a folder of trained networks, else the one that ships with the package. ways, shots: of
+    one setting, else all of `SETTINGS`. The answer's `ways`, `shots` and `accuracy` are those of
+    the first; `settings` has all of them.
     """
+    from importlib.util import find_spec
+
+    from neurtransformer import runs
     from neurtransformer.icl import omniglot as drawings
+    from neurtransformer.icl import plastic
     from neurtransformer.icl.evaluate import Evaluation
 
     from .progress import status
 
+    folder = runs.resolve("run", run or plastic.SHIPPED.name)
+    encoders, trained_on = plastic.load(folder)
     with status("reading drawings") as note:
         if data is None:
-            unseen, runs = drawings.load_from_hub(), None
+            unseen, one_shot = drawings.load_from_hub(), None
         else:
-            unseen, runs = drawings.load_drawings(data), drawings.load_runs(data)
-        unseen = unseen.of(drawings.TRAINED, others=True)
+            unseen, one_shot = drawings.load_drawings(data), drawings.load_runs(data)
+        unseen = unseen.of(trained_on, others=True)
         chosen = SETTINGS if ways is None and shots is None else ((ways or 5, shots or 1),)
         drawn = [drawings.draw_episodes(*unseen.size, *pair, episodes, SEED) for pair in chosen]
         note("encoding them")
-        evaluation = Evaluation(unseen.ink.reshape(-1, drawings.SIDE, drawings.SIDE))
+        flat = unseen.ink.reshape(-1, drawings.SIDE, drawings.SIDE)
+        evaluation = Evaluation(encoders, flat, max(setting.ways for setting in drawn))
         found = []
         for (w, s), setting in zip(chosen, drawn, strict=True):
             note(f"{w}-way {s}-shot")
-            found.append(evaluation.measure(setting, IN_LAVA))
-        if runs is not None:
+            found.append({**evaluation.measure(setting), "lava": None})
+            if find_spec("lava"):
+                note(f"{w}-way {s}-shot in Lava")
+                found[-1]["lava"] = evaluation.in_lava(setting, IN_LAVA)
+        if one_shot is not None:
             note("the official runs")
-            official = Evaluation(runs[0]).measure(runs[1], 0)
+            inks, queries = one_shot
+            official = Evaluation(encoders, inks, queries.ways).measure(queries)
     alphabets = sorted(set(unseen.alphabet.tolist()))
     values: dict[str, Any] = {
         "task": "omniglot",
+        "run": folder,
         **found[0],
         "settings": found,
-        "official_runs": None if runs is None else official,
+        "official_runs": None if one_shot is None else official,
         "alphabets": alphabets,
         "characters": unseen.size[0],
         "seed": SEED,
     }
     lines = [_line(f"{x['ways']}-way {x['shots']}-shot", x) for x in found]
-    if runs is not None:
+    if one_shot is not None:
         lines.append(_line("official runs", official))
     columns = ("accuracy, %", *found[0]["accuracy"], "episodes", "Lava differs")
     title = f"{unseen.size[0]} unseen characters: {', '.join(alphabets)}"
@@ -66,6 +84,6 @@ def _line(name: str, found: dict[str, Any]) -> tuple[Any, ...]:
     for form, share in found["accuracy"].items():
         low, high = found["interval"][form]
         shares.append(f"{100 * share:.1f} ±{50 * (high - low):.1f}")
-    lava = found["lava"]
+    lava = found.get("lava")
     differs = None if lava is None else f"{lava['mismatches']} of {lava['compared']:,}"
     return name, *shares, found["episodes"], differs

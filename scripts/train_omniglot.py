@@ -1,8 +1,9 @@
-"""Train the networks of `neurtx icl omniglot` on drawings of the alphabets `TRAINED`.
+"""Train the networks of `neurtx icl omniglot` on the background alphabets but `HELD_OUT`.
 
-    python scripts/train_omniglot.py FOLDER neurtransformer/models/omniglot-plastic
+    python scripts/train_omniglot.py FOLDER runs/omniglot
+    neurtx icl omniglot runs/omniglot --data FOLDER
 
-FOLDER holds the small background archives. The three networks see the same episodes in the same
+FOLDER holds background archives. The three networks see the same episodes in the same
 order, from one seed. Every character is eight classes, turned by quarters (Vinyals et al., arXiv
 1606.04080) and mirrored. In each step a class has a slant, a width, a height and a turn of its own,
 all its drawings alike, and some are two characters, one over the other: that makes new classes.
@@ -15,14 +16,14 @@ from pathlib import Path
 
 import click
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from neurtransformer.icl.omniglot import HELD_OUT, TRAINED, load_drawings
-from neurtransformer.icl.plastic import NAMES, Encoder, Name
+from neurtransformer import runs
+from neurtransformer.icl.omniglot import BACKGROUND, HELD_OUT, load_drawings
+from neurtransformer.icl.plastic import NAMES, Encoder, Encoders, Name, save
 
-STEPS = 1500
+STEPS = 4500
 WAYS, QUERIES = 80, 4
 """Classes of a step and queries of each; half of the steps have one shot, half two."""
 
@@ -69,8 +70,8 @@ def draw(classes: Tensor, each: int) -> Tensor:
     return torch.where(both, torch.maximum(first, second), first)
 
 
-def train(name: Name, classes: Tensor, steps: int, seed: int) -> Encoder:
-    """One network from random weights."""
+def train(name: Name, classes: Tensor, steps: int, seed: int) -> tuple[Encoder, float]:
+    """One network from random weights, and the mean of its last 50 losses."""
     torch.manual_seed(seed)
     encoder = Encoder(name).to(memory_format=torch.channels_last)
     torch.manual_seed(seed)
@@ -94,7 +95,7 @@ def train(name: Name, classes: Tensor, steps: int, seed: int) -> Encoder:
         if (step + 1) % 100 == 0:
             seconds = time.monotonic() - started
             click.echo(f"{name}: step {step + 1}, loss {recent:.3f}, {seconds:.0f} s", err=True)
-    return encoder.eval()
+    return encoder.eval(), recent
 
 
 @click.command()
@@ -103,22 +104,26 @@ def train(name: Name, classes: Tensor, steps: int, seed: int) -> Encoder:
 @click.option("--steps", default=STEPS, show_default=True)
 @click.option("--seed", default=SEED, show_default=True)
 def main(folder: Path, target: Path, steps: int, seed: int) -> None:
-    """Train all three networks on the drawings in FOLDER; TARGET gets a model.safetensors."""
-    drawings = load_drawings(folder).of(TRAINED)
-    assert not set(HELD_OUT) & set(drawings.alphabet)
+    """Train all three networks on the drawings in FOLDER; TARGET becomes a run."""
+    drawings = load_drawings(folder, BACKGROUND).of(HELD_OUT, others=True)
     ink = torch.from_numpy(drawings.ink)
     turned = torch.cat([ink.rot90(quarter, (-2, -1)) for quarter in range(4)])
     classes = torch.cat([turned, turned.flip(-1)])
-    tensors = {}
-    for name in NAMES:
-        encoder = train(name, classes, steps, seed)
-        for key, tensor in encoder.state_dict().items():
-            if tensor.is_floating_point():
-                tensors[f"{name}.{key}"] = tensor.half().contiguous()
-    target.mkdir(parents=True, exist_ok=True)
-    weights = target / "model.safetensors"
-    save_file(tensors, weights)
-    weights.chmod(0o644)
+    alphabets = tuple(sorted(set(drawings.alphabet.tolist())))
+    encoders: Encoders = {}
+    losses = {}
+    with runs.new_folder(target) as fresh:
+        for name in NAMES:
+            encoders[name], losses[name] = train(name, classes, steps, seed)
+        save(fresh, encoders, alphabets)
+        report = {
+            "characters": drawings.size[0],
+            "alphabets": alphabets,
+            "steps": steps,
+            "seed": seed,
+            "losses": losses,
+        }
+        runs.write_json(fresh / "report.json", {"training": report})
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.integer.parts import Trace
 from neurtransformer.loihi import netlist, netx
 from neurtransformer.loihi.nodes import Network, Spikes
-from neurtransformer.loihi.simulate import Tally, _pairs, _steps, prompt_ids, simulate
+from neurtransformer.loihi.simulate import Tally, pairs, _steps, prompt_ids, simulate
 from neurtransformer.recipe import MAX_PHASE_TIMESTEPS, Coding
 from neurtransformer.spiking.load import load_run
 from neurtransformer.spiking.model import SpikingGPT2Config, SpikingGPT2LMHeadModel
@@ -145,7 +145,7 @@ def compare(found: netlist.Netlist, network: Network, x: np.ndarray) -> Tally:
     theirs, steps = run_network(found, network, ours)
     assert steps == len(x) * network.phase + network.latency
     tally = Tally()
-    for name, mine, lavas in _pairs(network, ours, theirs):
+    for name, mine, lavas in pairs(network, ours, theirs):
         tally.add(name, mine, lavas)
     return tally
 
@@ -172,7 +172,7 @@ def check_random(
     seed, heads, dim, timesteps, length = case
     model = IntegerGPT2.from_spiking(random_spiking(seed, heads, dim, timesteps, coding))
     netlist.write(folder, model, tokenizer, spikes)
-    found = netlist.read(folder)
+    found = netlist.read_text(folder)
     for network in found.manifest.networks:
         tally = compare(found, network, entering(found, network, seed, length))
         assert tally.mismatches == 0, (network.name, tally)
@@ -206,7 +206,7 @@ def test_projections_that_need_a_silent_input(
     spiking = random_spiking(4, 2, 8, 4)
     spiking.blocks[0].attn.c_proj.weight.data.fill_(value)
     netlist.write(tmp_path, IntegerGPT2.from_spiking(spiking), nano_tokenizer, "rate")
-    found = netlist.read(tmp_path)
+    found = netlist.read_text(tmp_path)
     network = found.manifest.networks[1]
     tally = compare(found, network, entering(found, network, 4, 3))
     assert tally.mismatches == 0 and tally.compared > 0
@@ -245,7 +245,7 @@ def test_simulate_a_prompt(
     spiking.lm_head.weight.data.mul_(500)
     model = IntegerGPT2.from_spiking(spiking)
     netlist.write(tmp_path, model, nano_tokenizer, "rate")
-    found = netlist.read(tmp_path)
+    found = netlist.read_text(tmp_path)
     heard: list[str] = []
     ids = prompt_ids(found, "a word or two", 3)
     values = simulate(found, ids, "lava", tokens=3, on_network=heard.append)
@@ -266,7 +266,7 @@ def test_a_difference_is_counted(
     netlist.write(
         tmp_path, IntegerGPT2.from_spiking(load_run(tiny_run)[0]), nano_tokenizer, "graded"
     )
-    found = netlist.read(tmp_path)
+    found = netlist.read_text(tmp_path)
 
     def wrong(which: netlist.Netlist, network: Network, sent: Trace) -> Any:
         source = f"{network.sources[0]}.spikes"

@@ -93,7 +93,7 @@ def test_what_netx_would_spoil_is_refused(tmp_path: Path, weight: list, message:
 @pytest.mark.parametrize("spikes", ["rate", "graded"])
 def test_round_trip(model: IntegerGPT2, nano_tokenizer: Any, tmp_path: Path, spikes: Any) -> None:
     manifest = netlist.write(tmp_path, model, nano_tokenizer, spikes)
-    found = netlist.read(tmp_path)
+    found = netlist.read_text(tmp_path)
     assert found.manifest == manifest
     assert found.model.config == model.config
     assert found.model.tensors.keys() == model.tensors.keys()
@@ -119,7 +119,7 @@ def test_a_network_without_attention_output_survives(
     manifest = netlist.write(tmp_path, silent, nano_tokenizer, "rate")
     by_file = {n.file: n for net in manifest.networks for n in net.nodes if n.kind == "synapses"}
     assert by_file["netx/h.0.attn.c_proj.net"].silent_inputs == 1
-    assert not netlist.read(tmp_path).model.tensors["h.0.attn.c_proj.weight"].any()
+    assert not netlist.read_text(tmp_path).model.tensors["h.0.attn.c_proj.weight"].any()
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -139,7 +139,7 @@ def sign_anew(folder: Path, name: str) -> None:
 
 def refused(folder: Path, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        netlist.read(folder)
+        netlist.read_text(folder)
     assert "\n" not in str(caught.value)
 
 

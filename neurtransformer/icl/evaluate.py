@@ -1,7 +1,8 @@
 """Few-shot accuracy of every form of the plastic transformer, and of its controls."""
 
-import importlib.util
 import math
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,46 +24,65 @@ READOUT_RATE = 5.0
 
 
 class Evaluation:
-    """Drawings (n, 28, 28), encoded once by each network for all episodes of them."""
+    """Drawings (n, side, side), encoded once by each network for all episodes of them.
 
-    def __init__(self, ink: Inks) -> None:
-        encoders = plastic.load()
+    ways: the most that an episode has.
+    """
+
+    def __init__(self, encoders: dict[plastic.Name, plastic.Encoder], ink: Inks, ways: int) -> None:
         self.float, self.softmax = encoders["float"], encoders["softmax"]
         self.keys = plastic.keys(self.float, ink)
         self.softmax_keys = plastic.keys(self.softmax, ink)
-        self.counts = plastic.IntegerEncoder(encoders["counts"])(ink)
+        self.model = plastic.quantised(encoders["counts"], ways)
+        self.ink = plastic.ink_counts(ink, self.model.config.timesteps)
+        self.counts = plastic.key_counts(self.model, self.ink)
         self.pixels = torch.from_numpy(ink).flatten(1)
 
-    def measure(self, episodes: Episodes, in_lava: int) -> dict[str, Any]:
-        """Accuracies and their 95 % intervals, and the comparison of `in_lava` episodes with Lava.
+    def measure(self, episodes: Episodes) -> dict[str, Any]:
+        """Accuracies and their 95 % intervals.
 
-        Returns `ways`, `shots`, `episodes`, `accuracy` and `interval` (by form), and `lava`
-        (`episodes`, `compared`, `mismatches`; None where Lava is not installed or not asked for).
+        Returns `ways`, `shots`, `episodes`, `accuracy` and `interval` (by form).
         """
         right = dict.fromkeys(FORMS, 0)
         for batch in episodes.batches(BATCH):
             for form, labels in self._labels(batch).items():
                 right[form] += int((labels == batch.answer).sum())
         number = len(episodes.answer)
-        checked = None
-        if in_lava and importlib.util.find_spec("lava"):
-            compared, differ = plastic.lava_mismatches(self.counts, episodes, in_lava)
-            checked = {"episodes": in_lava, "compared": compared, "mismatches": differ}
         return {
             "ways": episodes.ways,
             "shots": episodes.shots_each,
             "episodes": number,
             "accuracy": {form: count / number for form, count in right.items()},
             "interval": {form: interval(count, number) for form, count in right.items()},
-            "lava": checked,
         }
+
+    def in_lava(self, episodes: Episodes, number: int) -> dict[str, int]:
+        """The first episodes in Lava, all of the network, through a netlist that is thrown away.
+
+        Returns `episodes`, and how many integers were `compared` and are `mismatches`. Raises
+        UserError without Lava, LavaFailed.
+        """
+        from neurtransformer.loihi.episode import simulate_episode
+        from neurtransformer.loihi.netlist import read_plastic, write
+
+        total = {"episodes": number, "compared": 0, "mismatches": 0}
+        drawings, labels = plastic.tokens(episodes)
+        with tempfile.TemporaryDirectory(prefix="neurtx-") as folder:
+            write(Path(folder), self.model, None, "rate")
+            netlist = read_plastic(Path(folder))
+            for shown, label in zip(drawings[:number], labels[:number], strict=True):
+                found = simulate_episode(netlist, self.ink[shown], label, "lava")
+                total["compared"] += found["compared"]
+                total["mismatches"] += found["mismatches"]
+        return total
 
     def _labels(self, episodes: Episodes) -> dict[str, Indices]:
         """What each of `FORMS` says the query is, (episodes,)."""
+        timesteps = self.model.config.timesteps
         return {
             "float": _best(plastic.float_reads(self.float, self.keys, episodes)),
-            "quantised": _best(plastic.integer_reads(self.counts, episodes)),
-            "lava": _best(plastic.engine_reads(self.counts, episodes)),
+            "quantised": _best(plastic.integer_reads(self.counts, episodes, timesteps)),
+            "lava": _best(plastic.engine_reads(self.model, self.counts, episodes)),
             "softmax": _best(plastic.float_reads(self.softmax, self.softmax_keys, episodes)),
             "linear_readout": _best(linear_readout(self.keys, episodes)),
             "nearest_pixel": nearest(self.pixels, episodes),

@@ -32,16 +32,14 @@ PIXELS = 105
 SIDE = 28
 
 HELD_OUT = ("Early_Aramaic", "Sanskrit")
-"""Alphabets of the small background sets that training never sees; its six others it does."""
+"""Alphabets of the background sets that training never sees."""
 
-TRAINED = ("Balinese", "Greek", "Japanese_(katakana)", "Korean", "Latin", "Tagalog")
-
-ARCHIVES = (
+BACKGROUND = (
     "images_background_small1.zip",
     "images_background_small2.zip",
     "images_background.zip",
-    "images_evaluation.zip",
 )
+ARCHIVES = (*BACKGROUND, "images_evaluation.zip")
 ARRAYS = "omniglot_small_105.npz"
 RUNS = "all_runs.zip"
 HUB = "dpdl-benchmark/omniglot"
@@ -131,8 +129,8 @@ def draw_episodes(
 # --- files ---
 
 
-def load_drawings(folder: Path) -> Drawings:
-    """The drawings of all of `ARCHIVES` in a folder, or of `ARRAYS`.
+def load_drawings(folder: Path, archives: tuple[str, ...] = ARCHIVES) -> Drawings:
+    """The drawings of all these archives in a folder, or of `ARRAYS`.
 
     A character that two archives hold (all of Greek and Latin in the two small ones) counts once.
     Raises UserError if there is none, or one is not what it should be.
@@ -140,7 +138,7 @@ def load_drawings(folder: Path) -> Drawings:
     if not folder.is_dir():
         raise UserError(f"there is no folder '{folder}'")
     found: dict[tuple[str, str], dict[int, Inks]] = {}
-    for path in (folder / name for name in ARCHIVES):
+    for path in (folder / name for name in archives):
         if path.exists():
             for alphabet, character, drawer, ink in _archive(path):
                 found.setdefault((alphabet, character), {})[drawer] = ink

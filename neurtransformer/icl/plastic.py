@@ -14,9 +14,9 @@ drives the neurons z, the n-th spike here also takes 2n from the membrane instea
 ``floor(T sqrt(z) + 1/2)``. The SSA's witness writes one row more, which labels do not need.
 
 Nothing else changes at test time. The forms: "float", "counts" (spiking neurons), "softmax" (the
-control, ``log sum_j softmax_j(k_i.k_j) v_j``) are three `Encoder`, trained alike; `IntegerEncoder`
-has the weights of "counts" in 8 bits, and its counts go to the 24-bit SSA (`integer_reads`), to the
-learning engine in NumPy (`engine_reads`) or to Lava's own (`lava_reads`).
+control, ``log sum_j softmax_j(k_i.k_j) v_j``) are three `Encoder`, trained alike; `quantised` gives
+the weights of "counts" 8 bits, and its keys go to the 24-bit SSA (`integer_reads`) or to the
+learning engine's synapses (`engine_reads`), which is what a netlist holds.
 """
 
 import math
@@ -25,28 +25,40 @@ from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from neurtransformer.errors import UserError, shortened
 from neurtransformer.icl.omniglot import SIDE, Episodes, Inks
 from neurtransformer.integer import arithmetic
-from neurtransformer.integer.arithmetic import NORM_BITS, WEIGHT_LIMIT, Integers
-from neurtransformer.loihi import learning
-from neurtransformer.loihi.learning import FORMS, PlasticHeads
-from neurtransformer.runs import BUNDLED
+from neurtransformer.integer.arithmetic import LIMIT, NORM_BITS, WEIGHT_LIMIT, Integers
+from neurtransformer.integer.plastic import (
+    KEY_SHIFT,
+    STRIDE,
+    ConvolutionSizes,
+    IntegerPlasticTransformer,
+    PlasticConfig,
+)
+from neurtransformer.runs import BUNDLED, read_json, write_json
 from neurtransformer.spiking.attention import NO_FORGETTING
 from neurtransformer.spiking.coding import counts_from_total, surrogate_counts
 
 Name = Literal["float", "counts", "softmax"]
 NAMES: tuple[Name, ...] = get_args(Name)
-WEIGHTS = BUNDLED / "omniglot-plastic" / "model.safetensors"
+SHIPPED = BUNDLED / "omniglot-plastic"
+MODEL_TYPE = "neurtx_plastic_transformer"
 
-TIMESTEPS = 8
-CONVOLUTIONS = ((1, 32, 5), (32, 64, 3), (64, 64, 3), (64, 64, 3))
-"""Channels in and out and the side of the kernel; each halves the sides of its picture."""
-
-KEYS = CONVOLUTIONS[-1][1] * math.ceil(SIDE / 2 ** len(CONVOLUTIONS)) ** 2
+CONFIG = PlasticConfig(
+    side=SIDE,
+    ways=20,
+    convolutions=tuple(
+        ConvolutionSizes(inputs=i, outputs=o, kernel=k)
+        for i, o, k in ((1, 32, 5), (32, 64, 3), (64, 64, 3), (64, 64, 3))
+    ),
+)
 
 DRAWN = 0.5
 """The share of ink in a field from which it counts as full."""
@@ -54,8 +66,8 @@ DRAWN = 0.5
 BATCH = 500
 EPSILON = 1e-5
 
-KEY_SHIFT = 4
-"""Bits by which normalised membranes shift left, so that thresholds are precise."""
+LEAST_SCALE = 0.01
+"""Of a key in integers, so that its threshold has 24 bits with room for all counts."""
 
 
 class Encoder(nn.Module):
@@ -67,16 +79,16 @@ class Encoder(nn.Module):
     neurons are rectified and keys are z itself, not squared.
     """
 
-    def __init__(self, name: Name) -> None:
+    def __init__(self, name: Name, config: PlasticConfig = CONFIG) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.config = name, config
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(ins, outs, side, stride=2, padding=side // 2, bias=False)
-            for ins, outs, side in CONVOLUTIONS
+            nn.Conv2d(c.inputs, c.outputs, c.kernel, STRIDE, c.padding, bias=False)
+            for c in config.convolutions
         )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(outs) for _, outs, _ in CONVOLUTIONS)
-        self.scale = nn.Parameter(torch.full((KEYS,), 1.0 if name == "softmax" else 0.35))
-        self.center = nn.Parameter(torch.zeros(KEYS))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(c.outputs) for c in config.convolutions)
+        self.scale = nn.Parameter(torch.full((config.keys,), 1.0 if name == "softmax" else 0.35))
+        self.center = nn.Parameter(torch.zeros(config.keys))
         # of the logits; sharpens the loss and changes no order of "float" and "counts"
         self.gain = nn.Parameter(torch.tensor(0.0 if name == "softmax" else math.log(2)))
         if name != "softmax":
@@ -84,7 +96,7 @@ class Encoder(nn.Module):
                 nn.init.constant_(cast(Tensor, norm.weight), 0.5)
 
     def forward(self, ink: Tensor) -> Tensor:
-        """ink: (n, 28, 28). Returns (n, KEYS), 0..1; for "softmax" any numbers."""
+        """ink: (n, side, side). Returns (n, keys), 0..1; for "softmax" any numbers."""
         x = self.levels((ink / DRAWN).clamp(max=1)).unsqueeze(1)
         z = x
         for synapses, norm in zip(self.convolutions, self.norms, strict=True):
@@ -106,15 +118,15 @@ class Encoder(nn.Module):
         """What neurons driven by z send, 0..1."""
         if self.name != "counts":
             return z.clamp(0, 1)
-        total = z * TIMESTEPS
+        timesteps = self.config.timesteps
         code = surrogate_counts if self.training else counts_from_total
-        return code(total, TIMESTEPS, False) / TIMESTEPS
+        return code(z * timesteps, timesteps, False) / timesteps
 
     def logits(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """query: (episodes, queries, KEYS). key: (episodes, tokens, KEYS). value: labels one-hot,
+        """query: (episodes, queries, keys). key: (episodes, tokens, keys). value: labels one-hot,
         (episodes, tokens, ways). Returns (episodes, queries, ways)."""
         if self.name == "softmax":
-            scores = query @ key.transpose(1, 2) / KEYS**0.5 * self.gain.exp()
+            scores = query @ key.transpose(1, 2) / self.config.keys**0.5 * self.gain.exp()
             return (scores.softmax(-1) @ value).clamp_min(1e-9).log()
         matrix = value.transpose(1, 2) @ key
         read = query @ matrix.transpose(1, 2)
@@ -133,83 +145,131 @@ class Encoder(nn.Module):
         return layers
 
 
-def load(path: Path = WEIGHTS) -> dict[Name, Encoder]:
-    """The trained encoders; safetensors in float16, names such as `counts.norms.0.weight`."""
-    tensors = load_file(path)
-    encoders = {}
-    for name in NAMES:
-        encoder = Encoder(name).eval()
-        prefix = f"{name}."
-        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        encoder.load_state_dict(own)
-        encoders[name] = encoder.requires_grad_(False)
-    return encoders
+Encoders = dict[Name, Encoder]
+
+
+def save(folder: Path, encoders: Encoders, trained_on: tuple[str, ...]) -> None:
+    """Write config.json and model.safetensors, in float16. trained_on: names of alphabets."""
+    tensors = {
+        f"{name}.{key}": tensor.half().contiguous()
+        for name, encoder in encoders.items()
+        for key, tensor in encoder.state_dict().items()
+        if tensor.is_floating_point()
+    }
+    save_file(tensors, folder / "model.safetensors")
+    # safetensors makes files that only their owner may read
+    (folder / "model.safetensors").chmod(0o644)
+    sizes = encoders["counts"].config.model_dump()
+    write_json(
+        folder / "config.json", {"model_type": MODEL_TYPE, "trained_on": trained_on, **sizes}
+    )
+
+
+def is_plastic(folder: Path) -> bool:
+    """Whether a run is a plastic transformer."""
+    return read_json(folder / "config.json").get("model_type") == MODEL_TYPE
+
+
+def load(folder: Path = SHIPPED) -> tuple[Encoders, tuple[str, ...]]:
+    """The trained encoders of a run, and the names of the alphabets that they were trained on.
+
+    Raises UserError if the folder holds no whole, finite ones.
+    """
+    if not is_plastic(folder):
+        raise UserError(
+            f"{folder} holds no plastic transformer: name a folder that "
+            "scripts/train_omniglot.py wrote, or omniglot-plastic"
+        )
+    values = read_json(folder / "config.json")
+    trained_on = values.pop("trained_on", None)
+    if not isinstance(trained_on, list) or not all(isinstance(x, str) for x in trained_on):
+        raise UserError(f"{folder}/config.json: trained_on must be names of alphabets")
+    values.pop("model_type")
+    try:
+        config = PlasticConfig.model_validate(values)
+        tensors = load_file(folder / "model.safetensors")
+        encoders = {name: _encoder(name, config, tensors) for name in NAMES}
+    except ValidationError as error:
+        raise UserError(f"{folder}/config.json: {error.errors()[0]['msg']}") from None
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"{folder}/model.safetensors: {shortened(error)}") from None
+    return encoders, tuple(trained_on)
+
+
+def _encoder(name: Name, config: PlasticConfig, tensors: dict[str, Tensor]) -> Encoder:
+    encoder = Encoder(name, config).eval()
+    prefix = f"{name}."
+    own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    encoder.load_state_dict(own)
+    for key, tensor in encoder.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{prefix}{key} holds NaN or infinite values")
+    return encoder.requires_grad_(False)
 
 
 @torch.no_grad()
 def keys(encoder: Encoder, ink: Inks) -> Tensor:
-    """What the encoder makes of drawings (n, 28, 28): (n, KEYS)."""
+    """What the encoder makes of drawings (n, side, side): (n, keys)."""
     return torch.cat([encoder(batch) for batch in torch.from_numpy(ink).split(BATCH)])
 
 
-class IntegerEncoder:
-    """An encoder of "counts" in integers: even 8-bit weights, spike counts, membranes of 24 bits.
+# --- in integers ---
 
-    layers: weight (out, in, side, side) and bias (out,) of each convolution. thresholds: of the
-    neurons behind all but the last; then those of the keys (KEYS,), and `center`, what they get
-    beside the normalised membrane. All int64.
+
+def quantised(encoder: Encoder, ways: int = 1) -> IntegerPlasticTransformer:
+    """The integer network of a trained "counts": even 8-bit weights, membranes of 24 bits.
+
+    ways: how many labels it must have at least.
     """
-
-    def __init__(self, encoder: Encoder) -> None:
-        self.layers: list[tuple[Integers, Integers]] = []
-        self.thresholds: list[Integers] = []
-        layers = encoder.folded()
-        for i, (weight, bias) in enumerate(layers):
-            last = i == len(layers) - 1
-            rows = weight.abs().amax((1, 2, 3)).clamp_min(1e-9)
-            # channels that are normalised together need one unit
-            unit = (rows.max().expand_as(rows) if last else rows) / WEIGHT_LIMIT
-            whole = 2 * (weight / unit[:, None, None, None] / 2).round()
-            # inputs are counts, so membranes are T times z
-            self.layers.append((_whole(whole), _whole(bias * TIMESTEPS / unit)))
-            if not last:
-                self.thresholds.append(_whole((1 / unit).clamp_min(1)))
-        length = 2 ** (NORM_BITS + KEY_SHIFT) / KEYS**0.5
-        scale = encoder.scale.detach().abs().clamp_min(1e-3)
-        self.thresholds.append(_whole(length / TIMESTEPS**2 / scale))
-        self.center = _whole(length * encoder.center.detach() / scale)
-        self.epsilon = round(EPSILON * KEYS * (TIMESTEPS / float(unit[0])) ** 2)
-
-    def __call__(self, ink: Inks) -> Integers:
-        """Key counts 0..T of drawings (n, 28, 28): (n, KEYS)."""
-        batches = torch.from_numpy(ink).split(BATCH)
-        return np.concatenate([self._counts(batch) for batch in batches])
-
-    def _counts(self, ink: Tensor) -> Integers:
-        x = counts_from_total(ink / DRAWN * TIMESTEPS, TIMESTEPS, False).unsqueeze(1).numpy()
-        membrane = np.zeros(0, dtype=np.int64)
-        for i, (weight, bias) in enumerate(self.layers):
-            if i > 0:
-                theta = self.thresholds[i - 1][:, None, None]
-                x = arithmetic.fire_counts(membrane, theta, TIMESTEPS, False)
-            # sums of at most 2^21 are exact in float32
-            spikes, synapses = (torch.from_numpy(y.astype(np.float32)) for y in (x, weight))
-            u = F.conv2d(spikes, synapses, stride=2, padding=weight.shape[-1] // 2)
-            membrane = arithmetic.saturate(u.long().numpy() + bias[:, None, None])
-        z = arithmetic.normed(membrane.reshape(len(membrane), -1), self.epsilon) << KEY_SHIFT
-        return fire_roots(z + self.center, self.thresholds[-1])
-
-
-def fire_roots(z: Integers, theta: Integers) -> Integers:
-    """Counts ``clip(floor(sqrt(z / theta) + 1/2), 0, T)``: the n-th spike is fired if the membrane
-    reaches (n - 1/2)^2 theta. z: (..., n). theta: (n,).
-    """
-    steps = (2 * np.arange(TIMESTEPS) + 1) ** 2
-    return (4 * z[..., None] >= steps * theta[:, None]).sum(-1)
+    most = max(ways, encoder.config.ways)
+    config = encoder.config.model_copy(update={"ways": most})
+    timesteps = config.timesteps
+    tensors: dict[str, Tensor] = {}
+    layers = encoder.folded()
+    for i, (weight, bias) in enumerate(layers):
+        last = i == len(layers) - 1
+        rows = weight.abs().amax((1, 2, 3)).clamp_min(1e-9)
+        # channels that are normalised together need one unit
+        unit = (rows.max().expand_as(rows) if last else rows) / WEIGHT_LIMIT
+        tensors[f"conv{i}.weight"] = 2 * (weight / unit[:, None, None, None] / 2).round()
+        # inputs are counts, so membranes are T times z
+        tensors[f"conv{i}.bias"] = bias * timesteps / unit
+        if not last:
+            tensors[f"neurons{i}.theta"] = (1 / unit).clamp_min(1)
+    tensors["norm.epsilon"] = EPSILON * config.keys * (timesteps / unit[:1]) ** 2
+    length = 2 ** (NORM_BITS + KEY_SHIFT) / config.keys**0.5
+    # from (channel, row, column) to Lava's line of neurons
+    shape = -1, config.sides[-1], config.sides[-1]
+    scale, center = (
+        x.detach().double().view(shape).permute(2, 1, 0).flatten()
+        for x in (encoder.scale, encoder.center)
+    )
+    scale = scale.abs().clamp_min(LEAST_SCALE)
+    tensors["keys.theta"] = length / timesteps**2 / scale
+    tensors["keys.bias"] = (length * center / scale).clamp(-(LIMIT // 8), LIMIT // 8)
+    for name in ("membranes", "logits"):
+        # as they are: times 4, and shifted by 2
+        tensors |= {f"{name}.mantissa": torch.tensor([4]), f"{name}.shift": torch.tensor([2])}
+    tensors["logits.bias"] = torch.tensor([0])
+    integers = {
+        f"decoder.{name}": x.double()
+        .round()
+        .numpy()
+        .astype(np.int16 if name.endswith("weight") else np.int32)
+        for name, x in tensors.items()
+    }
+    return IntegerPlasticTransformer(config, integers)
 
 
-def _whole(x: Tensor) -> Integers:
-    return x.round().long().numpy()
+def ink_counts(ink: Inks, timesteps: int) -> Integers:
+    """Drawings (n, side, side) as the spike counts in which they are sent."""
+    total = torch.from_numpy(ink) / DRAWN * timesteps
+    return counts_from_total(total, timesteps, False).long().numpy()
+
+
+def key_counts(model: IntegerPlasticTransformer, ink: Integers) -> Integers:
+    """Of drawings in counts (n, side, side): (n, keys), 0..T."""
+    return np.concatenate([model.keys(ink[i : i + BATCH]) for i in range(0, len(ink), BATCH)])
 
 
 # --- attention in its forms: key counts of an episode -> logits ---
@@ -222,65 +282,32 @@ def float_reads(encoder: Encoder, keys: Tensor, episodes: Episodes) -> Tensor:
     return encoder.logits(query, context, value)[:, 0]
 
 
-def sequences(counts: Integers, episodes: Episodes) -> tuple[Integers, Integers]:
-    """Key and value counts of all tokens, (episodes, tokens, 1, KEYS) and (..., 1, ways).
+def tokens(episodes: Episodes) -> tuple[Integers, Integers]:
+    """Indices of the drawings of all tokens and their labels, (episodes, tokens): the context, and
+    then the query, whose label is -1."""
+    drawings = np.concatenate([episodes.shots, episodes.query[:, None]], axis=1)
+    labels = np.pad(episodes.labels, ((0, 0), (0, 1)), constant_values=-1)
+    return drawings, labels
 
-    counts: of all drawings, (n, KEYS). The last token is the query; its value neurons are silent.
+
+def integer_reads(counts: Integers, episodes: Episodes, timesteps: int) -> Integers:
+    """What the query reads from the 24-bit SSA, (episodes, ways).
+
+    counts: of the keys of all drawings, (n, keys). The one head never forgets, and sees the past
+    alone. The value neurons of a query are silent.
     """
-    tokens = np.concatenate([episodes.shots, episodes.query[:, None]], axis=1)
-    value = np.zeros((*tokens.shape, episodes.ways), dtype=np.int64)
-    np.put_along_axis(value[:, :-1], episodes.labels[..., None], TIMESTEPS, axis=-1)
-    return counts[tokens][:, :, None], value[:, :, None]
-
-
-def forgetting() -> tuple[Integers, Integers]:
-    """Shift and present weight of the one head: it never forgets, and sees just the past."""
-    return np.array([NO_FORGETTING]), np.array([0])
-
-
-def exponent(shots: int) -> Integers:
-    """Of the weights in the learning engine, for the one head: they fill their range.
-
-    A product of full scale is 2^(9 + exponent) and a weight gets `shots` of them; it saturates
-    where nearly all of them are of full scale. Up to 7 shots every product is a whole number, so
-    that nothing is rounded; see loihi/learning.py.
-    """
-    return np.array([-1 - (shots.bit_length() - 1)])
-
-
-def integer_reads(counts: Integers, episodes: Episodes) -> Integers:
-    """What the query reads from the 24-bit SSA, (episodes, ways)."""
-    key, value = (x.swapaxes(1, 2) for x in sequences(counts, episodes))
-    state = np.zeros((len(key), 1, episodes.ways + 1, KEYS), dtype=np.int64)
-    reads, _ = arithmetic.ssa_recurrent(key, key, value, forgetting(), TIMESTEPS, state)
+    drawings, labels = tokens(episodes)
+    key = counts[drawings][:, None]
+    value = timesteps * (labels[:, None, :, None] == np.arange(episodes.ways)).astype(np.int64)
+    state = np.zeros((len(key), 1, episodes.ways + 1, key.shape[-1]), dtype=np.int64)
+    forgetting = np.array([NO_FORGETTING]), np.array([0])
+    reads, _ = arithmetic.ssa_recurrent(key, key, value, forgetting, timesteps, state)
     return reads[:, 0, -1, :-1]
 
 
-def engine_reads(counts: Integers, episodes: Episodes) -> Integers:
-    """What the query reads from the learning engine in NumPy, (episodes, ways)."""
-    key, value = (x.swapaxes(0, 1) for x in sequences(counts, episodes))
-    setting = forgetting(), exponent(episodes.shots_each), TIMESTEPS
-    heads = PlasticHeads(*setting, FORMS["lava"])
-    read = np.zeros(0)
-    for k, v, draw in zip(key, value, learning.lava_draws(len(key)), strict=True):
-        read, _ = heads.token(k, k, v, draw)
-    return read[:, 0, :-1].astype(np.int64)
-
-
-def lava_mismatches(counts: Integers, episodes: Episodes, number: int) -> tuple[int, int]:
-    """The first episodes in Lava itself, against the learning engine in NumPy.
-
-    Returns how many integers were compared, reads and weights after every token, and how many
-    differ. Raises UserError without Lava, LavaFailed.
-    """
-    from neurtransformer.loihi.plasticity import run_plastic_ssa
-
-    setting = forgetting(), exponent(episodes.shots_each), TIMESTEPS
-    compared = differ = 0
-    for key, value in zip(*(x[:number] for x in sequences(counts, episodes)), strict=True):
-        theirs = run_plastic_ssa(key, key, value, *setting)
-        ours = learning.plastic_ssa(key, key, value, *setting, FORMS["lava"])
-        for mine, other in zip(ours, theirs, strict=True):
-            compared += other.size
-            differ += int(np.count_nonzero(mine != other))
-    return compared, differ
+def engine_reads(
+    model: IntegerPlasticTransformer, counts: Integers, episodes: Episodes
+) -> Integers:
+    """What the query reads from the learning engine's synapses, (episodes, ways)."""
+    drawings, labels = tokens(episodes)
+    return model.query_reads(counts[drawings], labels)[:, : episodes.ways]

@@ -165,7 +165,7 @@ class IntegerPlasticTransformer:
         # sums of less than 2^23 are exact in float32
         pictures = torch.from_numpy(x.reshape(-1, *x.shape[-3:]).astype(np.float32))
         padding = self.config.convolutions[i].padding
-        u = F.conv2d(pictures, torch.from_numpy(self.weights[i]), stride=STRIDE, padding=padding)
+        u = F.conv2d(pictures, self.weights[i], stride=STRIDE, padding=padding)
         return u.long().numpy().reshape(*x.shape[:-3], *u.shape[1:])
 
     def reads(self, counts: Integers, labels: Integers) -> tuple[Integers, Integers]:

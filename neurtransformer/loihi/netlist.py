@@ -3,9 +3,10 @@
     manifest.json            the graph, every size and bit width, the hash of every other file
     netx/<network>.<projection>.net   static projections, which stock netx loads
     chip.safetensors         biases, thresholds, multipliers, constants, the GELU table: integers
-    tokenizer/               the tokenizer
+    tokenizer/               the tokenizer, of a GPT-2
 
-What is read is believed only after every hash, shape, range and wire has been checked.
+A network is a GPT-2 or a plastic transformer; `config` in the manifest says which. What is read is
+believed only after every hash, shape, range and wire has been checked.
 """
 
 import hashlib
@@ -23,19 +24,38 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from neurtransformer.errors import UserError, shortened
+from neurtransformer.integer import layout, plastic
 from neurtransformer.integer.config import IntegerConfig
-from neurtransformer.integer.layout import check, layout
 from neurtransformer.integer.model import IntegerGPT2
+from neurtransformer.integer.plastic import IntegerPlasticTransformer, PlasticConfig
 from neurtransformer.loihi import netx
 from neurtransformer.loihi.graph import networks
-from neurtransformer.loihi.nodes import Count, Network, Spikes, Strict, Synapses
+from neurtransformer.loihi.nodes import (
+    AnyNode,
+    Convolution,
+    Count,
+    Network,
+    Silent,
+    Spikes,
+    Strict,
+    Synapses,
+)
+from neurtransformer.loihi.plastic_graph import plastic_networks
 from neurtransformer.runs import read_json, write_json
 
-VERSION: Literal[5] = 5
+VERSION: Literal[6] = 6
 CHIP, TOKENIZER = "chip.safetensors", "tokenizer"
 Progress = Callable[[str], None]
+Config = IntegerConfig | PlasticConfig
+Model = IntegerGPT2 | IntegerPlasticTransformer
 
 _HOST = "sends the two spikes of each token, and picks the next token from the logits"
+_TEACHER = (
+    "sends each drawing as spikes, its label when the keys of the drawing arrive at the plastic "
+    "synapses, and takes the largest logit of a drawing without label as what it is; before a new "
+    "context it sets the plastic weights to 0"
+)
+_FIRING = ("coding_neurons", "gelu_neurons", "root_neurons")
 _TRANSPORT: dict[Spikes, str] = {
     "rate": "in a block a phase is T steps; a neuron sends at most one spike a step, of payload "
     "+1, or -1 or +1 where it is signed (a graded spike of one bit and sign), or 1 or 2 behind a "
@@ -67,8 +87,8 @@ class Manifest(Strict):
     """manifest.json."""
 
     format: Literal["neurtx netlist"] = "neurtx netlist"
-    version: Literal[5] = VERSION
-    config: IntegerConfig
+    version: Literal[6] = VERSION
+    config: Config
     spikes: Spikes
     transport: str
     host: str
@@ -87,8 +107,22 @@ class Netlist:
 
     folder: Path
     manifest: Manifest
+    model: Model
+
+
+@dataclass(frozen=True)
+class TextNetlist(Netlist):
+    """Of a GPT-2."""
+
     model: IntegerGPT2
     tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class PlasticNetlist(Netlist):
+    """Of a plastic transformer."""
+
+    model: IntegerPlasticTransformer
 
 
 # --- writing ---
@@ -96,8 +130,8 @@ class Netlist:
 
 def write(
     folder: Path,
-    model: IntegerGPT2,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase | None,
     spikes: Spikes,
     *,
     made_from: Path | None = None,
@@ -109,39 +143,58 @@ def write(
     """
     config, tensors = model.config, model.tensors
     silent: dict[str, Literal[0, 1]] = {}
-    graph = networks(config, spikes, silent)
+    graph = _graph(config, spikes, silent)
     (folder / "netx").mkdir()
     for network in graph:
         progress(f"writing {network.name}")
         for node, behind in pairwise(network.nodes):
-            if isinstance(node, Synapses):
-                name = f"{network.name}.{node.name}"
-                weight = tensors[f"{name}.weight"]
-                # those of GELU neurons are in another unit than what the synapses add up
-                fires = behind.kind == "coding_neurons"
-                theta = tensors[f"{network.name}.{behind.name}.theta"] if fires else None
-                netx.write_projection(
-                    folder / node.file, weight, tensors[f"{name}.bias"], theta, network.phase
-                )
+            if not isinstance(node, Synapses | Convolution):
+                continue
+            name = f"{network.name}.{node.name}"
+            weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
+            # those of GELU neurons are in another unit than what the synapses add up
+            fires = behind.kind == "coding_neurons"
+            theta = tensors[f"{network.name}.{behind.name}.theta"] if fires else None
+            stock = bias, theta, network.phase
+            if isinstance(node, Convolution):
+                file = _netx_layout(node, weight.shape)
+                netx.write_convolution(folder / node.file, file, weight, *stock)
+            else:
+                netx.write_projection(folder / node.file, weight, *stock)
                 silent[node.file] = netx.silent_inputs(weight)
     progress(f"writing {CHIP}")
-    chip = [name for name, entry in layout(config).items() if entry.home == "chip"]
+    chip = [name for name, entry in _layout(config).items() if entry.home == "chip"]
     save_file({name: np.ascontiguousarray(tensors[name]) for name in chip}, folder / CHIP)
-    tokenizer.save_pretrained(folder / TOKENIZER)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder / TOKENIZER)
     draft = Manifest(
         config=config,
         spikes=spikes,
         transport=_TRANSPORT[spikes],
-        host=_HOST,
+        host=_TEACHER if isinstance(config, PlasticConfig) else _HOST,
         run=None if made_from is None else str(made_from),
         totals=_totals(graph),
-        networks=networks(config, spikes, silent),
+        networks=_graph(config, spikes, silent),
         files=_entries(folder),
         checksum="0" * 64,
     )
     manifest = draft.model_copy(update={"checksum": checksum(draft)})
     write_json(folder / "manifest.json", manifest.model_dump())
     return manifest
+
+
+def _graph(config: Config, spikes: Spikes, silent: Silent) -> list[Network]:
+    if isinstance(config, PlasticConfig):
+        return plastic_networks(config, spikes)
+    return networks(config, spikes, silent)
+
+
+def _layout(config: Config) -> dict[str, layout.Entry]:
+    return plastic.layout(config) if isinstance(config, PlasticConfig) else layout.layout(config)
+
+
+def _netx_layout(node: Convolution, shape: tuple[int, ...]) -> netx.Layout:
+    return netx.convolution(shape, node.side, node.stride, node.padding)
 
 
 def checksum(manifest: Manifest) -> str:
@@ -152,9 +205,16 @@ def checksum(manifest: Manifest) -> str:
 def _totals(graph: list[Network]) -> Totals:
     nodes = [node for network in graph for node in network.nodes]
     return Totals(
-        synapses=sum(n.inputs * n.outputs for n in nodes if isinstance(n, Synapses)),
-        neurons=sum(n.outputs for n in nodes if n.kind in ("coding_neurons", "gelu_neurons")),
+        synapses=sum(_synapses(node) for node in nodes),
+        neurons=sum(node.outputs for node in nodes if node.kind in _FIRING),
     )
+
+
+def _synapses(node: AnyNode) -> int:
+    """Weights that stand in files: those of a kernel count once."""
+    if isinstance(node, Convolution):
+        return node.out_channels * node.fan_in
+    return node.inputs * node.outputs if isinstance(node, Synapses) else 0
 
 
 def _entries(folder: Path) -> dict[str, FileEntry]:
@@ -171,21 +231,52 @@ def _entry(path: Path) -> FileEntry:
 # --- reading ---
 
 
-def read(folder: Path) -> Netlist:
+def read(folder: Path) -> TextNetlist | PlasticNetlist:
     """Read a netlist. Raises UserError if anything in it is missing, damaged or inconsistent."""
     manifest = _read_manifest(folder)
     _check_files(folder, manifest)
-    tensors = _tensors(folder / CHIP)
+    config, tensors = manifest.config, _tensors(folder / CHIP)
+    shapes = _layout(config)
     for network in manifest.networks:
         for node in network.nodes:
+            name = f"{network.name}.{node.name}.weight"
             if isinstance(node, Synapses):
-                weight = netx.read_projection(
+                tensors[name] = netx.read_projection(
                     folder / node.file, node.inputs, node.outputs, node.silent_inputs
                 )
-                tensors[f"{network.name}.{node.name}.weight"] = weight
-    check(manifest.config, tensors, lambda complaint: _refuse(folder, complaint))
-    tokenizer = _tokenizer(folder, manifest.config.vocabulary)
-    return Netlist(folder, manifest, IntegerGPT2(manifest.config, tensors), tokenizer)
+            elif isinstance(node, Convolution):
+                shape = shapes[name].shape
+                tensors[name] = netx.read_convolution(
+                    folder / node.file, _netx_layout(node, shape), shape
+                )
+
+    def complain(complaint: str) -> NoReturn:
+        _refuse(folder, complaint)
+
+    if isinstance(config, PlasticConfig):
+        plastic.check(config, tensors, complain)
+        return PlasticNetlist(folder, manifest, IntegerPlasticTransformer(config, tensors))
+    layout.check(config, tensors, complain)
+    tokenizer = _tokenizer(folder, config.vocabulary)
+    return TextNetlist(folder, manifest, IntegerGPT2(config, tensors), tokenizer)
+
+
+def read_text(folder: Path) -> TextNetlist:
+    """Read the netlist of a GPT-2. Raises UserError, also if it is of another network."""
+    found = read(folder)
+    if not isinstance(found, TextNetlist):
+        raise UserError(
+            f"{folder} reads drawings, not text: give --data FOLDER in place of --prompt"
+        )
+    return found
+
+
+def read_plastic(folder: Path) -> PlasticNetlist:
+    """Read the netlist of a plastic transformer. Raises UserError, also if it is of a GPT-2."""
+    found = read(folder)
+    if not isinstance(found, PlasticNetlist):
+        raise UserError(f"{folder} reads text, no drawings: give --prompt in place of --data")
+    return found
 
 
 def _tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
@@ -226,7 +317,7 @@ def _read_manifest(folder: Path) -> Manifest:
         for node in network.nodes
         if isinstance(node, Synapses)
     }
-    graph = networks(manifest.config, manifest.spikes, silent)
+    graph = _graph(manifest.config, manifest.spikes, silent)
     if len(graph) != len(manifest.networks):
         _refuse(folder, f"manifest.json has {len(manifest.networks)} networks, not {len(graph)}")
     for found, wanted in zip(manifest.networks, graph, strict=True):
@@ -240,7 +331,12 @@ def _read_manifest(folder: Path) -> Manifest:
 def _check_files(folder: Path, manifest: Manifest) -> None:
     needed = {
         CHIP,
-        *(n.file for net in manifest.networks for n in net.nodes if n.kind == "synapses"),
+        *(
+            node.file
+            for network in manifest.networks
+            for node in network.nodes
+            if isinstance(node, Synapses | Convolution)
+        ),
     }
     for name in sorted(needed - manifest.files.keys()):
         _refuse(folder, f"manifest.json does not list {name}")

@@ -19,16 +19,13 @@ from numpy.lib.format import open_memmap
 import neurtransformer.loihi.lava_compat  # noqa: F401  (must come before Lava)
 
 # isort: split
-from lava.lib.dl.netx import hdf5
 from lava.magma.core.run_conditions import RunSteps
 from lava.magma.core.run_configs import Loihi2SimCfg
 from lava.magma.runtime.message_infrastructure.multiprocessing import SystemProcess
-from lava.proc.conv.models import PyConvModelFixed
 from lava.proc.conv.process import Conv
 from lava.proc.dense.models import PyDenseModelBitAcc
 from lava.proc.dense.process import Dense, LearningDense
 from lava.proc.io.source import PySendModelFixed, RingBuffer
-from lava.utils.weightutils import determine_sign_mode
 
 from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.integer.parts import GeluNeurons, Trace
@@ -52,9 +49,7 @@ from neurtransformer.loihi.processes import (
     RootNeurons,
 )
 from neurtransformer.loihi.ssa import SSA, PySSA
-
-PAYLOAD_BITS = 8
-"""Above 0 Lava's Dense takes spikes with payloads, of any width; nodes say theirs (graph.py)."""
+from neurtransformer.loihi.stock import PyConvolution, stock_convolution, stock_synapses
 
 _LOGGED = {
     # node kind -> quantity -> whether it belongs to the token of the phase before
@@ -70,7 +65,7 @@ MODELS = {
     # all tagged fixed_pt
     RingBuffer: PySendModelFixed,
     Dense: PyDenseModelBitAcc,
-    Conv: PyConvModelFixed,
+    Conv: PyConvolution,
     LearningDense: PyPlasticSynapses,
     Norm: PyNorm,
     CodingNeurons: PyCodingNeurons,
@@ -244,37 +239,6 @@ def _shape(node: AnyNode, quantity: str) -> tuple[int, ...]:
     if isinstance(node, nodes.PlasticSynapses):
         return node.outputs, node.inputs
     return (node.outputs,)
-
-
-def stock_synapses(path: Path, inputs: int) -> Any:
-    """Lava's Dense with the weights and exponents that stock netx reads from `path`.
-
-    A silent input is left out; it has done its work when it has decided the sign mode.
-    """
-    network = hdf5.Network(net_config=str(path), input_message_bits=PAYLOAD_BITS)
-    synapse = network.layers[0].synapse
-    weights = synapse.weights.init
-    return Dense(
-        weights=weights[:, :inputs],
-        sign_mode=determine_sign_mode(weights),
-        weight_exp=synapse.proc_params["weight_exp"],
-        num_weight_bits=synapse.proc_params["num_weight_bits"],
-        num_message_bits=PAYLOAD_BITS,
-    )
-
-
-def stock_convolution(path: Path, node: nodes.Convolution) -> Any:
-    """Lava's Conv with the kernels and the geometry that stock netx reads from `path`."""
-    network = hdf5.Network(net_config=str(path), input_message_bits=PAYLOAD_BITS)
-    stock = network.layers[0].synapse
-    return Conv(
-        weight=stock.weight.init,
-        padding=tuple(stock.padding.init),
-        stride=tuple(stock.stride.init),
-        dilation=tuple(stock.dilation.init),
-        input_shape=(node.side, node.side, node.in_channels),
-        num_message_bits=PAYLOAD_BITS,
-    )
 
 
 def run_lava(processes: list[Any], steps: int) -> None:

@@ -20,7 +20,7 @@ from neurtransformer.errors import UserError
 from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.integer.parts import Trace
-from neurtransformer.loihi.netlist import Netlist
+from neurtransformer.loihi.netlist import TextNetlist
 from neurtransformer.loihi.nodes import Network
 
 Backend = Literal["lava", "integer"]
@@ -46,7 +46,7 @@ class Tally:
             self.first_mismatch = name
 
 
-def prompt_ids(netlist: Netlist, prompt: str, tokens: int) -> list[int]:
+def prompt_ids(netlist: TextNetlist, prompt: str, tokens: int) -> list[int]:
     """The tokens of a prompt. Raises UserError if it is empty, or too long for the model with
     `tokens` more."""
     ids = list(netlist.tokenizer.encode(prompt))
@@ -62,7 +62,7 @@ def prompt_ids(netlist: Netlist, prompt: str, tokens: int) -> list[int]:
 
 
 def simulate(
-    netlist: Netlist,
+    netlist: TextNetlist,
     ids: list[int],
     backend: Backend,
     *,
@@ -94,7 +94,7 @@ def simulate(
 
             theirs, took = run_network(netlist, network, ours)
             steps += took
-            for key, mine, lavas in _pairs(network, ours, theirs):
+            for key, mine, lavas in pairs(network, ours, theirs):
                 tally.add(f"{network.name}.{key}", mine, lavas)
         else:
             theirs = ours
@@ -147,9 +147,7 @@ def _counts(model: IntegerGPT2, network: Network, x: Integers) -> Integers:
     raise ValueError(network.name)
 
 
-def _pairs(
-    network: Network, ours: Trace, theirs: Trace
-) -> Iterator[tuple[str, Integers, Integers]]:
+def pairs(network: Network, ours: Trace, theirs: Trace) -> Iterator[tuple[str, Integers, Integers]]:
     """The same quantities of both; our state of a token stands for each step of its phase.
 
     What the source sends is given to both, so there is nothing to compare.
