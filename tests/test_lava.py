@@ -17,7 +17,7 @@ from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.integer.parts import Trace
 from neurtransformer.loihi import netlist, netx
 from neurtransformer.loihi.nodes import Network, Spikes
-from neurtransformer.loihi.simulate import Tally, pairs, _steps, prompt_ids, simulate
+from neurtransformer.loihi.simulate import Tally, _steps, pairs, prompt_ids, simulate
 from neurtransformer.recipe import MAX_PHASE_TIMESTEPS, Coding
 from neurtransformer.spiking.load import load_run
 from neurtransformer.spiking.model import SpikingGPT2Config, SpikingGPT2LMHeadModel
@@ -138,7 +138,7 @@ def random_spiking(
     return spiking
 
 
-def compare(found: netlist.Netlist, network: Network, x: np.ndarray) -> Tally:
+def compare(found: netlist.TextNetlist, network: Network, x: np.ndarray) -> Tally:
     from neurtransformer.loihi.runner import run_network
 
     ours = _steps(found.model, network, x)
@@ -150,10 +150,10 @@ def compare(found: netlist.Netlist, network: Network, x: np.ndarray) -> Tally:
     return tally
 
 
-def entering(found: netlist.Netlist, network: Network, seed: int, length: int) -> np.ndarray:
+def entering(found: netlist.TextNetlist, network: Network, seed: int, length: int) -> np.ndarray:
     """Tokens for the embedding, else a residual stream from anywhere in its range."""
     rng = np.random.default_rng(seed)
-    config = found.manifest.config
+    config = found.model.config
     if network.name == "embed":
         return rng.integers(0, config.vocabulary, length)
     size = 2.0 ** rng.uniform(0, 23, (length, 1))
@@ -268,11 +268,11 @@ def test_a_difference_is_counted(
     )
     found = netlist.read_text(tmp_path)
 
-    def wrong(which: netlist.Netlist, network: Network, sent: Trace) -> Any:
+    def wrong(which: netlist.TextNetlist, network: Network, sent: Trace) -> Any:
         source = f"{network.sources[0]}.spikes"
         entered = sent[source][:, 0]
         if network.name == "embed":
-            entered = entered[:, : which.manifest.config.vocabulary].argmax(-1)
+            entered = entered[:, : which.model.config.vocabulary].argmax(-1)
         ours = _steps(which.model, network, entered)
         trace: Trace = {k: x.copy() for k, x in ours.items() if k != source}
         if "ssa.state" in trace:

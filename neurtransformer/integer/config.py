@@ -1,6 +1,6 @@
 """The sizes of an integer network."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -21,6 +21,7 @@ class IntegerConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    model: Literal["gpt2"] = "gpt2"
     layers: Annotated[int, Field(strict=True, ge=1, le=1024)]
     width: Size
     heads: Size

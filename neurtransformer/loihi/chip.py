@@ -1,5 +1,6 @@
 """What a neurocore has, and what each kind of node of a netlist asks of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -75,8 +76,8 @@ def capacity(chip: Chip) -> Resources:
 @dataclass(frozen=True)
 class Layer:
     """A node with neurons and the synapses that lead to them: `groups` equal matrices of `rows`
-    outputs by `columns` inputs. A projection is one group, a head of attention is one, and where
-    channels just pass through, each channel is one.
+    outputs by `columns` inputs. A projection is one group, a head of attention is one, so is each
+    position of a convolution's kernel, and where channels just pass through, each channel is one.
 
     row_bits, column_bits: state and parameters of a neuron, and of an input whose spikes wait.
     table_bits: held once by each core. column_axons: input axons per column. row_axons: input axons
@@ -97,22 +98,25 @@ class Layer:
     plastic: bool = False
 
 
-def demand(name: str, node: Any, inputs: int, beside: int, chip: Chip) -> Layer:
+def demand(name: str, node: Any, matrices: Sequence[Any], beside: int, chip: Chip) -> Layer:
     """What the neurons of a node, and the synapses that lead to them, ask for.
 
-    inputs: of the projections that lead to it, 0 if there are none. beside: how many other layers
-    each of its neurons hears, one spike a channel. A channel is one compartment with two states, u
-    and v, even if its spikes are signed: a graded spike of one bit and sign carries those.
+    matrices: the nodes of synapses that lead to it. beside: how many other layers each of its
+    neurons hears, one spike a channel. A channel is one compartment with two states, u and v, even
+    if its spikes are signed: a graded spike of one bit and sign carries those. A kernel is charged
+    at each of its positions, as if its weights were not shared.
     Raises UserError for a kind of node that is not known here.
     """
     u_and_v = 2
     match node.kind:
-        case "synapses":
+        case "synapses" | "convolution" | "plastic_synapses":
             words = u_and_v
         case "coding_neurons":
             words = u_and_v + 2  # bias, theta
         case "gelu_neurons":
             words = u_and_v + 4  # bias, theta, center, mantissa and shift
+        case "root_neurons":
+            words = u_and_v + 3  # bias, theta, the count
         case "norm":
             words = 1  # the channel, until the sum is there
         case "accumulator":
@@ -134,15 +138,25 @@ def demand(name: str, node: Any, inputs: int, beside: int, chip: Chip) -> Layer:
             )
         case kind:
             raise UserError(f"{name}: it is not known what a node of kind '{kind}' needs on a chip")
+    kinds = {matrix.kind for matrix in matrices}
+    groups, rows, columns = node.outputs, 1, max(1, beside)
+    if kinds == {"convolution"}:
+        (kernel,) = matrices
+        groups, rows, columns = kernel.positions, kernel.out_channels, kernel.fan_in
+    elif matrices:
+        groups, rows, columns = 1, node.outputs, sum(matrix.inputs for matrix in matrices)
+    learns = [matrix for matrix in matrices if matrix.kind == "plastic_synapses"]
     return Layer(
         name=name,
-        groups=1 if inputs else node.outputs,
-        rows=node.outputs if inputs else 1,
-        columns=inputs or max(1, beside),
+        groups=groups,
+        rows=rows,
+        columns=columns,
         synapse_bits=chip.width.weight,
-        row_bits=words * chip.width.state,
+        row_bits=words * chip.width.state + sum(matrix.trace_bits for matrix in learns),
         table_bits=TABLE_BITS.get(node.kind, 0),
-        row_axons=beside if inputs else 0,
+        column_bits=sum(matrix.trace_bits for matrix in learns),
+        row_axons=beside + len(learns) if matrices else 0,
+        plastic=bool(learns),
     )
 
 

@@ -88,7 +88,7 @@ class Manifest(Strict):
 
     format: Literal["neurtx netlist"] = "neurtx netlist"
     version: Literal[6] = VERSION
-    config: Config
+    config: Annotated[Config, Field(discriminator="model")]
     spikes: Spikes
     transport: str
     host: str

@@ -31,24 +31,34 @@ from neurtransformer.errors import UserError
 from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.loihi.chip import Chip, Layer, Resources, capacity, demand, use
 from neurtransformer.loihi.graph import networks
-from neurtransformer.loihi.nodes import Network
+from neurtransformer.loihi.nodes import Convolution, Network
 from neurtransformer.recipe import load_recipe
 
 T = TypeVar("T")
+_To = Literal["columns", "rows", "heads", "fields"]
+_MATRICES = ("synapses", "convolution", "plastic_synapses")
 
 
 @dataclass(frozen=True)
 class Edge:
     """Outputs of layer `sender` go to layer `receiver`.
 
-    to: the columns of its matrix from `offset` on; its rows, one by one; or the heads of attention,
-    queries and keys to columns, values to rows.
+    to: the columns of its matrix from `offset` on; its rows, one by one; the heads of attention,
+    queries and keys to columns, values to rows; or the fields of `kernel`, at each position.
     """
 
     sender: int
     receiver: int
-    to: Literal["columns", "rows", "heads"]
+    to: _To
     offset: int = 0
+    kernel: Convolution | None = None
+
+    def hearers(self, receiver: "Tiling") -> int:
+        """How many parts of the receiver hear one output at most."""
+        if self.kernel is not None:
+            fields = math.ceil(self.kernel.kernel / self.kernel.stride) ** 2
+            return min(receiver.cores, fields * receiver.hearers)
+        return 1 if self.to == "rows" else receiver.hearers
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,7 @@ def layers_of(graph: Sequence[Network], chip: Chip) -> tuple[list[Layer], list[E
         for sender, receiver in network.wires:
             heard[receiver].append(sender)
         # synapses belong to the neurons they lead to; those at the end have neurons of their own
-        fused = {s: name for name in nodes for s in heard[name] if nodes[s].kind == "synapses"}
+        fused = {s: name for name in nodes for s in heard[name] if nodes[s].kind in _MATRICES}
         hosts = [name for name in nodes if nodes[name].kind != "source" and name not in fused]
         owner: dict[str, int | None] = dict.fromkeys(nodes, stream)
         owner |= {name: i for i, name in enumerate(hosts, len(layers))}
@@ -144,18 +154,21 @@ def layers_of(graph: Sequence[Network], chip: Chip) -> tuple[list[Layer], list[E
         }
         for i, host in enumerate(hosts, len(layers)):
             node = nodes[host]
-            matrices = [s for s in heard[host] if s in fused]
+            matrices = [nodes[s] for s in heard[host] if s in fused]
             direct = hears[host]
-            if node.kind == "synapses":
-                matrices, direct = [host], set()
-            inputs = 0
+            if node.kind in _MATRICES:
+                matrices, direct = [node], set()
+            offset = 0
             for matrix in matrices:
-                edges += [Edge(s, i, "columns", inputs) for s in hears[matrix] if s is not None]
-                inputs += nodes[matrix].inputs
-            to: Literal["heads", "rows"] = "heads" if node.kind == "ssa" else "rows"
+                kernel = matrix if matrix.kind == "convolution" else None
+                to: _To = "fields" if kernel else "columns"
+                senders = [s for s in hears[matrix.name] if s is not None]
+                edges += [Edge(s, i, to, offset, kernel) for s in senders]
+                offset += matrix.inputs
+            to = "heads" if node.kind == "ssa" else "rows"
             edges += [Edge(s, i, to) for s in direct if s is not None]
-            name = f"{network.name}.{matrices[0] if matrices else host}"
-            layers.append(demand(name, node, inputs, len(direct), chip))
+            name = f"{network.name}.{matrices[0].name if matrices else host}"
+            layers.append(demand(name, node, matrices, len(direct), chip))
         last = network.nodes[-1].name
         stream = owner[last] if nodes[last].kind == "accumulator" else None
     return layers, edges
@@ -185,7 +198,7 @@ def place(graph: Sequence[Network], chip: Chip) -> Placement:
     def split(widest: int) -> list[Tiling]:
         tilings: dict[int, Tiling] = {}
         for i in order:
-            hearers = [1 if e.to == "rows" else tilings[e.receiver].hearers for e in receivers[i]]
+            hearers = [edge.hearers(tilings[edge.receiver]) for edge in receivers[i]]
             # what no layer hears, the host does
             one = partial(_tiling, layers[i], sum(hearers) or 1, chip)
             tilings[i] = _fewest(one, [widest] if i in heard else widths, lambda t: t.cores)
@@ -366,6 +379,9 @@ def _outputs(layer: Layer, part: Part) -> tuple[int, int]:
 
 def _taken(edge: Edge, layer: Layer, part: Part) -> Iterator[tuple[int, int]]:
     """The outputs of the sender that a part of the receiver hears, likewise."""
+    if edge.kernel is not None:
+        yield from _field(edge.kernel, part.groups)
+        return
     if edge.to == "columns":
         yield part.columns.start - edge.offset, part.columns.stop - edge.offset
         return
@@ -379,6 +395,18 @@ def _taken(edge: Edge, layer: Layer, part: Part) -> Iterator[tuple[int, int]]:
     if part.columns.start == 0:
         start, stop = _outputs(layer, part)
         yield 2 * keys + start, 2 * keys + stop
+
+
+def _field(kernel: Convolution, positions: range) -> Iterator[tuple[int, int]]:
+    """The inputs that a kernel sees from these positions, as neurons are in a line."""
+    side, after = kernel.side, math.isqrt(kernel.positions)
+    seen = np.zeros((side, side), dtype=bool)
+    for position in positions:
+        across, down = (x * kernel.stride - kernel.padding for x in divmod(position, after))
+        ends = across + kernel.kernel, down + kernel.kernel
+        seen[max(0, across) : ends[0], max(0, down) : ends[1]] = True
+    for position in np.flatnonzero(seen).tolist():
+        yield position * kernel.in_channels, (position + 1) * kernel.in_channels
 
 
 def _total(uses: Iterator[Resources]) -> Resources:

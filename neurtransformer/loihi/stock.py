@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 
 import neurtransformer.loihi.lava_compat  # noqa: F401  (must come before Lava)
 
@@ -59,17 +60,20 @@ def stock_convolution(path: Path, node: nodes.Convolution) -> Conv:
 @tag("fixed_pt")
 class PyConvolution(PyConvModelFixed):
     """Lava's model of Conv, for a dilation and groups of 1, in NumPy. The stock one asks torch,
-    which waits for ever in a process forked from one that has used torch's threads.
-    `tests/test_lava.py` proves the two equal."""
+    which waits for ever in a process forked from one that has used torch's threads."""
 
     a_buf: np.ndarray
 
     def run_spk(self) -> None:
         self.a_out.send(self.a_buf)
-        # (column, row, channel), and kernels that Lava holds turned by half
-        (left, top), (across, down) = self.padding, self.stride
-        picture = np.pad(self.s_in.recv(), ((left, left), (top, top), (0, 0)))
-        kernels = self.weight[:, ::-1, ::-1]
-        fields = sliding_window_view(picture, kernels.shape[1:3], axis=(0, 1))[::across, ::down]
-        u = np.tensordot(fields, kernels, axes=((3, 4, 2), (1, 2, 3)))
+        u = convolved(self.s_in.recv(), self.weight, self.padding, self.stride)
         self.a_buf = self.clamp_precision(u)
+
+
+def convolved(picture: NDArray, kernels: NDArray, padding: NDArray, stride: NDArray) -> NDArray:
+    """A picture (column, row, in) under kernels (out, column, row, in), which Lava holds turned by
+    half a turn: (column, row, out). padding, stride: of columns and rows."""
+    (left, top), (across, down) = padding, stride
+    padded = np.pad(picture, ((left, left), (top, top), (0, 0)))
+    fields = sliding_window_view(padded, kernels.shape[1:])[::across, ::down, 0]
+    return np.tensordot(fields, kernels[:, ::-1, ::-1], axes=((2, 3, 4), (1, 2, 3)))
