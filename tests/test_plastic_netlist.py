@@ -373,12 +373,12 @@ def test_by_commands(neurtx: Callable[..., Any], tiny_netlist: Path) -> None:
     attention = placed["layers"][-1]
     assert attention["name"] == "decoder.attention" and attention["cores"] == 1
     for arguments, message in (
-        (("simulate", "--prompt", "a"), "no text"),
+        (("simulate", "--prompt", "a"), "not text"),
         (("simulate",), "--prompt TEXT"),
         (("simulate", "--prompt", "a", "--data", "."), "--prompt TEXT"),
         (("simulate", "--data", ".", "--tokens", "3"), "--tokens"),
         (("simulate", "--data", ".", "--backend", "integer"), "holds no Omniglot"),
-        (("simulate", str(tiny_netlist), "--data", "."), "no drawings"),
+        (("simulate", str(tiny_netlist), "--data", "."), "not drawings"),
         (("eval", "omniglot-plastic"), "not a spiking GPT-2"),
         (("report", "omniglot-plastic"), "icl omniglot"),
         (("icl", "omniglot", "gpt2-nano-spiking", "--data", "."), "no plastic transformer"),

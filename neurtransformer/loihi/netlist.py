@@ -275,7 +275,7 @@ def read_plastic(folder: Path) -> PlasticNetlist:
     """Read the netlist of a plastic transformer. Raises UserError, also if it is of a GPT-2."""
     found = read(folder)
     if not isinstance(found, PlasticNetlist):
-        raise UserError(f"{folder} reads text, no drawings: give --prompt in place of --data")
+        raise UserError(f"{folder} reads text, not drawings: give --prompt in place of --data")
     return found
 
 
