@@ -250,6 +250,24 @@ def test_lava_saturates_as_the_integer_model(tmp_path: Path) -> None:
     assert found["mismatches"] == 0 and found["text"] == "1"
 
 
+@pytest.mark.parametrize("spikes", ["rate", "graded"])
+def test_lava_meets_a_threshold_exactly(tmp_path: Path, spikes: Spikes) -> None:
+    """Membranes one below, at and one above each of the eight thresholds."""
+    pytest.importorskip("lava", reason="Lava is not installed")
+    model = random_model(sizes(1, 1, (24, 1)), 0)
+    tensors = {name: np.zeros_like(x) if "conv" in name else x for name, x in model.tensors.items()}
+    bias = (2 * np.arange(T)[:, None] + 1) ** 2 + [-1, 0, 1]
+    tensors["decoder.keys.bias"] = bias.reshape(-1).astype(np.int32)
+    tensors["decoder.keys.theta"] = np.full(24, 4, dtype=np.int32)
+    model = IntegerPlasticTransformer(model.config, tensors)
+    ink = np.full((2, 1, 1), T)
+    expected = np.arange(T)[:, None] + [0, 1, 1]
+    assert np.array_equal(model.keys(ink)[0], expected.reshape(-1))
+    netlist.write(tmp_path, model, None, spikes)
+    found = simulate_episode(netlist.read_plastic(tmp_path), ink, np.array([0, -1]), "lava")
+    assert found["mismatches"] == 0
+
+
 def test_a_difference_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison sees one wrong weight in one step."""
     pytest.importorskip("lava", reason="Lava is not installed")
