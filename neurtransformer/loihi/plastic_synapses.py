@@ -17,16 +17,17 @@ from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 from lava.proc.dense.models import PyLearningDenseModelBitApproximate
 from lava.proc.dense.process import LearningDense
 
-PAYLOAD_BITS = 8
+from neurtransformer.loihi.stock import PAYLOAD_BITS
+
 NO_DECAY = 2**60
 """A time constant with which the engine's exp(-1 / tau) is 1.0: what is rounded at random is the
 weights alone. (0 would clear a trace at once.)"""
 
 
 def hebbian_rule(text: str) -> Loihi3FLearningRule:
-    """A rule in every time step, of a trace x1 and a third factor y1 that do not decay."""
+    """A rule in every time step, of a trace x1 and third factors y1 and y2 that do not decay."""
     rule = Loihi3FLearningRule(dw=text, x1_tau=NO_DECAY, t_epoch=1, rng_seed=1)
-    rule.y1_tau = NO_DECAY
+    rule.y1_tau = rule.y2_tau = NO_DECAY
     return rule
 
 

@@ -55,7 +55,7 @@ from neurtransformer.loihi.learning import (
     pairs,
     value_trace,
 )
-from neurtransformer.loihi.plastic_synapses import NO_DECAY, plastic_synapses
+from neurtransformer.loihi.plastic_synapses import hebbian_rule, plastic_synapses
 from neurtransformer.loihi.processes import SPIKES_IN, SPIKES_OUT, STATE
 from neurtransformer.spiking.attention import NO_FORGETTING
 
@@ -67,9 +67,7 @@ def learning_rule(shift: int, exponent: int) -> Loihi3FLearningRule:
     if shift in SHIFTS:
         # first, so that the accumulator has room for what is written
         terms.insert(0, f"-2^-{shift}*y0*w + ")
-    rule = Loihi3FLearningRule(dw="".join(terms), x1_tau=NO_DECAY, t_epoch=1, rng_seed=1)
-    rule.y1_tau = rule.y2_tau = NO_DECAY
-    return rule
+    return hebbian_rule("".join(terms))
 
 
 class ValueNeurons(AbstractProcess):
