@@ -36,9 +36,9 @@ MODELS = {
     # layers, whether they have a softmax, and the steps of training that they need
     "linear": (1, False, 1000),
     "softmax": (1, True, 1500),
-    "linear, 2 layers": (2, False, 4000),
+    "linear, 2 layers": (2, False, 2500),
 }
-BATCH, LEARNING_RATE = 256, 2e-2
+BATCH, LEARNING_RATE = 256, 5e-2
 INITIAL = 0.2
 """Standard deviation of the weights before training."""
 
