@@ -89,7 +89,7 @@ def _write_plastic(
     with status("exporting") as note:
         encoders, _ = load(folder)
         note("quantising")
-        model = quantised(encoders["counts"])
+        model = quantised(encoders["float"])
         return write(fresh, model, None, spikes, made_from=folder, progress=note), {}
 
 

@@ -3,7 +3,7 @@
     python scripts/train_omniglot.py FOLDER runs/omniglot
     neurtx icl omniglot runs/omniglot --data FOLDER
 
-FOLDER holds background archives. The three networks see the same episodes in the same
+FOLDER holds background archives. The two networks see the same episodes in the same
 order, from one seed. Every character is eight classes, turned by quarters (Vinyals et al., arXiv
 1606.04080) and mirrored. In each step a class has a slant, a width, a height and a turn of its own,
 all its drawings alike, and some are two characters, one over the other: that makes new classes.
@@ -104,7 +104,7 @@ def train(name: Name, classes: Tensor, steps: int, seed: int) -> tuple[Encoder, 
 @click.option("--steps", default=STEPS, show_default=True)
 @click.option("--seed", default=SEED, show_default=True)
 def main(folder: Path, target: Path, steps: int, seed: int) -> None:
-    """Train all three networks on the drawings in FOLDER; TARGET becomes a run."""
+    """Train both networks on the drawings in FOLDER; TARGET becomes a run."""
     drawings = load_drawings(folder, BACKGROUND).of(HELD_OUT, others=True)
     ink = torch.from_numpy(drawings.ink)
     turned = torch.cat([ink.rot90(quarter, (-2, -1)) for quarter in range(4)])

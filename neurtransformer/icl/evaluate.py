@@ -33,7 +33,7 @@ class Evaluation:
         self.float, self.softmax = encoders["float"], encoders["softmax"]
         self.keys = plastic.keys(self.float, ink)
         self.softmax_keys = plastic.keys(self.softmax, ink)
-        self.model = plastic.quantised(encoders["counts"], ways)
+        self.model = plastic.quantised(encoders["float"], ways)
         self.ink = plastic.ink_counts(ink, self.model.config.timesteps)
         self.counts = plastic.key_counts(self.model, self.ink)
         self.pixels = torch.from_numpy(ink).flatten(1)
@@ -78,10 +78,9 @@ class Evaluation:
 
     def _labels(self, episodes: Episodes) -> dict[str, Indices]:
         """What each of `FORMS` says the query is, (episodes,)."""
-        timesteps = self.model.config.timesteps
         return {
             "float": _best(plastic.float_reads(self.float, self.keys, episodes)),
-            "quantised": _best(plastic.integer_reads(self.counts, episodes, timesteps)),
+            "quantised": _best(plastic.exact_reads(self.model, self.counts, episodes)),
             "lava": _best(plastic.engine_reads(self.model, self.counts, episodes)),
             "softmax": _best(plastic.float_reads(self.softmax, self.softmax_keys, episodes)),
             "linear_readout": _best(linear_readout(self.keys, episodes)),

@@ -2,21 +2,18 @@
 
 After Finkbeiner & Neftci (arXiv 2410.08711): attention without softmax is a matrix of synapses that
 the context writes. A sequence is drawings with their labels and at last one without. Token i has
-the counts k_i of a convolutional encoder and, as value, its label: v_i, one of `ways` neurons at
-full scale, none of them for the query. One attention layer of one head reads before it writes,
+the keys k_i of a convolutional encoder and, as value, its label: v_i, one of `ways` neurons at full
+scale, none of them for the query. One attention layer of one head reads before it writes,
 
-    o = W k_i^2,    W <- W + v_i (k_i^2)^T,
+    o = W k_i,    W <- W + v_i k_i^T,
 
 and o are the logits of a label: a token is judged by what stood before it alone. One population
-sends both queries and keys, as on the chip (loihi/plasticity.py). Counts act squared, as in the SSA
-(spiking/attention.py), because the n-th spike weighs 2n - 1; so that products are linear in what
-drives the neurons z, the n-th spike here also takes 2n from the membrane instead of 1: the count is
-``floor(T sqrt(z) + 1/2)``. The SSA's witness writes one row more, which labels do not need.
+sends both queries and keys, as on the chip.
 
-Nothing else changes at test time. The forms: "float", "counts" (spiking neurons), "softmax" (the
-control, ``log sum_j softmax_j(k_i.k_j) v_j``) are three `Encoder`, trained alike; `quantised` gives
-the weights of "counts" 8 bits, and its keys go to the 24-bit SSA (`integer_reads`) or to the
-learning engine's synapses (`engine_reads`), which is what a netlist holds.
+Nothing else changes at test time. "float" and "softmax" (the control,
+``log sum_j softmax_j(k_i.k_j) v_j``) are two `Encoder`, trained alike. `quantised` makes of "float", without more training, a
+spiking network of integers (integer/plastic.py); its keys go to a state of 24 bits (`exact_reads`)
+or to the learning engine's synapses of 8 (`engine_reads`), which is what a netlist holds.
 """
 
 import math
@@ -33,9 +30,10 @@ from torch.nn import functional as F
 
 from neurtransformer.errors import UserError, shortened
 from neurtransformer.icl.omniglot import SIDE, Episodes, Inks
-from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import LIMIT, NORM_BITS, WEIGHT_LIMIT, Integers
 from neurtransformer.integer.plastic import (
+    KEY_CENTER_LIMIT,
+    KEY_MOST,
     KEY_SHIFT,
     STRIDE,
     ConvolutionSizes,
@@ -43,10 +41,9 @@ from neurtransformer.integer.plastic import (
     PlasticConfig,
 )
 from neurtransformer.runs import BUNDLED, read_json, write_json
-from neurtransformer.spiking.attention import NO_FORGETTING
-from neurtransformer.spiking.coding import counts_from_total, surrogate_counts
+from neurtransformer.spiking.coding import counts_from_total
 
-Name = Literal["float", "counts", "softmax"]
+Name = Literal["float", "softmax"]
 NAMES: tuple[Name, ...] = get_args(Name)
 SHIPPED = BUNDLED / "omniglot-plastic"
 MODEL_TYPE = "neurtx_plastic_transformer"
@@ -71,12 +68,11 @@ LEAST_SCALE = 0.01
 
 
 class Encoder(nn.Module):
-    """Drawings to squared keys: convolutions, each with a batch normalisation that folds into
-    weights and bias, then a layer norm without mean (RMSNorm), so that no key outweighs another by
-    its length.
+    """Drawings to keys: convolutions, each with a batch normalisation that folds into weights and
+    bias, then a layer norm without mean (RMSNorm), so that no key outweighs another by its length.
 
-    A neuron's value is ``clip(z, 0, 1)``, of which "counts" has T + 1 levels. In "softmax" hidden
-    neurons are rectified and keys are z itself, not squared.
+    A neuron's value is ``clip(z, 0, 1)``. In "softmax" hidden neurons are rectified and keys are z
+    itself.
     """
 
     def __init__(self, name: Name, config: PlasticConfig = CONFIG) -> None:
@@ -89,7 +85,7 @@ class Encoder(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(c.outputs) for c in config.convolutions)
         self.scale = nn.Parameter(torch.full((config.keys,), 1.0 if name == "softmax" else 0.35))
         self.center = nn.Parameter(torch.zeros(config.keys))
-        # of the logits; sharpens the loss and changes no order of "float" and "counts"
+        # of the logits; sharpens the loss and changes no order of "float"
         self.gain = nn.Parameter(torch.tensor(0.0 if name == "softmax" else math.log(2)))
         if name != "softmax":
             for norm in self.norms:
@@ -97,30 +93,15 @@ class Encoder(nn.Module):
 
     def forward(self, ink: Tensor) -> Tensor:
         """ink: (n, side, side). Returns (n, keys), 0..1; for "softmax" any numbers."""
-        x = self.levels((ink / DRAWN).clamp(max=1)).unsqueeze(1)
+        x = (ink / DRAWN).clamp(max=1).unsqueeze(1)
         z = x
         for synapses, norm in zip(self.convolutions, self.norms, strict=True):
             z = norm(synapses(x))
-            x = z.relu() if self.name == "softmax" else self.levels(z)
+            x = z.relu() if self.name == "softmax" else z.clamp(0, 1)
         z = z.flatten(1)
         z = z * torch.rsqrt(z.square().mean(1, keepdim=True) + EPSILON)
         z = z * self.scale.abs() + self.center
-        if self.name == "softmax":
-            return z
-        squared = z.clamp(0, 1)
-        if self.name == "counts":
-            rounded = self.levels(squared.sqrt()).square()
-            # the gradient of a root has no end
-            squared = squared + (rounded - squared).detach()
-        return squared
-
-    def levels(self, z: Tensor) -> Tensor:
-        """What neurons driven by z send, 0..1."""
-        if self.name != "counts":
-            return z.clamp(0, 1)
-        timesteps = self.config.timesteps
-        code = surrogate_counts if self.training else counts_from_total
-        return code(z * timesteps, timesteps, False) / timesteps
+        return z if self.name == "softmax" else z.clamp(0, 1)
 
     def logits(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """query: (episodes, queries, keys). key: (episodes, tokens, keys). value: labels one-hot,
@@ -159,7 +140,7 @@ def save(folder: Path, encoders: Encoders, trained_on: tuple[str, ...]) -> None:
     save_file(tensors, folder / "model.safetensors")
     # safetensors makes files that only their owner may read
     (folder / "model.safetensors").chmod(0o644)
-    sizes = encoders["counts"].config.model_dump()
+    sizes = encoders["float"].config.model_dump()
     write_json(
         folder / "config.json", {"model_type": MODEL_TYPE, "trained_on": trained_on, **sizes}
     )
@@ -217,13 +198,12 @@ def keys(encoder: Encoder, ink: Inks) -> Tensor:
 
 
 def quantised(encoder: Encoder, ways: int = 1) -> IntegerPlasticTransformer:
-    """The integer network of a trained "counts": even 8-bit weights, membranes of 24 bits.
+    """The integer network of a trained "float": even 8-bit weights, membranes of 24 bits.
 
     ways: how many labels it must have at least.
     """
     most = max(ways, encoder.config.ways)
     config = encoder.config.model_copy(update={"ways": most})
-    timesteps = config.timesteps
     tensors: dict[str, Tensor] = {}
     layers = encoder.folded()
     for i, (weight, bias) in enumerate(layers):
@@ -232,11 +212,12 @@ def quantised(encoder: Encoder, ways: int = 1) -> IntegerPlasticTransformer:
         # channels that are normalised together need one unit
         unit = (rows.max().expand_as(rows) if last else rows) / WEIGHT_LIMIT
         tensors[f"conv{i}.weight"] = 2 * (weight / unit[:, None, None, None] / 2).round()
-        # inputs are counts, so membranes are T times z
-        tensors[f"conv{i}.bias"] = bias * timesteps / unit
+        # inputs are counts, so membranes are the largest of them times z
+        scale = config.most_in(i) / unit
+        tensors[f"conv{i}.bias"] = bias * scale
         if not last:
-            tensors[f"neurons{i}.theta"] = (1 / unit).clamp_min(1)
-    tensors["norm.epsilon"] = EPSILON * config.keys * (timesteps / unit[:1]) ** 2
+            tensors[f"neurons{i}.theta"] = (scale / config.hidden_most).clamp_min(1)
+    tensors["norm.epsilon"] = (EPSILON * config.keys * scale[:1] ** 2).clamp_max(LIMIT)
     length = 2 ** (NORM_BITS + KEY_SHIFT) / config.keys**0.5
     # from (channel, row, column) to Lava's line of neurons
     shape = -1, config.sides[-1], config.sides[-1]
@@ -245,8 +226,8 @@ def quantised(encoder: Encoder, ways: int = 1) -> IntegerPlasticTransformer:
         for x in (encoder.scale, encoder.center)
     )
     scale = scale.abs().clamp_min(LEAST_SCALE)
-    tensors["keys.theta"] = length / timesteps**2 / scale
-    tensors["keys.bias"] = (length * center / scale).clamp(-(LIMIT // 8), LIMIT // 8)
+    tensors["keys.theta"] = length / KEY_MOST / scale
+    tensors["keys.bias"] = (length * center / scale).clamp(-KEY_CENTER_LIMIT, KEY_CENTER_LIMIT)
     for name in ("membranes", "logits"):
         # as they are: times 4, and shifted by 2
         tensors |= {f"{name}.mantissa": torch.tensor([4]), f"{name}.shift": torch.tensor([2])}
@@ -268,7 +249,7 @@ def ink_counts(ink: Inks, timesteps: int) -> Integers:
 
 
 def key_counts(model: IntegerPlasticTransformer, ink: Integers) -> Integers:
-    """Of drawings in counts (n, side, side): (n, keys), 0..T."""
+    """Of drawings in counts (n, side, side): (n, keys), 0..64."""
     return np.concatenate([model.keys(ink[i : i + BATCH]) for i in range(0, len(ink), BATCH)])
 
 
@@ -290,19 +271,13 @@ def tokens(episodes: Episodes) -> tuple[Integers, Integers]:
     return drawings, labels
 
 
-def integer_reads(counts: Integers, episodes: Episodes, timesteps: int) -> Integers:
-    """What the query reads from the 24-bit SSA, (episodes, ways).
+def exact_reads(model: IntegerPlasticTransformer, counts: Integers, episodes: Episodes) -> Integers:
+    """What the query reads from a state of 24 bits, (episodes, ways).
 
-    counts: of the keys of all drawings, (n, keys). The one head never forgets, and sees the past
-    alone. The value neurons of a query are silent.
+    counts: of the keys of all drawings, (n, keys).
     """
     drawings, labels = tokens(episodes)
-    key = counts[drawings][:, None]
-    value = timesteps * (labels[:, None, :, None] == np.arange(episodes.ways)).astype(np.int64)
-    state = np.zeros((len(key), 1, episodes.ways + 1, key.shape[-1]), dtype=np.int64)
-    forgetting = np.array([NO_FORGETTING]), np.array([0])
-    reads, _ = arithmetic.ssa_recurrent(key, key, value, forgetting, timesteps, state)
-    return reads[:, 0, -1, :-1]
+    return model.query_reads(counts[drawings], labels, LIMIT)[:, : episodes.ways]
 
 
 def engine_reads(

@@ -142,14 +142,6 @@ def integrate(arriving: Integers, bias: Integers, coding: Coding) -> Integers:
     return u
 
 
-def fire_roots(z: Integers, theta: Integers, timesteps: int) -> Integers:
-    """Counts ``clip(floor(sqrt(z / theta) + 1/2), 0, T)``: a spike is the n-th if the membrane has
-    reached (n - 1/2)^2 theta. z: (..., n). theta: (n,).
-    """
-    steps = (2 * np.arange(timesteps) + 1) ** 2
-    return (4 * z[..., None] >= steps * theta[:, None]).sum(-1)
-
-
 # --- from one unit to another ---
 
 

@@ -1,13 +1,13 @@
 """The plastic transformer of `icl/plastic.py` in integers: what its netlist is checked against.
 
     ink -> convolution, coding neurons (all but the last) -> convolution, membranes
-        -> norm -> root neurons -> plastic synapses -> logits
+        -> norm -> key neurons -> plastic synapses -> logits
 
-A token is a drawing and its label. Root neurons send twice the square of their counts k, 0..T. The
-synapses W, one row for each label, are read before they are written, in one time step, by the
-learning engine's arithmetic (loihi/learning.py):
+A token is a drawing and its label. Key neurons send twice their counts k, 0..64. The synapses W,
+one row for each label, are read before they are written, in one time step, by the arithmetic of
+the learning engine (loihi/learning.py):
 
-    o = W 2 k^2,    W <- min(W + v k^2, 255),
+    o = W 2 k,    W <- min(W + v k, 255),
 
 where v is 1 in the row of the token's label. A label at full scale, T = 8 spikes, is a trace of 8,
 and 3 bits of a product are dropped: what is written is whole, so nothing is rounded at random.
@@ -29,14 +29,21 @@ from neurtransformer.integer.arithmetic import LIMIT, WEIGHT_LIMIT, Integers
 from neurtransformer.integer.layout import Entry, check_entries
 from neurtransformer.integer.parts import Accumulator, Tensors, Trace, at_the_end, integers
 from neurtransformer.integer.quantise import worst_sums
+from neurtransformer.spiking.feedforward import HIDDEN_SPIKES
 
 STRIDE = 2
 
 KEY_SHIFT = 4
 """Bits by which normalised membranes shift left, so that thresholds are precise."""
 
+KEY_MOST = 64
+"""The largest count of a key: a graded spike of 6 bits, a trace of 7."""
+
 WEIGHT_MOST = 255
 """The largest plastic weight."""
+
+KEY_CENTER_LIMIT = LIMIT // 2
+"""Largest magnitude of a key's centre; the normalised membrane and half a threshold fit too."""
 
 Size = Annotated[int, Field(strict=True, ge=1, le=4096)]
 
@@ -58,8 +65,8 @@ class ConvolutionSizes(BaseModel):
 class PlasticConfig(BaseModel):
     """Sizes of an IntegerPlasticTransformer, as they stand in a netlist's manifest.
 
-    side: of a drawing. ways: labels. timesteps: with 8, a label at full scale writes squared counts
-    as they are."""
+    side: of a drawing. ways: labels. timesteps: with 8, a label at full scale writes counts as they
+    are."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -78,6 +85,15 @@ class PlasticConfig(BaseModel):
         return sides
 
     @property
+    def hidden_most(self) -> int:
+        """The largest count of a hidden neuron: a staggered pair, as in the feed-forward blocks."""
+        return HIDDEN_SPIKES["rate"] * self.timesteps
+
+    def most_in(self, layer: int) -> int:
+        """The largest count that enters a convolution."""
+        return self.hidden_most if layer else self.timesteps
+
+    @property
     def keys(self) -> int:
         return self.convolutions[-1].outputs * self.sides[-1] ** 2
 
@@ -88,8 +104,8 @@ class PlasticConfig(BaseModel):
             raise ValueError("convolutions do not follow one another")
         if any(c.kernel % 2 == 0 for c in self.convolutions):
             raise ValueError("kernels must have odd sides")
-        # an index may be squared, and what a query reads has 24 bits
-        if 2 * self.timesteps**2 * WEIGHT_MOST * self.keys > LIMIT:
+        # what a query reads has 24 bits
+        if 2 * KEY_MOST * WEIGHT_MOST * self.keys > LIMIT:
             raise ValueError(f"{self.keys} keys are too many for reads of 24 bits")
         return self
 
@@ -102,9 +118,8 @@ def layout(config: PlasticConfig) -> dict[str, Entry]:
         entries[f"{name}.shift"] = Entry((1,), "chip", 2, 2)
     entries["logits.bias"] = Entry((1,), "chip", 0, 0)
     entries["norm.epsilon"] = Entry((1,), "chip", 0, LIMIT)
-    most = (2 * config.timesteps - 1) ** 2
-    entries["keys.theta"] = Entry((config.keys,), "chip", 1, LIMIT // most)
-    entries["keys.bias"] = Entry((config.keys,), "chip", -(LIMIT // 8), LIMIT // 8)
+    entries["keys.theta"] = Entry((config.keys,), "chip", 1, LIMIT // KEY_MOST)
+    entries["keys.bias"] = Entry((config.keys,), "chip", -KEY_CENTER_LIMIT, KEY_CENTER_LIMIT)
     return {f"decoder.{name}": entry for name, entry in entries.items()}
 
 
@@ -114,7 +129,7 @@ def _convolutions(config: PlasticConfig) -> Iterator[tuple[str, Entry]]:
         yield f"conv{i}.weight", Entry(shape, "synapses", -WEIGHT_LIMIT, WEIGHT_LIMIT)
         yield f"conv{i}.bias", Entry((c.outputs,), "chip", -LIMIT, LIMIT)
         if i < len(config.convolutions) - 1:
-            theta = Entry((c.outputs,), "chip", 1, LIMIT // config.timesteps)
+            theta = Entry((c.outputs,), "chip", 1, LIMIT // config.hidden_most)
             yield f"neurons{i}.theta", theta
 
 
@@ -128,7 +143,7 @@ def check(config: PlasticConfig, tensors: Tensors, complain: Callable[[str], Non
         weight, bias = (tensors[f"decoder.conv{i}.{x}"] for x in ("weight", "bias"))
         beside = tensors.get(f"decoder.neurons{i}.theta", 0)
         rows = weight.reshape(len(weight), -1)
-        if (worst_sums(rows, bias, config.timesteps) + beside > LIMIT).any():
+        if (worst_sums(rows, bias, config.most_in(i)) + beside > LIMIT).any():
             complain(f"membranes of conv{i} can leave 24 bits")
 
 
@@ -150,15 +165,15 @@ class IntegerPlasticTransformer:
         self.theta, self.center = (integers(own, f"keys.{x}") for x in ("theta", "bias"))
 
     def keys(self, ink: Integers) -> Integers:
-        """Counts of drawings (n, side, side), 0..T, to those of their keys (n, keys), 0..T."""
-        timesteps = self.config.timesteps
+        """Counts of drawings (n, side, side), 0..T, to those of their keys (n, keys), 0..64."""
         x = ink[:, None]
         for i, theta in enumerate(self.thetas):
             u = self._synapses(i, x) + self.biases[i]
-            x = arithmetic.fire_counts(u, theta, timesteps, False)
+            x = arithmetic.fire_counts(u, theta, self.config.hidden_most, False)
         u = self._synapses(len(self.thetas), x) + self.biases[-1]
         y = arithmetic.normed(self.membranes.add(in_line(u)), self.epsilon)
-        return arithmetic.fire_roots((y << KEY_SHIFT) + self.center, self.theta, timesteps)
+        z = (y << KEY_SHIFT) + self.center
+        return arithmetic.fire_counts(z, self.theta, KEY_MOST, False)
 
     def _synapses(self, i: int, x: Integers) -> Integers:
         """What spikes or counts (..., channels, side, side) add to membranes."""
@@ -174,18 +189,22 @@ class IntegerPlasticTransformer:
         Returns what each token reads (..., tokens, ways), and the weights after each of them
         (..., tokens, ways, keys).
         """
-        written = self._values(labels)[..., None] * counts[..., None, :] ** 2
+        written = self._values(labels)[..., None] * counts[..., None, :]
         # what is written is never negative: to saturate once is to saturate each time
         after = np.minimum(written.cumsum(-3), WEIGHT_MOST)
         before = np.concatenate([np.zeros_like(after[..., :1, :, :]), after[..., :-1, :, :]], -3)
-        return 2 * (before * counts[..., None, :] ** 2).sum(-1), after
+        return 2 * (before * counts[..., None, :]).sum(-1), after
 
-    def query_reads(self, counts: Integers, labels: Integers) -> Integers:
-        """What the last token alone reads, (..., ways): for many sequences at once."""
-        squares = counts**2
-        values = self._values(labels[..., :-1])
-        weight = np.minimum(values.swapaxes(-1, -2) @ squares[..., :-1, :], WEIGHT_MOST)
-        return 2 * (weight @ squares[..., -1, :, None])[..., 0]
+    def query_reads(
+        self, counts: Integers, labels: Integers, weight_most: int = WEIGHT_MOST
+    ) -> Integers:
+        """What the last token alone reads, (..., ways): for many sequences at once.
+
+        weight_most: the largest weight, if it is another than the learning engine's.
+        """
+        values = self._values(labels[..., :-1]).swapaxes(-1, -2)
+        weight = np.minimum(values @ counts[..., :-1, :], weight_most)
+        return 2 * (weight @ counts[..., -1, :, None])[..., 0]
 
     def _values(self, labels: Integers) -> Integers:
         """1 in the column of a label, (..., ways)."""
@@ -197,13 +216,13 @@ class IntegerPlasticTransformer:
         Returns all that happens in each time step, (tokens, phase, ...). A drawing comes as spikes
         in the first steps of its phase.
         """
-        timesteps = self.config.timesteps
+        most = self.config.hidden_most
         in_rate = ink > np.arange(phase)[:, None, None, None]
         x = (in_rate.astype(np.int64) if phase > 1 else ink[None])[:, :, None]
         trace = {"ink.spikes": in_line(x)}
         for i, theta in enumerate(self.thetas):
             u = arithmetic.integrate(self._synapses(i, x), self.biases[i], "rate")
-            x, v = arithmetic.fire_steps(u[-1], theta, timesteps, False, phase, "rate")
+            x, v = arithmetic.fire_steps(u[-1], theta, most, False, phase, "rate")
             found = {"u": u, "spikes": x, "v": v}
             trace |= {f"neurons{i}.{name}": in_line(y) for name, y in found.items()}
         u = arithmetic.integrate(self._synapses(len(self.thetas), x), self.biases[-1], "rate")
@@ -217,15 +236,15 @@ class IntegerPlasticTransformer:
 
     def _attention_steps(self, z: Integers, labels: Integers, phase: int) -> Trace:
         """From the membranes of the keys (tokens, keys) on, (phase, tokens, ...)."""
-        counts = arithmetic.fire_roots(z, self.theta, self.config.timesteps)
-        steps = np.arange(1, phase + 1)[:, None, None]
+        v, _ = arithmetic.fire_start(z, self.theta, False)
+        counts = arithmetic.fire(v, self.theta, KEY_MOST)[0]
         reads, after = self.reads(counts, labels)
         weight = np.stack([np.concatenate([np.zeros_like(after[:1]), after[:-1]])] * phase)
         weight[-1] = after
         logits = at_the_end(reads, phase)
         return {
-            "keys.count": np.minimum(counts, steps) if phase > 1 else counts[None],
-            "keys.spikes": at_the_end(2 * counts**2, phase),
+            "keys.v": np.stack([v] * phase),
+            "keys.spikes": at_the_end(2 * counts, phase),
             "labels.spikes": at_the_end(self._values(labels) * self.config.timesteps, phase),
             "attention.weight": weight,
             "logits.u": logits,

@@ -111,12 +111,10 @@ def demand(name: str, node: Any, matrices: Sequence[Any], beside: int, chip: Chi
     match node.kind:
         case "synapses" | "convolution" | "plastic_synapses":
             words = u_and_v
-        case "coding_neurons":
+        case "coding_neurons" | "key_neurons":
             words = u_and_v + 2  # bias, theta
         case "gelu_neurons":
             words = u_and_v + 4  # bias, theta, center, mantissa and shift
-        case "root_neurons":
-            words = u_and_v + 3  # bias, theta, the count
         case "norm":
             words = 1  # the channel, until the sum is there
         case "accumulator":

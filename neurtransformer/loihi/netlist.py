@@ -55,7 +55,7 @@ _TEACHER = (
     "synapses, and takes the largest logit of a drawing without label as what it is; before a new "
     "context it sets the plastic weights to 0"
 )
-_FIRING = ("coding_neurons", "gelu_neurons", "root_neurons")
+_FIRING = ("coding_neurons", "gelu_neurons", "key_neurons")
 _TRANSPORT: dict[Spikes, str] = {
     "rate": "in a block a phase is T steps; a neuron sends at most one spike a step, of payload "
     "+1, or -1 or +1 where it is signed (a graded spike of one bit and sign), or 1 or 2 behind a "

@@ -137,12 +137,11 @@ class GeluNeurons(Integrating):
     table_entries: Literal[256] = 256
 
 
-class RootNeurons(Integrating):
-    """Neurons that count up to the root of their membrane: in step n of a phase, or all at once in
-    a phase of one step, a count becomes n + 1 if four membranes reach (2n + 1)^2 theta. In its last
-    step they send twice the square of the count. What arrives is shifted left. Tensor: theta."""
+class KeyNeurons(Integrating):
+    """Unsigned neurons that send one graded spike a phase, in its last step: twice their count,
+    0..most, because plastic synapses halve it. What arrives is shifted left. Tensor: theta."""
 
-    kind: Literal["root_neurons"] = "root_neurons"
+    kind: Literal["key_neurons"] = "key_neurons"
     most: Count
     input_shift: Count
 
@@ -185,7 +184,7 @@ AnyNode = Annotated[
     | Norm
     | CodingNeurons
     | GeluNeurons
-    | RootNeurons
+    | KeyNeurons
     | SSA
     | Accumulator,
     Field(discriminator="kind"),

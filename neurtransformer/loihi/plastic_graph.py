@@ -7,16 +7,16 @@ the plastic synapses, which is several phases after its drawing.
 from collections.abc import Iterator
 
 from neurtransformer.integer.arithmetic import NORM_BITS, STATE_BITS
-from neurtransformer.integer.plastic import KEY_SHIFT, STRIDE, PlasticConfig
+from neurtransformer.integer.plastic import KEY_MOST, KEY_SHIFT, STRIDE, PlasticConfig
 from neurtransformer.loihi.nodes import (
     Accumulator,
     AnyNode,
     CodingNeurons,
     Convolution,
+    KeyNeurons,
     Network,
     Norm,
     PlasticSynapses,
-    RootNeurons,
     Source,
     Spikes,
     chain,
@@ -52,9 +52,8 @@ def plastic_networks(config: PlasticConfig, spikes: Spikes) -> list[Network]:
 
 def _encoder(config: PlasticConfig, phase: int) -> Iterator[AnyNode]:
     """From the drawing to the keys' spikes, which leave in the last step of a phase."""
-    timesteps = config.timesteps
-    bits = timesteps.bit_length() if phase == 1 else 1
-    yield Source(name="ink", outputs=config.side**2, start=0, payload_bits=bits)
+    ink, most = (-(-count // phase) for count in (config.timesteps, config.hidden_most))
+    yield Source(name="ink", outputs=config.side**2, start=0, payload_bits=ink.bit_length())
     start, last = 0, len(config.convolutions) - 1
     sides = config.sides
     for i, sizes in enumerate(config.convolutions):
@@ -79,10 +78,10 @@ def _encoder(config: PlasticConfig, phase: int) -> Iterator[AnyNode]:
             name=f"neurons{i}",
             outputs=outputs,
             start=start + 1,
-            payload_bits=bits,
+            payload_bits=most.bit_length(),
             receives="rate",
             sends="rate",
-            most=timesteps,
+            most=config.hidden_most,
             unsigned=outputs,
             input_shift=0,
             bias=f"conv{i}.bias",
@@ -90,14 +89,14 @@ def _encoder(config: PlasticConfig, phase: int) -> Iterator[AnyNode]:
         start += phase + 1
     start += 1
     yield Norm(name="norm", outputs=config.keys, start=start, payload_bits=NORM_BITS + 2)
-    yield RootNeurons(
+    yield KeyNeurons(
         name="keys",
         outputs=config.keys,
         start=start,
-        payload_bits=(2 * timesteps**2).bit_length(),
+        payload_bits=(2 * KEY_MOST).bit_length(),
         receives="rate",
         bias="keys.bias",
-        most=timesteps,
+        most=KEY_MOST,
         input_shift=KEY_SHIFT,
     )
 

@@ -177,12 +177,11 @@ class PyCodingNeurons(IntegratingModel):
         self.v, self.sign = arithmetic.fire_start(u, self.theta, self.signed.astype(bool))
 
 
-class RootNeurons(AbstractProcess):
-    """Neurons that count up to the root of their membrane, see `arithmetic.fire_roots`.
+class KeyNeurons(AbstractProcess):
+    """Unsigned neurons that send twice their count, 0..most, in the last step of a phase.
 
-    bias, theta: (n,). What arrives is shifted left by `input_shift`. The n-th threshold stands in
-    the n-th step of a phase, or all of them in a phase of one step; in the last step they send
-    twice the square of the count, which the learning engine halves.
+    bias, theta: (n,). What arrives is shifted left by `input_shift`. The learning engine takes half
+    a payload as its trace.
     """
 
     def __init__(
@@ -211,19 +210,17 @@ class RootNeurons(AbstractProcess):
         self.theta = Var(shape=shape, init=theta)
         self.u = Var(shape=shape, init=0)
         self.v = Var(shape=shape, init=0)
-        self.count = Var(shape=shape, init=0)
 
 
-@implements(proc=RootNeurons, protocol=LoihiProtocol)
+@implements(proc=KeyNeurons, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("fixed_pt")
-class PyRootNeurons(IntegratingModel):
-    """RootNeurons on a CPU."""
+class PyKeyNeurons(IntegratingModel):
+    """KeyNeurons on a CPU."""
 
     s_out: PyOutPort = SPIKES_OUT
     theta: np.ndarray = STATE
     v: np.ndarray = STATE
-    count: np.ndarray = STATE
 
     def __init__(self, proc_params: Any) -> None:
         super().__init__(proc_params)
@@ -234,19 +231,15 @@ class PyRootNeurons(IntegratingModel):
         arriving = self.a_in.recv()
         step = self.step_in_phase()
         spikes = np.zeros_like(self.u)
-        if step < 0:
-            self.s_out.send(spikes)
-            return
-        if step == 0:
-            self.v, self.count = self.u, np.zeros_like(self.count)
-        if self.time_step > self.begin + self.period:
-            for n in range(self.most) if self.period == 1 else [step]:
-                self.count = self.count + (4 * self.v >= (2 * n + 1) ** 2 * self.theta)
-        self.integrate(arriving << self.input_shift, step)
+        if step == 0 and self.time_step > self.begin + self.period:
+            self.v, _ = arithmetic.fire_start(self.u, self.theta, False)
+        if step >= 0:
+            self.integrate(arriving << self.input_shift, step)
         if step == self.period - 1:
-            spikes = (2 * self.count**2).astype(np.int32)
+            spikes = (2 * arithmetic.fire(self.v, self.theta, self.most)[0]).astype(np.int32)
         self.s_out.send(spikes)
-        self.record(u=self.u, count=self.count, spikes=spikes)
+        if step >= 0:
+            self.record(u=self.u, v=self.v, spikes=spikes)
 
 
 class Accumulator(AbstractProcess):

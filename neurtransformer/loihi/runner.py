@@ -40,13 +40,13 @@ from neurtransformer.loihi.plastic_synapses import (
 from neurtransformer.loihi.processes import (
     Accumulator,
     CodingNeurons,
+    KeyNeurons,
     Logs,
     Norm,
     PyAccumulator,
     PyCodingNeurons,
+    PyKeyNeurons,
     PyNorm,
-    PyRootNeurons,
-    RootNeurons,
 )
 from neurtransformer.loihi.ssa import SSA, PySSA
 from neurtransformer.loihi.stock import PyConvolution, stock_convolution, stock_synapses
@@ -55,7 +55,7 @@ _LOGGED = {
     # node kind -> quantity -> whether it belongs to the token of the phase before
     "coding_neurons": {"u": False, "v": True, "spikes": True},
     "gelu_neurons": {"u": False, "v": True, "spikes": True},
-    "root_neurons": {"u": False, "count": True, "spikes": True},
+    "key_neurons": {"u": False, "v": True, "spikes": True},
     "ssa": {"read": True, "state": True},
     "plastic_synapses": {"weight": False},
     "norm": {"y": False},
@@ -69,7 +69,7 @@ MODELS = {
     LearningDense: PyPlasticSynapses,
     Norm: PyNorm,
     CodingNeurons: PyCodingNeurons,
-    RootNeurons: PyRootNeurons,
+    KeyNeurons: PyKeyNeurons,
     SSA: PySSA,
     Accumulator: PyAccumulator,
 }
@@ -173,8 +173,8 @@ class _Builder:
                 **common,
             )
             return [process.s_in], process.s_out, process
-        if isinstance(node, nodes.RootNeurons):
-            process = RootNeurons(
+        if isinstance(node, nodes.KeyNeurons):
+            process = KeyNeurons(
                 bias=self._for_each(node, node.bias),
                 theta=self._for_each(node, f"{node.name}.theta"),
                 most=node.most,
