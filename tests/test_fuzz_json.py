@@ -120,6 +120,12 @@ BAD_TOKENIZERS: dict[str, dict[str, Any]] = {
         }
     },
     "config is a number": {"tokenizer/tokenizer_config.json": 3},
+    "a length that is a list": {
+        "tokenizer/tokenizer_config.json": {
+            "tokenizer_class": "TokenizersBackend",
+            "model_max_length": [],
+        }
+    },
 }
 
 
