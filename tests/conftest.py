@@ -19,6 +19,8 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 settings.register_profile("neurtx", deadline=None, max_examples=50)
 settings.load_profile("neurtx")
 
+pytest.register_assert_rewrite("fuzzing")
+
 NANO = Path(__file__).parent.parent / "neurtransformer" / "models" / "gpt2-nano"
 
 
@@ -104,6 +106,27 @@ def tiny_netlist(
     model = IntegerGPT2.from_spiking(load_run(tiny_run)[0])
     netlist.write(folder, model, nano_tokenizer, "rate")
     return folder
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A netlist of a network as small as can be: reading it takes a moment. For reading only:
+    `fuzzing.spoilt` makes a copy to spoil."""
+    from fuzzing import CONFIG, small_tokenizer, tensors_of
+    from neurtransformer.integer.model import IntegerGPT2
+    from neurtransformer.loihi import netlist
+
+    folder = tmp_path_factory.mktemp("fuzz") / "whole"
+    folder.mkdir()
+    netlist.write(folder, IntegerGPT2(CONFIG, tensors_of(0)), small_tokenizer(), "rate")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def original(whole: Path) -> Any:
+    from neurtransformer.loihi import netlist
+
+    return netlist.read(whole)
 
 
 @pytest.fixture
