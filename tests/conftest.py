@@ -126,7 +126,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def original(whole: Path) -> Any:
     from neurtransformer.loihi import netlist
 
-    return netlist.read(whole)
+    return netlist.read_text(whole)
 
 
 @pytest.fixture

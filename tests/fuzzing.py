@@ -137,11 +137,11 @@ def bounded() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def read(folder: Path) -> netlist.Netlist | None:
+def read(folder: Path) -> netlist.TextNetlist | None:
     """What was read, or None where it was refused as it should be."""
     try:
         with bounded():
-            return netlist.read(folder)
+            return netlist.read_text(folder)
     except UserError as error:
         text = str(error)
         assert len(text.splitlines()) == 1 and text.isprintable(), text
@@ -150,7 +150,7 @@ def read(folder: Path) -> netlist.Netlist | None:
         return None
 
 
-def same(found: netlist.Netlist | None, original: netlist.Netlist) -> None:
+def same(found: netlist.TextNetlist | None, original: netlist.TextNetlist) -> None:
     """Refused, or equal to what was written."""
     if found is None:
         return
@@ -161,12 +161,12 @@ def same(found: netlist.Netlist | None, original: netlist.Netlist) -> None:
     assert found.tokenizer.get_vocab() == original.tokenizer.get_vocab()
 
 
-def sound(found: netlist.Netlist | None) -> None:
+def sound(found: netlist.TextNetlist | None) -> None:
     """Refused, or a network that runs and agrees with itself."""
     if found is None:
         return
-    check(found.manifest.config, found.model.tensors, pytest.fail)
-    most = found.manifest.config.vocabulary - 1
+    check(found.model.config, dict(found.model.tensors), pytest.fail)
+    most = found.model.config.vocabulary - 1
     ids = [0, min(7, most), most]
     with bounded(), contextlib.suppress(UserError):
         found.model.check_length(3)

@@ -84,7 +84,9 @@ def change(path: Path, changes: list[Edit]) -> bool:
 @pytest.mark.parametrize("name", [MANIFEST, *FILES])
 @fuzz
 @given(st.data())
-def test_any_byte(whole: Path, original: netlist.Netlist, name: str, data: st.DataObject) -> None:
+def test_any_byte(
+    whole: Path, original: netlist.TextNetlist, name: str, data: st.DataObject
+) -> None:
     with spoilt(whole) as folder:
         changed = change(folder / name, data.draw(edits((whole / name).stat().st_size)))
         found = read(folder)

@@ -37,7 +37,7 @@ def announce(folder: Path, name: str) -> None:
 @fuzz
 @given(st.data())
 def test_any_value_of_the_manifest(
-    whole: Path, original: netlist.Netlist, sealed: bool, data: st.DataObject
+    whole: Path, original: netlist.TextNetlist, sealed: bool, data: st.DataObject
 ) -> None:
     values = json.loads((whole / MANIFEST).read_bytes())
     alter(values, data)

@@ -11,9 +11,10 @@ and o are the logits of a label: a token is judged by what stood before it alone
 sends both queries and keys, as on the chip.
 
 Nothing else changes at test time. "float" and "softmax" (the control,
-``log sum_j softmax_j(k_i.k_j) v_j``) are two `Encoder`, trained alike. `quantised` makes of "float", without more training, a
-spiking network of integers (integer/plastic.py); its keys go to a state of 24 bits (`exact_reads`)
-or to the learning engine's synapses of 8 (`engine_reads`), which is what a netlist holds.
+``log sum_j softmax_j(k_i.k_j) v_j``) are two `Encoder`, trained alike. `quantised` makes
+of "float", without more training, a spiking network of integers (integer/plastic.py); its keys go
+to a state of 24 bits (`exact_reads`) or to the learning engine's synapses of 8 (`engine_reads`),
+which is what a netlist holds.
 """
 
 import math
