@@ -1,5 +1,6 @@
 """Omniglot in context: archives, episodes, and the forms of the plastic transformer."""
 
+import copy
 import io
 import json
 import zipfile
@@ -350,6 +351,8 @@ def test_by_command(folder: Path, capfd: pytest.CaptureFixture) -> None:
     [
         ("config.json", lambda x: x.replace(b"neurtx_plastic", b"other"), "no plastic transformer"),
         ("config.json", lambda x: x.replace(b'"side": 28', b'"side": "28"'), "config.json"),
+        ("config.json", lambda x: x.replace(b'"side": 28', b'"side": 29'), "sides of 28"),
+        ("config.json", lambda x: x.replace(b'"kernel": 5', b'"kernel": 7'), "does not fit"),
         ("config.json", lambda x: x.replace(b'"Korean"', b"3"), "names of alphabets"),
         ("config.json", lambda x: x.replace(b'"outputs": 32', b'"outputs": 16'), "do not follow"),
         ("model.safetensors", lambda x: x[:-10], "model.safetensors"),
@@ -366,6 +369,15 @@ def test_a_damaged_run_is_refused(
         (tmp_path / part).write_bytes(changed)
     with pytest.raises(UserError, match=message):
         plastic.load(tmp_path)
+
+
+def test_weights_that_are_no_integers(encoders: plastic.Encoders) -> None:
+    """A bias that no membrane of 24 bits holds."""
+    large = copy.deepcopy(encoders["float"])
+    bias = large.get_parameter("norms.1.bias")
+    bias.data[3] = 1e6
+    with pytest.raises(UserError, match="out of range"):
+        plastic.quantised(large)
 
 
 def test_saved_is_loaded(tmp_path: Path, encoders: plastic.Encoders) -> None:

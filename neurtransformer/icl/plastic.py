@@ -19,10 +19,11 @@ which is what a netlist holds.
 
 import math
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, NoReturn, cast, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -40,6 +41,7 @@ from neurtransformer.integer.plastic import (
     ConvolutionSizes,
     IntegerPlasticTransformer,
     PlasticConfig,
+    check,
 )
 from neurtransformer.runs import BUNDLED, read_json, write_json
 from neurtransformer.spiking.coding import counts_from_total
@@ -64,6 +66,7 @@ DRAWN = 0.5
 BATCH = 500
 EPSILON = 1e-5
 
+INT32 = 2**31 - 1
 LEAST_SCALE = 0.01
 """Of a key in integers, so that its threshold has 24 bits with room for all counts."""
 
@@ -169,6 +172,8 @@ def load(folder: Path = SHIPPED) -> tuple[Encoders, tuple[str, ...]]:
     values.pop("model_type")
     try:
         config = PlasticConfig.model_validate(values)
+        if config.side != SIDE:
+            raise UserError(f"{folder}/config.json: drawings have sides of {SIDE}")
         tensors = load_file(folder / "model.safetensors")
         encoders = {name: _encoder(name, config, tensors) for name in NAMES}
     except ValidationError as error:
@@ -179,6 +184,11 @@ def load(folder: Path = SHIPPED) -> tuple[Encoders, tuple[str, ...]]:
 
 
 def _encoder(name: Name, config: PlasticConfig, tensors: dict[str, Tensor]) -> Encoder:
+    for i, c in enumerate(config.convolutions):
+        # before any memory is taken for sizes that are not there
+        key = f"{name}.convolutions.{i}.weight"
+        if tensors[key].shape != (c.outputs, c.inputs, c.kernel, c.kernel):
+            raise ValueError(f"{key} does not fit config.json")
     encoder = Encoder(name, config).eval()
     prefix = f"{name}."
     own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -201,7 +211,8 @@ def keys(encoder: Encoder, ink: Inks) -> Tensor:
 def quantised(encoder: Encoder, ways: int = 1) -> IntegerPlasticTransformer:
     """The integer network of a trained "float": even 8-bit weights, membranes of 24 bits.
 
-    ways: how many labels it must have at least.
+    ways: how many labels it must have at least. Raises UserError for weights that integers cannot
+    have.
     """
     most = max(ways, encoder.config.ways)
     config = encoder.config.model_copy(update={"ways": most})
@@ -233,14 +244,21 @@ def quantised(encoder: Encoder, ways: int = 1) -> IntegerPlasticTransformer:
         # as they are: times 4, and shifted by 2
         tensors |= {f"{name}.mantissa": torch.tensor([4]), f"{name}.shift": torch.tensor([2])}
     tensors["logits.bias"] = torch.tensor([0])
-    integers = {
-        f"decoder.{name}": x.double()
-        .round()
-        .numpy()
-        .astype(np.int16 if name.endswith("weight") else np.int32)
+    integers: dict[str, NDArray] = {
+        # what is out of range is told below
+        f"decoder.{name}": x.double().round().clamp(-INT32, INT32).numpy().astype(_dtype(name))
         for name, x in tensors.items()
     }
+
+    def complain(complaint: str) -> NoReturn:
+        raise UserError(f"these weights do not become integers: {complaint}")
+
+    check(config, integers, complain)
     return IntegerPlasticTransformer(config, integers)
+
+
+def _dtype(name: str) -> str:
+    return "int16" if name.endswith("weight") else "int32"
 
 
 def ink_counts(ink: Inks, timesteps: int) -> Integers:

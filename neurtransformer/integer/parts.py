@@ -17,7 +17,7 @@ from neurtransformer.recipe import Coding
 
 Tensors = Mapping[str, NDArray]
 Trace = dict[str, Integers]
-"""`node.quantity` -> (tokens, phase, ...), nodes as in loihi/graph.py; `ssa.state` is that after
+"""`node.quantity` -> (tokens, phase, ...), nodes as in loihi/nodes.py; `ssa.state` is that after
 the token has been written, (tokens, heads, value + 1, key)."""
 
 
