@@ -1,15 +1,19 @@
 """Omniglot in context: archives, episodes, and the forms of the plastic transformer."""
 
 import copy
+import importlib
 import io
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -344,6 +348,30 @@ def test_by_command(folder: Path, capfd: pytest.CaptureFixture) -> None:
     assert values["run"] == str(plastic.SHIPPED)
     with pytest.raises(UserError, match="5-way 5-shot needs"):
         neurtx.main(arguments, standalone_mode=False)
+
+
+def test_a_training_becomes_a_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, neurtx: Callable[..., Any]
+) -> None:
+    """The script trains on background alphabets alone, and `icl` leaves out what it saw."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "scripts"))
+    script = importlib.import_module("train_omniglot")
+    monkeypatch.setattr(script, "WAYS", 6)
+    monkeypatch.setattr(script, "QUERIES", 2)
+    data = tmp_path / "data"
+    data.mkdir()
+    members = {**alphabet("Made_up", 4), **alphabet("Sanskrit", 2, 40)}
+    archive(data / "images_background.zip", members)
+    shutil.copy(folder / "images_evaluation.zip", data)
+    made = CliRunner().invoke(script.main, [str(data), str(tmp_path / "run"), "--steps", "2"])
+    assert made.exit_code == 0, made.output
+    encoders, trained_on = plastic.load(tmp_path / "run")
+    assert trained_on == ("Made_up",) and set(encoders) == set(plastic.NAMES)
+    report = json.loads((tmp_path / "run" / "report.json").read_text())["training"]
+    assert report["characters"] == 4 and report["steps"] == 2 and report["losses"]["float"] > 0
+    arguments = ["--data", str(data), "--ways", "3", "--shots", "1", "--episodes", "5", "--json"]
+    values = json.loads(neurtx("icl", "omniglot", str(tmp_path / "run"), *arguments).stdout)
+    assert values["alphabets"] == ["Greek", "Sanskrit"] and values["characters"] == 4
 
 
 @pytest.mark.parametrize(
