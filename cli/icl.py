@@ -60,9 +60,9 @@ def command(ctx: click.Context, task: str, force: bool, as_json: bool, **options
 
     omniglot: characters of unseen alphabets told from a few drawings in the context, by a small
     transformer whose attention is a plastic connection, in float, in integers and in the learning
-    engine, and by controls. RUN is omniglot-plastic, or a folder of your own training. Without
-    --ways and --shots in three settings, and in the official one-shot runs where all_runs.zip is in
-    the folder.
+    engine, and by controls. RUN is a folder of your own training, left out omniglot-plastic.
+    Without --ways and --shots in three settings, and in the official one-shot runs where
+    all_runs.zip is in the folder.
     """
     import importlib
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import click
+
 from .output import answer, rows_table
 
 SETTINGS = ((5, 1), (5, 5), (20, 1))
@@ -55,6 +57,8 @@ def omniglot(
             if find_spec("lava"):
                 note(f"{w}-way {s}-shot in Lava")
                 found[-1]["lava"] = evaluation.in_lava(setting, IN_LAVA)
+                if found[-1]["lava"] is None:
+                    click.echo(f"{w}-way {s}-shot is too large to be run in Lava", err=True)
         if one_shot is not None:
             note("the official runs")
             inks, queries = one_shot

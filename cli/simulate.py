@@ -45,7 +45,7 @@ def command(
     tokens: int,
     as_json: bool,
 ) -> None:
-    """Run a prompt through NETLIST in Lava, in fixed point, and through the integer model.
+    """Run a prompt or drawings through NETLIST in Lava, in fixed point, and the integer model.
 
     All of the network runs, from the token's spike to the logits. Every spike and state of every
     time step is compared, and the text that follows. Exit code 1 if any differs.
@@ -97,6 +97,7 @@ def _prompt(folder: Path, prompt: str, backend: "Backend", tokens: int) -> dict[
 
 def _drawings(folder: Path, data: Path, backend: "Backend") -> dict[str, Any]:
     """One episode of as many characters as the netlist has labels, or as there are."""
+    from neurtransformer.errors import UserError
     from neurtransformer.icl import omniglot, plastic
     from neurtransformer.loihi.episode import simulate_episode
     from neurtransformer.loihi.netlist import read_plastic
@@ -104,6 +105,8 @@ def _drawings(folder: Path, data: Path, backend: "Backend") -> dict[str, Any]:
     from .progress import status
 
     config = (loaded := read_plastic(folder)).model.config
+    if config.side != omniglot.SIDE:
+        raise UserError(f"{folder} reads drawings of other sides than {omniglot.SIDE}")
     with status(f"simulating ({backend})") as note:
         note("reading drawings")
         # no matter which: what is asked here is whether both do the same

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from neurtransformer import runs
+from neurtransformer.errors import UserError
 from neurtransformer.icl.omniglot import BACKGROUND, HELD_OUT, load_drawings
 from neurtransformer.icl.plastic import NAMES, Encoder, Encoders, Name, save
 
@@ -101,11 +102,16 @@ def train(name: Name, classes: Tensor, steps: int, seed: int) -> tuple[Encoder, 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True))
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option("--steps", default=STEPS, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), default=STEPS, show_default=True)
 @click.option("--seed", default=SEED, show_default=True)
 def main(folder: Path, target: Path, steps: int, seed: int) -> None:
     """Train both networks on the drawings in FOLDER; TARGET becomes a run."""
-    drawings = load_drawings(folder, BACKGROUND).of(HELD_OUT, others=True)
+    if target.exists():
+        raise click.UsageError(f"{target} exists already: name another folder")
+    try:
+        drawings = load_drawings(folder, BACKGROUND).of(HELD_OUT, others=True)
+    except UserError as error:
+        raise click.UsageError(str(error)) from None
     ink = torch.from_numpy(drawings.ink)
     turned = torch.cat([ink.rot90(quarter, (-2, -1)) for quarter in range(4)])
     classes = torch.cat([turned, turned.flip(-1)])

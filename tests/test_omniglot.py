@@ -261,7 +261,7 @@ def test_lava_is_the_integer_model(
     pytest.importorskip("lava", reason="Lava is not installed")
     ink = omniglot.load_drawings(folder).ink.reshape(-1, 28, 28)
     found = evaluate.Evaluation(encoders, ink, 4).in_lava(episodes[1], 1)
-    assert found["compared"] > 10**6 and found["mismatches"] == 0
+    assert found is not None and found["compared"] > 10**6 and found["mismatches"] == 0
 
 
 def test_integer_counts_are_the_encoders(

@@ -371,6 +371,13 @@ def test_tensors_out_of_range_are_refused() -> None:
             plastic.check(config, tensors, complain)
 
 
+def test_too_large_an_episode_is_refused(tmp_path: Path) -> None:
+    model = random_model(sizes(1, 4096, (64, 1)), 0)
+    netlist.write(tmp_path, model, None, "rate")
+    with pytest.raises(UserError, match="too many to compare"):
+        simulate_episode(netlist.read_plastic(tmp_path), *sequence(model.config, 0, 40), "integer")
+
+
 # --- commands ---
 
 
@@ -396,6 +403,11 @@ def test_by_commands(neurtx: Callable[..., Any], tiny_netlist: Path) -> None:
         failed = neurtx(*arguments)
         assert failed.returncode == 2, arguments
         assert message in failed.stderr and failed.stderr.count("\n") == 1, arguments
+
+
+def test_drawings_of_another_size(neurtx: Callable[..., Any], folder: Path) -> None:
+    failed = neurtx("simulate", str(folder), "--data", ".", "--backend", "integer")
+    assert failed.returncode == 2 and "sides than 28" in failed.stderr
 
 
 def test_simulate_real_drawings(neurtx: Callable[..., Any]) -> None:

@@ -56,13 +56,13 @@ class Evaluation:
             "interval": {form: interval(count, number) for form, count in right.items()},
         }
 
-    def in_lava(self, episodes: Episodes, number: int) -> dict[str, int]:
+    def in_lava(self, episodes: Episodes, number: int) -> dict[str, int] | None:
         """The first episodes in Lava, all of the network, through a netlist that is thrown away.
 
-        Returns `episodes`, and how many integers were `compared` and are `mismatches`. Raises
-        UserError without Lava, LavaFailed.
+        Returns `episodes`, and how many integers were `compared` and are `mismatches`; None for
+        episodes that are too large to be compared. Raises UserError without Lava, LavaFailed.
         """
-        from neurtransformer.loihi.episode import simulate_episode
+        from neurtransformer.loihi.episode import is_comparable, simulate_episode
         from neurtransformer.loihi.netlist import read_plastic, write
 
         total = {"episodes": number, "compared": 0, "mismatches": 0}
@@ -70,6 +70,10 @@ class Evaluation:
         with tempfile.TemporaryDirectory(prefix="neurtx-") as folder:
             write(Path(folder), self.model, None, "rate")
             netlist = read_plastic(Path(folder))
+            if not is_comparable(
+                self.model.config, drawings.shape[1], netlist.manifest.networks[0].phase
+            ):
+                return None
             for shown, label in zip(drawings[:number], labels[:number], strict=True):
                 found = simulate_episode(netlist, self.ink[shown], label, "lava")
                 total["compared"] += found["compared"]
@@ -111,7 +115,7 @@ def nearest(pixels: Tensor, episodes: Episodes) -> Indices:
 def linear_readout(keys: Tensor, episodes: Episodes) -> Tensor:
     """Logits (episodes, ways) of a linear classifier trained on the shots of each episode alone.
 
-    Gradient descent from zero weights on the cross-entropy, on keys (n, KEYS) of unit length.
+    Gradient descent from zero weights on the cross-entropy, on keys (n, keys) of unit length.
     """
     keys = F.normalize(keys, dim=-1)
     context = keys[episodes.shots]

@@ -145,7 +145,7 @@ def load_drawings(folder: Path, archives: tuple[str, ...] = ARCHIVES) -> Drawing
     if not found:
         if (folder / ARRAYS).exists():
             return _arrays(folder / ARRAYS)
-        raise UserError(f"{folder} holds no Omniglot: put {ARCHIVES[-1]} or {ARCHIVES[0]} there")
+        raise UserError(f"{folder} holds no Omniglot: put {archives[-1]} or {archives[0]} there")
     return _stacked(found, str(folder))
 
 

@@ -68,7 +68,7 @@ EPSILON = 1e-5
 
 INT32 = 2**31 - 1
 LEAST_SCALE = 0.01
-"""Of a key in integers, so that its threshold has 24 bits with room for all counts."""
+"""Of a key in integers, so that the thresholds of 10 keys and more have 24 bits."""
 
 
 class Encoder(nn.Module):
@@ -177,7 +177,8 @@ def load(folder: Path = SHIPPED) -> tuple[Encoders, tuple[str, ...]]:
         tensors = load_file(folder / "model.safetensors")
         encoders = {name: _encoder(name, config, tensors) for name in NAMES}
     except ValidationError as error:
-        raise UserError(f"{folder}/config.json: {error.errors()[0]['msg']}") from None
+        why = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UserError(f"{folder}/config.json: {why}") from None
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"{folder}/model.safetensors: {shortened(error)}") from None
     return encoders, tuple(trained_on)
@@ -251,7 +252,7 @@ def quantised(encoder: Encoder, ways: int = 1) -> IntegerPlasticTransformer:
     }
 
     def complain(complaint: str) -> NoReturn:
-        raise UserError(f"these weights do not become integers: {complaint}")
+        raise UserError(f"these weights do not become integers ({complaint}): train them again")
 
     check(config, integers, complain)
     return IntegerPlasticTransformer(config, integers)
@@ -276,7 +277,7 @@ def key_counts(model: IntegerPlasticTransformer, ink: Integers) -> Integers:
 
 
 def float_reads(encoder: Encoder, keys: Tensor, episodes: Episodes) -> Tensor:
-    """Logits (episodes, ways) from `keys` of all drawings (n, KEYS)."""
+    """Logits (episodes, ways) from `keys` of all drawings (n, keys)."""
     value = F.one_hot(torch.from_numpy(episodes.labels), episodes.ways).float()
     query, context = keys[episodes.query][:, None], keys[episodes.shots]
     return encoder.logits(query, context, value)[:, 0]

@@ -5,12 +5,13 @@
 
 A token is a drawing and its label. Key neurons send twice their counts k, 0..64. The synapses W,
 one row for each label, are read before they are written, in one time step, by the arithmetic of
-the learning engine (loihi/learning.py):
+the learning engine:
 
     o = W 2 k,    W <- min(W + v k, 255),
 
-where v is 1 in the row of the token's label. A label at full scale, T = 8 spikes, is a trace of 8,
-and 3 bits of a product are dropped: what is written is whole, so nothing is rounded at random.
+where v is 1 in the row of the token's label. A label comes as one graded spike of T = 8, a trace
+of 8, and the engine drops 3 bits of a product (`learning.PRODUCT_SHIFT`): what is written is whole,
+so nothing is rounded at random.
 
 Pictures are (channel, row, column) in arithmetic, and (column, row, channel) where neurons are in a
 line, as Lava has them.
@@ -37,7 +38,7 @@ KEY_SHIFT = 4
 """Bits by which normalised membranes shift left, so that thresholds are precise."""
 
 KEY_MOST = 64
-"""The largest count of a key: a graded spike of 6 bits, a trace of 7."""
+"""The largest count of a key: a trace of 7 bits, sent twofold in a graded spike of 8."""
 
 WEIGHT_MOST = 255
 """The largest plastic weight."""

@@ -8,9 +8,19 @@ from typing import Any
 
 import numpy as np
 
+from neurtransformer.errors import UserError
 from neurtransformer.integer.arithmetic import Integers
+from neurtransformer.integer.plastic import PlasticConfig
 from neurtransformer.loihi.netlist import PlasticNetlist
 from neurtransformer.loihi.simulate import Backend, Tally, pairs
+
+MOST_WEIGHTS = 2**26
+"""Plastic weights of all time steps that are kept to be compared: half a gigabyte."""
+
+
+def is_comparable(config: PlasticConfig, tokens: int, phase: int) -> bool:
+    """Whether an episode is small enough for `simulate_episode`."""
+    return tokens * phase * config.ways * config.keys <= MOST_WEIGHTS
 
 
 def simulate_episode(
@@ -23,13 +33,18 @@ def simulate_episode(
     with its counts.
     Returns `backend`, `steps`, `tokens`, `compared`, `mismatches`, `max_abs_difference`,
     `first_mismatch`, `text` (the label that the backend gives the query), `seconds` and
-    `integer_seconds` (all of it, and what the integer model's counts took). Raises LavaFailed.
+    `integer_seconds` (all of it, and what the integer model's counts took). Raises LavaFailed, and
+    UserError if the plastic weights of all steps are more than `MOST_WEIGHTS`.
     """
     began = time.monotonic()
     model = netlist.model
+    (network,) = netlist.manifest.networks
+    if not is_comparable(model.config, len(ink), network.phase):
+        raise UserError(
+            f"{len(ink)} drawings of {model.config.ways} labels are too many to compare in steps"
+        )
     counts = model.reads(model.keys(ink), labels)[0]
     integer_seconds = time.monotonic() - began
-    (network,) = netlist.manifest.networks
     ours = model.steps(ink, labels, network.phase)
     tally = Tally()
     if backend == "lava":

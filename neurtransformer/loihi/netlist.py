@@ -68,6 +68,15 @@ _TRANSPORT: dict[Spikes, str] = {
 """In both, the residual stream and its norm travel as one graded spike a phase (`payload_bits`)."""
 
 
+_PLASTIC_TRANSPORT: dict[Spikes, str] = {
+    "rate": "a phase is T steps; a drawing comes as at most one spike a step, hidden neurons send "
+    "spikes of 0, 1 or 2",
+    "graded": "a phase is one step; a drawing comes as graded spikes of 0..T, hidden neurons send "
+    "graded spikes of 0..2T",
+}
+"""In both, membranes, their norm, keys and labels travel as one graded spike a phase."""
+
+
 class FileEntry(Strict):
     """One file of the netlist."""
 
@@ -167,11 +176,12 @@ def write(
     save_file({name: np.ascontiguousarray(tensors[name]) for name in chip}, folder / CHIP)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder / TOKENIZER)
+    learns = isinstance(config, PlasticConfig)
     draft = Manifest(
         config=config,
         spikes=spikes,
-        transport=_TRANSPORT[spikes],
-        host=_TEACHER if isinstance(config, PlasticConfig) else _HOST,
+        transport=(_PLASTIC_TRANSPORT if learns else _TRANSPORT)[spikes],
+        host=_TEACHER if learns else _HOST,
         run=None if made_from is None else str(made_from),
         totals=_totals(graph),
         networks=_graph(config, spikes, silent),

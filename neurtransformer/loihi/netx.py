@@ -210,7 +210,7 @@ def _refuse(path: Path, why: str) -> NoReturn:
 
 def _check_weights(name: str, weight: NDArray) -> None:
     if weight.ndim not in (2, 4) or weight.dtype.kind != "i" or weight.size == 0:
-        raise UserError(f"{name}: weights must be a matrix of integers; netx truncates floats")
+        raise UserError(f"{name}: weights must be integers in a matrix or kernels, no floats")
     low, high = int(weight.min()), int(weight.max())
     if low < -256 or high > 254:
         raise UserError(f"{name}: weights reach from {low} to {high}; netx takes -256 to 254")

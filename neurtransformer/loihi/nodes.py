@@ -77,16 +77,17 @@ class Convolution(Node):
 
 
 class PlasticSynapses(Node):
-    """Synapses that start at 0 and learn by the rule ``dw = 2^0 x0 x1 y1`` in every time step, as
-    in Lava's LearningDense. x0: a spike arrives; x1: half its payload, without decay; y1: what the
-    teacher sends in that step. A product drops 3 bits; weights saturate at 0 and 255. What a spike
-    reads was written before it, and arrives one step later."""
+    """Excitatory synapses that start at 0 and learn by the rule ``dw = 2^0 x0 x1 y1`` in every time
+    step, as in Lava's LearningDense. x0: a spike arrives; x1: half its payload, without decay; y1:
+    what the teacher sends in that step. A product drops 3 bits; weights saturate at 0 and 255. What
+    a spike reads was written before it, and arrives one step later."""
 
     kind: Literal["plastic_synapses"] = "plastic_synapses"
     inputs: Count
     teacher: str
     """The node that sends y1, one value for each row."""
     rule: Literal["2^0*x0*x1*y1"] = "2^0*x0*x1*y1"
+    signs: Literal["excitatory"] = "excitatory"
     weight_bits: Literal[8] = 8
     trace_bits: Literal[7] = 7
 
@@ -122,7 +123,7 @@ class CodingNeurons(Integrating):
     sends: Coding
     most: Count
     unsigned: Count
-    """The first so many send spikes 0 or 1, the others -1, 0 or 1."""
+    """The first so many send no negative spikes."""
     input_shift: Count
 
 

@@ -16,12 +16,13 @@ from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 from lava.proc.dense.models import PyLearningDenseModelBitApproximate
 from lava.proc.dense.process import LearningDense
+from lava.utils.weightutils import SignMode
 
 from neurtransformer.loihi.stock import PAYLOAD_BITS
 
 NO_DECAY = 2**60
-"""A time constant with which the engine's exp(-1 / tau) is 1.0: what is rounded at random is the
-weights alone. (0 would clear a trace at once.)"""
+"""A time constant with which the engine's exp(-1 / tau) is 1.0: no trace is rounded at random.
+(0 would clear a trace at once.)"""
 
 
 def hebbian_rule(text: str) -> Loihi3FLearningRule:
@@ -32,17 +33,23 @@ def hebbian_rule(text: str) -> Loihi3FLearningRule:
 
 
 def plastic_synapses(
-    rows: int, columns: int, rule: Loihi3FLearningRule, log: Path
+    rows: int,
+    columns: int,
+    rule: Loihi3FLearningRule,
+    log: Path,
+    signs: SignMode = SignMode.MIXED,
 ) -> LearningDense:
     """Empty plastic synapses whose traces are half the payloads.
 
-    log: a file for the weights after each step, (steps, rows, columns).
+    log: a file for the weights after each step, (steps, rows, columns). signs: of the weights,
+    mixed ones are -256..255, excitatory ones 0..255.
     """
     return LearningDense(
         weights=np.zeros((rows, columns), dtype=np.int32),
         learning_rule=rule,
         graded_spike_cfg=GradedSpikeCfg.OVERWRITE,
         num_message_bits=PAYLOAD_BITS,
+        sign_mode=signs,
         log=log,
     )
 

@@ -9,8 +9,8 @@ it, as in a pipeline. A process whose `start` is s takes step s + 1 as the first
   while u integrates the next token. On the chip these are the two states of one neuron. Where
   phase-coded spikes arrive u doubles each step; where they are sent the threshold halves each step.
 
-The residual stream and what LayerNorm makes of it are sent in the last step of a phase. A signed
-population sends spikes of +1 and -1, a staggered pair of +1 and +2. All arithmetic is
+The residual stream, what LayerNorm makes of it and keys are sent in the last step of a phase. A
+signed population sends spikes of +1 and -1, a staggered pair of +1 and +2. All arithmetic is
 `integer/arithmetic.py`'s. Every process can log a quantity to a file per step (`logs`), because
 Lava's monitors move each number in a message of its own.
 """

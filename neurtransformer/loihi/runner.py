@@ -1,7 +1,8 @@
 """One network of a netlist in Lava: its processes, built from the manifest's nodes, and a run.
 
-Synapses come out of the stock netx Network that reads their file, and run in Lava's own Dense;
-neurons and SSA are ours (`processes.py`).
+Synapses come out of the stock netx Network that reads their file, and run in Lava's own Dense and
+Conv (`stock.py`); what learns is Lava's LearningDense (`plastic_synapses.py`). Neurons and SSA are
+ours (`processes.py`, `ssa.py`).
 """
 
 import contextlib
@@ -26,6 +27,7 @@ from lava.proc.conv.process import Conv
 from lava.proc.dense.models import PyDenseModelBitAcc
 from lava.proc.dense.process import Dense, LearningDense
 from lava.proc.io.source import PySendModelFixed, RingBuffer
+from lava.utils.weightutils import SignMode
 
 from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.integer.parts import GeluNeurons, Trace
@@ -86,8 +88,8 @@ def run_network(
     """Run one network in Lava, in fixed point, from empty states.
 
     sent: what its sources send, `source.spikes` -> (tokens, phase, n); it may hold more.
-    Returns what happened, in the form of `IntegerAttention.steps` but without the sources and with
-    the SSA state of every step, (tokens, phase, ...), and the number of time steps.
+    Returns what happened, in the form of the integer model's `steps` but without the sources and
+    with the SSA state of every step, (tokens, phase, ...), and the number of time steps.
     Raises LavaFailed.
     """
     spikes = {name: sent[f"{name}.spikes"] for name in network.sources}
@@ -118,9 +120,10 @@ class _Builder:
         """All processes, wired."""
         made = {node.name: self._process(node) for node in self.network.nodes}
         for source, target in self.network.wires:
-            # what goes by the other nodes to the last one, or teaches it, comes from a source
-            by = source in self.network.sources and len(made[target][0]) > 1
-            sends, hears = made[source][1], made[target][0][by]
+            ports = made[target][0]
+            # a second port is for what comes from a source: the stream that goes by, or a teacher
+            port = ports[1 if source in self.network.sources and len(ports) > 1 else 0]
+            sends, hears = made[source][1], port
             # neurons are in a line, pictures are not
             if len(sends.shape) > len(hears.shape):
                 sends = sends.flatten()
@@ -142,7 +145,7 @@ class _Builder:
             return [process.s_in], process.a_out, process
         if isinstance(node, nodes.PlasticSynapses):
             shape, log = (node.outputs, node.inputs), self._logs(node)["weight"]
-            process = plastic_synapses(*shape, hebbian_rule(node.rule), log)
+            process = plastic_synapses(*shape, hebbian_rule(node.rule), log, SignMode.EXCITATORY)
             return [process.s_in, process.s_in_y1], process.a_out, process
         common: dict[str, Any] = {
             "phase": self.phase,
@@ -184,7 +187,7 @@ class _Builder:
             return [process.a_in], process.s_out, process
         if isinstance(node, nodes.CodingNeurons):
             common |= {"unsigned": node.unsigned, "input_shift": node.input_shift}
-        else:
+        elif isinstance(node, nodes.GeluNeurons):
             gelu = GeluNeurons.of(self.netlist.model.tensors, f"{self.network.name}.{node.name}")
             common |= {"unsigned": node.outputs, "input_shift": 0, "gelu": gelu}
         process = CodingNeurons(
