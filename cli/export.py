@@ -57,9 +57,7 @@ def _loihi2(folder: Path, netlist: Path, spikes: "Spikes", force: bool) -> dict[
     from neurtransformer import runs
 
     with runs.new_folder(netlist, force=force) as fresh:
-        from neurtransformer.icl.plastic import is_plastic
-
-        write = _write_plastic if is_plastic(folder) else _write_gpt2
+        write = _write_plastic if runs.is_plastic(folder) else _write_gpt2
         manifest, cost = write(folder, fresh, spikes)
     runs.remember("netlist", netlist)
     if cost:

@@ -18,10 +18,9 @@ def command(run: str | None, out: Path | None, force: bool) -> None:
     """
     from neurtransformer import runs
     from neurtransformer.errors import UserError
-    from neurtransformer.icl.plastic import is_plastic
 
     folder = runs.resolve("run", run)
-    if is_plastic(folder):
+    if runs.is_plastic(folder):
         raise UserError(f"{folder} is no spiking GPT-2: `neurtx icl omniglot` measures it")
     # a run that ships with the package is not written to
     own = (Path.cwd() if runs.is_bundled(folder) else folder) / "report.html"

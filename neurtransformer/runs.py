@@ -42,6 +42,9 @@ MAKER: dict[Kind, str] = {
 MAX_JSON = 2**26
 """Bytes of the largest JSON file that is read, far more than any of ours has."""
 
+PLASTIC = "neurtx_plastic_transformer"
+"""The model_type of a plastic transformer."""
+
 _NEW = ".neurtx-new-"
 _OLD = ".neurtx-old-"
 
@@ -256,6 +259,11 @@ def is_bundled(folder: Path) -> bool:
 
 def _note(kind: Kind) -> Path:
     return Path.cwd() / ".neurtx" / f"last-{kind}"
+
+
+def is_plastic(run: Path) -> bool:
+    """Whether a run is a plastic transformer (icl/plastic.py), not a GPT-2."""
+    return read_json(run / "config.json").get("model_type") == PLASTIC
 
 
 # --- JSON files ---

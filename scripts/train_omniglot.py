@@ -72,7 +72,7 @@ def draw(classes: Tensor, each: int) -> Tensor:
 
 
 def train(name: Name, classes: Tensor, steps: int, seed: int) -> tuple[Encoder, float]:
-    """One network from random weights, and the mean of its last 50 losses."""
+    """One network from random weights, and the running mean of its losses, over 50 or so."""
     torch.manual_seed(seed)
     encoder = Encoder(name).to(memory_format=torch.channels_last)
     torch.manual_seed(seed)

@@ -21,7 +21,8 @@ from neurtransformer import hub
 from neurtransformer.errors import UserError
 from neurtransformer.icl import evaluate, omniglot, plastic
 from neurtransformer.icl.omniglot import PIXELS, Drawings, Episodes, draw_episodes
-from neurtransformer.integer.plastic import KEY_MOST, IntegerPlasticTransformer
+from neurtransformer.integer.arithmetic import LIMIT
+from neurtransformer.integer.plastic import KEY_MOST, WEIGHT_MOST, IntegerPlasticTransformer
 
 CORPUS = Path(__file__).parents[2] / "shared" / "corpus" / "omniglot"
 DRAWERS = 4
@@ -228,8 +229,8 @@ def test_the_query_shows_no_label(
     # and what its label is changes no read
     other = Episodes(drawn.shots, drawn.labels, drawn.query, (drawn.answer + 1) % 4, 4)
     for read in (
-        lambda x: plastic.exact_reads(model, counts, x),
-        lambda x: plastic.engine_reads(model, counts, x),
+        lambda x: plastic.integer_reads(model, counts, x, LIMIT),
+        lambda x: plastic.integer_reads(model, counts, x),
     ):
         assert np.array_equal(read(drawn), read(other))
 
@@ -246,8 +247,9 @@ def test_reads_are_sums_over_the_shots(
         for shot, label in zip(drawn.shots[i], drawn.labels[i], strict=True):
             expected[i, label] += (counts[shot] * counts[drawn.query[i]]).sum()
     # two shots cannot saturate a weight
-    for read in (plastic.engine_reads, plastic.exact_reads):
-        assert np.array_equal(read(model, counts, drawn), 2 * expected)
+    for most in (WEIGHT_MOST, LIMIT):
+        reads = plastic.integer_reads(model, counts, drawn, most)
+        assert np.array_equal(reads, 2 * expected)
     keys = torch.from_numpy(counts).float() / KEY_MOST
     theirs = plastic.float_reads(encoders["float"], keys, drawn).numpy()
     gain = encoders["float"].gain.exp().item()
@@ -303,8 +305,8 @@ def test_nothing_but_the_plastic_weights_changes(
     again = load_file(plastic.SHIPPED / "model.safetensors")
     assert all(torch.equal(again[name], tensor) for name, tensor in stored.items())
     assert evaluation.measure(drawn) == first
-    alone = [plastic.engine_reads(model, counts, one)[0] for one in drawn.batches(1)]
-    assert np.array_equal(np.stack(alone), plastic.engine_reads(model, counts, drawn))
+    alone = [plastic.integer_reads(model, counts, one)[0] for one in drawn.batches(1)]
+    assert np.array_equal(np.stack(alone), plastic.integer_reads(model, counts, drawn))
     for encoder in encoders.values():
         assert not encoder.training and not any(p.requires_grad for p in encoder.parameters())
 

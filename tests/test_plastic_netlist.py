@@ -177,8 +177,8 @@ def test_stock_netx_reads_kernels_as_torch_has_them(tmp_path: Path) -> None:
     node = plastic_networks(config, "rate")[0].nodes[3]
     assert isinstance(node, Convolution) and node.side == 4
     made = netx.convolution(weight.shape, node.side, node.stride, node.padding)
-    netx.write_convolution(tmp_path / "a.net", made, weight, np.zeros(3), None, T)
-    assert np.array_equal(netx.read_convolution(tmp_path / "a.net", made, weight.shape), weight)
+    netx.write_layer(tmp_path / "a.net", made, weight, np.zeros(3), None, T)
+    assert np.array_equal(netx.read_layer(tmp_path / "a.net", made, weight.shape), weight)
     process = stock_convolution(tmp_path / "a.net", node)
     picture = rng.integers(0, T, (1, 2, 4, 4))
     kernels, padding, stride = (
@@ -314,7 +314,7 @@ def other_kernels(folder: Path) -> None:
     weight = np.full((3, 1, 3, 3), 2, dtype=np.int16)
     path = folder / "netx" / "decoder.conv0.net"
     made = netx.convolution(weight.shape, 6, 2, 1)
-    netx.write_convolution(path, made, weight, np.zeros(3), None, T)
+    netx.write_layer(path, made, weight, np.zeros(3), None, T)
 
     def relist(values: dict[str, Any]) -> None:
         entry = netlist._entry(path)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from neurtransformer.icl import plastic
 from neurtransformer.icl.omniglot import Episodes, Indices, Inks
-from neurtransformer.integer.arithmetic import Integers
+from neurtransformer.integer.arithmetic import LIMIT, Integers
 
 FORMS = ("float", "quantised", "lava", "softmax", "linear_readout", "nearest_pixel")
 
@@ -29,7 +29,7 @@ class Evaluation:
     ways: the most that an episode has.
     """
 
-    def __init__(self, encoders: dict[plastic.Name, plastic.Encoder], ink: Inks, ways: int) -> None:
+    def __init__(self, encoders: plastic.Encoders, ink: Inks, ways: int) -> None:
         self.float, self.softmax = encoders["float"], encoders["softmax"]
         self.keys = plastic.keys(self.float, ink)
         self.softmax_keys = plastic.keys(self.softmax, ink)
@@ -67,13 +67,12 @@ class Evaluation:
 
         total = {"episodes": number, "compared": 0, "mismatches": 0}
         drawings, labels = plastic.tokens(episodes)
+        config = self.model.config
+        if not is_comparable(config, drawings.shape[1], phase=config.timesteps):
+            return None
         with tempfile.TemporaryDirectory(prefix="neurtx-") as folder:
             write(Path(folder), self.model, None, "rate")
             netlist = read_plastic(Path(folder))
-            if not is_comparable(
-                self.model.config, drawings.shape[1], netlist.manifest.networks[0].phase
-            ):
-                return None
             for shown, label in zip(drawings[:number], labels[:number], strict=True):
                 found = simulate_episode(netlist, self.ink[shown], label, "lava")
                 total["compared"] += found["compared"]
@@ -84,8 +83,8 @@ class Evaluation:
         """What each of `FORMS` says the query is, (episodes,)."""
         return {
             "float": _best(plastic.float_reads(self.float, self.keys, episodes)),
-            "quantised": _best(plastic.exact_reads(self.model, self.counts, episodes)),
-            "lava": _best(plastic.engine_reads(self.model, self.counts, episodes)),
+            "quantised": _best(plastic.integer_reads(self.model, self.counts, episodes, LIMIT)),
+            "lava": _best(plastic.integer_reads(self.model, self.counts, episodes)),
             "softmax": _best(plastic.float_reads(self.softmax, self.softmax_keys, episodes)),
             "linear_readout": _best(linear_readout(self.keys, episodes)),
             "nearest_pixel": nearest(self.pixels, episodes),

@@ -13,8 +13,7 @@ sends both queries and keys, as on the chip.
 Nothing else changes at test time. "float" and "softmax" (the control,
 ``log sum_j softmax_j(k_i.k_j) v_j``) are two `Encoder`, trained alike. `quantised` makes
 of "float", without more training, a spiking network of integers (integer/plastic.py); its keys go
-to a state of 24 bits (`exact_reads`) or to the learning engine's synapses of 8 (`engine_reads`),
-which is what a netlist holds.
+to a state of 24 bits or to the learning engine's synapses of 8, which is what a netlist holds.
 """
 
 import math
@@ -38,18 +37,18 @@ from neurtransformer.integer.plastic import (
     KEY_MOST,
     KEY_SHIFT,
     STRIDE,
+    WEIGHT_MOST,
     ConvolutionSizes,
     IntegerPlasticTransformer,
     PlasticConfig,
     check,
 )
-from neurtransformer.runs import BUNDLED, read_json, write_json
+from neurtransformer.runs import BUNDLED, PLASTIC, read_json, write_json
 from neurtransformer.spiking.coding import counts_from_total
 
 Name = Literal["float", "softmax"]
 NAMES: tuple[Name, ...] = get_args(Name)
 SHIPPED = BUNDLED / "omniglot-plastic"
-MODEL_TYPE = "neurtx_plastic_transformer"
 
 CONFIG = PlasticConfig(
     side=SIDE,
@@ -145,14 +144,7 @@ def save(folder: Path, encoders: Encoders, trained_on: tuple[str, ...]) -> None:
     # safetensors makes files that only their owner may read
     (folder / "model.safetensors").chmod(0o644)
     sizes = encoders["float"].config.model_dump()
-    write_json(
-        folder / "config.json", {"model_type": MODEL_TYPE, "trained_on": trained_on, **sizes}
-    )
-
-
-def is_plastic(folder: Path) -> bool:
-    """Whether a run is a plastic transformer."""
-    return read_json(folder / "config.json").get("model_type") == MODEL_TYPE
+    write_json(folder / "config.json", {"model_type": PLASTIC, "trained_on": trained_on, **sizes})
 
 
 def load(folder: Path = SHIPPED) -> tuple[Encoders, tuple[str, ...]]:
@@ -160,16 +152,15 @@ def load(folder: Path = SHIPPED) -> tuple[Encoders, tuple[str, ...]]:
 
     Raises UserError if the folder holds no whole, finite ones.
     """
-    if not is_plastic(folder):
+    values = read_json(folder / "config.json")
+    if values.pop("model_type", None) != PLASTIC:
         raise UserError(
             f"{folder} holds no plastic transformer: name a folder that "
             "scripts/train_omniglot.py wrote, or omniglot-plastic"
         )
-    values = read_json(folder / "config.json")
     trained_on = values.pop("trained_on", None)
     if not isinstance(trained_on, list) or not all(isinstance(x, str) for x in trained_on):
         raise UserError(f"{folder}/config.json: trained_on must be names of alphabets")
-    values.pop("model_type")
     try:
         config = PlasticConfig.model_validate(values)
         if config.side != SIDE:
@@ -234,13 +225,13 @@ def quantised(encoder: Encoder, ways: int = 1) -> IntegerPlasticTransformer:
     length = 2 ** (NORM_BITS + KEY_SHIFT) / config.keys**0.5
     # from (channel, row, column) to Lava's line of neurons
     shape = -1, config.sides[-1], config.sides[-1]
-    scale, center = (
+    key_scale, center = (
         x.detach().double().view(shape).permute(2, 1, 0).flatten()
         for x in (encoder.scale, encoder.center)
     )
-    scale = scale.abs().clamp_min(LEAST_SCALE)
-    tensors["keys.theta"] = length / KEY_MOST / scale
-    tensors["keys.bias"] = (length * center / scale).clamp(-KEY_CENTER_LIMIT, KEY_CENTER_LIMIT)
+    key_scale = key_scale.abs().clamp_min(LEAST_SCALE)
+    tensors["keys.theta"] = length / KEY_MOST / key_scale
+    tensors["keys.bias"] = (length * center / key_scale).clamp(-KEY_CENTER_LIMIT, KEY_CENTER_LIMIT)
     for name in ("membranes", "logits"):
         # as they are: times 4, and shifted by 2
         tensors |= {f"{name}.mantissa": torch.tensor([4]), f"{name}.shift": torch.tensor([2])}
@@ -291,18 +282,16 @@ def tokens(episodes: Episodes) -> tuple[Integers, Integers]:
     return drawings, labels
 
 
-def exact_reads(model: IntegerPlasticTransformer, counts: Integers, episodes: Episodes) -> Integers:
-    """What the query reads from a state of 24 bits, (episodes, ways).
+def integer_reads(
+    model: IntegerPlasticTransformer,
+    counts: Integers,
+    episodes: Episodes,
+    weight_most: int = WEIGHT_MOST,
+) -> Integers:
+    """What the query reads, (episodes, ways), from the learning engine's synapses.
 
-    counts: of the keys of all drawings, (n, keys).
+    counts: of the keys of all drawings, (n, keys). weight_most: `LIMIT` for a state of 24 bits in
+    the place of those synapses.
     """
     drawings, labels = tokens(episodes)
-    return model.query_reads(counts[drawings], labels, LIMIT)[:, : episodes.ways]
-
-
-def engine_reads(
-    model: IntegerPlasticTransformer, counts: Integers, episodes: Episodes
-) -> Integers:
-    """What the query reads from the learning engine's synapses, (episodes, ways)."""
-    drawings, labels = tokens(episodes)
-    return model.query_reads(counts[drawings], labels)[:, : episodes.ways]
+    return model.query_reads(counts[drawings], labels, weight_most)[:, : episodes.ways]

@@ -167,7 +167,7 @@ def write(
             stock = bias, theta, network.phase
             if isinstance(node, Convolution):
                 file = _netx_layout(node, weight.shape)
-                netx.write_convolution(folder / node.file, file, weight, *stock)
+                netx.write_layer(folder / node.file, file, weight, *stock)
             else:
                 netx.write_projection(folder / node.file, weight, *stock)
                 silent[node.file] = netx.silent_inputs(weight)
@@ -256,7 +256,7 @@ def read(folder: Path) -> TextNetlist | PlasticNetlist:
                 )
             elif isinstance(node, Convolution):
                 shape = shapes[name].shape
-                tensors[name] = netx.read_convolution(
+                tensors[name] = netx.read_layer(
                     folder / node.file, _netx_layout(node, shape), shape
                 )
 

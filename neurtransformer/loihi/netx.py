@@ -117,14 +117,13 @@ def write_projection(
     theta: thresholds of the neurons behind it, (out,), or None where nothing fires.
     Raises UserError for what netx would not read back as it is.
     """
-    _check_weights(path.name, weight)
     if silent_inputs(weight):
         weight = np.concatenate([weight, np.zeros_like(weight[:, :1])], axis=1)
         weight[0, -1] = 2
-    _write(path, dense(*weight.shape[::-1]), weight, bias, theta, timesteps)
+    write_layer(path, dense(weight.shape[-1], len(weight)), weight, bias, theta, timesteps)
 
 
-def write_convolution(
+def write_layer(
     path: Path,
     layout: Layout,
     weight: NDArray,
@@ -132,23 +131,12 @@ def write_convolution(
     theta: NDArray | None,
     timesteps: int,
 ) -> None:
-    """Write one convolution. weight: (out, in, k, k) integers; the others as `write_projection`'s.
+    """Write weights as they are; the other arguments are those of `write_projection`.
 
-    netx takes kernels as they are, so they need no silent input. Raises UserError for odd weights
-    and those beyond 8 bits.
+    netx spoils no kernels, so a convolution needs nothing else. Raises UserError for weights that
+    are not even or beyond 8 bits.
     """
     _check_weights(path.name, weight)
-    _write(path, layout, weight, bias, theta, timesteps)
-
-
-def _write(
-    path: Path,
-    layout: Layout,
-    weight: NDArray,
-    bias: NDArray,
-    theta: NDArray | None,
-    timesteps: int,
-) -> None:
     # what the stock neuron can be told of them, see above
     step_bias = np.clip(np.rint(bias / timesteps), -MAX_BIAS, MAX_BIAS)
     threshold = MAX_THRESHOLD if theta is None else np.clip(np.median(theta), 1, MAX_THRESHOLD)
@@ -170,19 +158,17 @@ def read_projection(path: Path, inputs: int, outputs: int, silent: int) -> NDArr
     silent: how many inputs stand behind those that never spike. Raises UserError if the file is cut
     short, or anything in it is not what netx reads unchanged.
     """
-    weight = _read(path, dense(inputs + silent, outputs), (outputs, inputs + silent))
+    weight = read_layer(path, dense(inputs + silent, outputs), (outputs, inputs + silent))
     if silent_inputs(weight) or (silent and not silent_inputs(weight[:, :inputs])):
         _refuse(path, "its silent inputs do not fit its weights")
     return weight[:, :inputs]
 
 
-def read_convolution(path: Path, layout: Layout, shape: tuple[int, ...]) -> NDArray[np.int16]:
-    """The kernels of that shape of a file that `write_convolution` made. Raises UserError."""
-    return _read(path, layout, shape)
+def read_layer(path: Path, layout: Layout, shape: tuple[int, ...]) -> NDArray[np.int16]:
+    """The weights of that shape of a file, all of it checked. Raises UserError.
 
-
-def _read(path: Path, layout: Layout, shape: tuple[int, ...]) -> NDArray[np.int16]:
-    """The weights of a file, all of it checked. Nothing is unpacked before its size is known."""
+    Nothing is unpacked before its size is known.
+    """
     with _file(path) as file:
         _check_tree(path, file, layout)
         weight = _integers(path, file, "layer/1/weight", shape)
