@@ -241,9 +241,10 @@ class SpikingSelfAttention(nn.Module):
         return spikes.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
 
     def new_state(self, batch: int) -> Tensor:
-        """The empty fast-weight matrix, (batch, heads, head_dim + 1, key_dim)."""
+        """The empty fast-weight matrix, (batch, heads, head_dim + 1, key_dim), float32."""
         head_dim = self.c_proj.weight.shape[0] // self.heads
-        return self.present.new_zeros(batch, self.heads, head_dim + 1, KEY_EXPANSION * head_dim)
+        shape = batch, self.heads, head_dim + 1, KEY_EXPANSION * head_dim
+        return self.present.new_zeros(shape, dtype=torch.float32)
 
     def code(self, x: Tensor, steps: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """x (batch, length, width) to the spikes of query, key and value, heads split."""
@@ -274,7 +275,7 @@ class SpikingSelfAttention(nn.Module):
         query, key, value = self.code(x, steps)
         if mask is not None:
             key = key * mask[:, None, :, None]
-        forgetting = self.shift, self.present
+        forgetting = self.shift, self.present.float()
         if self.training:
             mean = ssa_parallel(query, key, value, forgetting, self.timesteps)
         else:

@@ -1,5 +1,7 @@
 """The config of a spiking GPT-2."""
 
+from typing import ClassVar
+
 from transformers import AutoConfig, GPT2Config
 
 from neurtransformer.recipe import Coding
@@ -9,6 +11,11 @@ class SpikingGPT2Config(GPT2Config):
     """A GPT-2 config plus the T of the code, the code itself, and `dense`, what was converted."""
 
     model_type = "spiking_gpt2"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "cache",
+        "past_key_values",
+        "last_hidden_state",
+    ]
 
     timesteps: int = 8
     coding: Coding = "rate"

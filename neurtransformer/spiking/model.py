@@ -2,24 +2,37 @@
 
 Names, shapes and the residual stream are GPT-2's; attention and feed-forward block are the spiking
 ones. LayerNorm, embeddings and the tied LM head stay as they are.
+
+transformers calls what generation keeps between tokens `past_key_values`, from 5.24 on `cache`.
+Both names are taken, and outputs have the one that is in use. Should the name change once more,
+that costs an error and not the context: `forward` refuses arguments that it does not know, and an
+attention mask that tells of tokens which it has not seen.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import (
     AutoModelForCausalLM,
     GenerationMixin,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from neurtransformer.spiking.attention import SpikingSelfAttention
 from neurtransformer.spiking.config import SpikingGPT2Config
 from neurtransformer.spiking.feedforward import SpikingFeedForward
+from neurtransformer.spiking.float32 import Embedding, LayerNorm, Linear
+
+CACHE = next(
+    field.name
+    for field in fields(CausalLMOutputWithPast)
+    if field.name in ("cache", "past_key_values")
+)
+"""What the installed transformers calls the state between tokens."""
 
 
 class SSAState:
@@ -30,6 +43,8 @@ class SSAState:
     def __init__(self, layers: int) -> None:
         self.matrices: list[Tensor | None] = [None] * layers
         self.tokens_seen = 0
+        # transformers': false for what knows how many tokens it has read
+        self.is_linear = [False] * layers
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens read so far (the name is transformers')."""
@@ -42,7 +57,8 @@ class SSAState:
 
 @dataclass
 class SpikingGPT2Output(CausalLMOutputWithPast):
-    """logits (batch, length, vocab), last_hidden_state (batch, length, width), state, loss."""
+    """logits (batch, length, vocab), last_hidden_state (batch, length, width), the state, the loss,
+    and hidden_states: what enters the first block, and what leaves each, the last normalised."""
 
     last_hidden_state: Tensor | None = None
 
@@ -54,9 +70,9 @@ class SpikingBlock(nn.Module):
         super().__init__()
         width, epsilon = config.n_embd, config.layer_norm_epsilon
         hidden = config.n_inner or 4 * width
-        self.ln_1 = nn.LayerNorm(width, eps=epsilon)
+        self.ln_1 = LayerNorm(width, eps=epsilon)
         self.attn = SpikingSelfAttention(width, config.n_head, config.timesteps, config.coding)
-        self.ln_2 = nn.LayerNorm(width, eps=epsilon)
+        self.ln_2 = LayerNorm(width, eps=epsilon)
         self.mlp = SpikingFeedForward(
             width, hidden, config.timesteps, config.activation_function, config.coding
         )
@@ -79,19 +95,21 @@ class SpikingGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
     base_model_prefix = "transformer"
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # noqa: RUF012
     _is_stateful = True
+    accepts_loss_kwargs = True
+    """For transformers' Trainer: `forward` takes num_items_in_batch."""
 
     def __init__(self, config: SpikingGPT2Config) -> None:
         super().__init__(config)
         self.steps = False
         self.transformer = nn.ModuleDict(
             {
-                "wte": nn.Embedding(config.vocab_size, config.n_embd),
-                "wpe": nn.Embedding(config.n_positions, config.n_embd),
+                "wte": Embedding(config.vocab_size, config.n_embd),
+                "wpe": Embedding(config.n_positions, config.n_embd),
                 "h": nn.ModuleList(SpikingBlock(config) for _ in range(config.n_layer)),
-                "ln_f": nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon),
+                "ln_f": LayerNorm(config.n_embd, eps=config.layer_norm_epsilon),
             }
         )
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.n_embd, config.vocab_size)
         self.post_init()
 
     @property
@@ -107,62 +125,165 @@ class SpikingGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
+        *,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        cache: SSAState | None = None,
         past_key_values: SSAState | None = None,
-        labels: Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
-        **_: Any,
-    ) -> SpikingGPT2Output:
-        """input_ids (batch, length) to logits (batch, length or logits_to_keep, vocab).
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        logits_to_keep: int | Tensor = 0,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        cache_position: Tensor | None = None,
+    ) -> SpikingGPT2Output | tuple[Any, ...]:
+        """input_ids (batch, length), or inputs_embeds (batch, length, width), to logits (batch,
+        length or logits_to_keep, vocab), float32. What arguments mean is what they mean for GPT-2:
 
-        attention_mask: (batch, past + length), 0 for padding. labels: (batch, length), -100 is
-        ignored.
+        attention_mask: (batch, past + length), 0 for padding, which stands before or after a text.
+        token_type_ids: (batch, length), embedded as tokens and added.
+        cache, or past_key_values: the state to go on from, changed in place. use_cache: whether the
+        output has the state; None is what the config says, and no in training mode.
+        labels: (batch, length) whole numbers, -100 is ignored. num_items_in_batch: labels in all
+        batches of an optimizer step, which the loss is divided by.
+        logits_to_keep: how many of the last logits, or the indices of some; 0 for all.
+        cache_position: what early 5.x pass beside the state, which knows it.
+        Raises ValueError or TypeError for what does not fit together, attentions and, in training
+        mode, a state.
         """
-        past = past_key_values.tokens_seen if past_key_values is not None else 0
-        length = input_ids.shape[1]
-        mask = None
-        if attention_mask is not None and not bool(attention_mask.all()):
-            mask = attention_mask[:, -length:].to(self.dtype)
-        if position_ids is None:
-            position_ids = self._positions(input_ids, attention_mask, past)
-        if int(position_ids.max()) >= self.config.n_positions:
-            raise ValueError(
-                f"sequence reaches position {int(position_ids.max())}; this model has "
-                f"{self.config.n_positions} positions"
-            )
-        x = self.transformer["wte"](input_ids) + self.transformer["wpe"](position_ids)
-        for i, block in enumerate(self.blocks):
-            state = past_key_values.matrices[i] if past_key_values is not None else None
-            x, state = block(x, self.steps, state, mask)
-            if past_key_values is not None:
-                past_key_values.matrices[i] = state
-        if past_key_values is not None:
-            past_key_values.tokens_seen = past + length
-        x = self.transformer["ln_f"](x)
-        logits = self.lm_head(x[:, -logits_to_keep:] if logits_to_keep else x)
-        loss = None
-        if labels is not None:
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        return SpikingGPT2Output(
-            loss=loss, logits=logits, past_key_values=past_key_values, last_hidden_state=x
+        if output_attentions or (output_attentions is None and self.config.output_attentions):
+            raise ValueError("a spiking attention computes no attention maps: leave them out")
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        state = self._state(cache, past_key_values, use_cache)
+        # counts and states do not fit a half: neither as weights (`float32`) nor by autocast
+        with torch.autocast(self.device.type, enabled=False):
+            x = self._embedded(input_ids, inputs_embeds, token_type_ids)
+            past = state.tokens_seen if state is not None else 0
+            mask = self._new_tokens(attention_mask, past, x.shape[1])
+            if position_ids is None:
+                position_ids = self._positions(x, attention_mask, past)
+            if int(position_ids.max()) >= self.config.n_positions:
+                raise ValueError(
+                    f"sequence reaches position {int(position_ids.max())}; this model has "
+                    f"{self.config.n_positions} positions"
+                )
+            x = x + self.transformer["wpe"](position_ids)
+            hidden = [x]
+            for i, block in enumerate(self.blocks):
+                matrix = state.matrices[i] if state is not None else None
+                x, matrix = block(x, self.steps, matrix, mask)
+                hidden.append(x)
+                if state is not None:
+                    state.matrices[i] = matrix
+            if state is not None:
+                state.tokens_seen = past + x.shape[1]
+            x = hidden[-1] = self.transformer["ln_f"](x)
+            keep = slice(-logits_to_keep or None, None)
+            logits = self.lm_head(x[:, logits_to_keep if torch.is_tensor(logits_to_keep) else keep])
+            loss = self._loss(logits, labels, num_items_in_batch) if labels is not None else None
+        wanted = self._config_or("output_hidden_states", output_hidden_states)
+        output = SpikingGPT2Output(
+            loss=loss,
+            logits=logits,
+            hidden_states=tuple(hidden) if wanted else None,
+            last_hidden_state=x,
+            **{CACHE: state if self._config_or("use_cache", use_cache) else None},
         )
+        return output if self._config_or("return_dict", return_dict) else output.to_tuple()
+
+    def _config_or(self, name: str, value: bool | None) -> bool:
+        return bool(getattr(self.config, name) if value is None else value)
+
+    def _state(
+        self, cache: SSAState | None, past_key_values: SSAState | None, use_cache: bool | None
+    ) -> SSAState | None:
+        """The state to go on from, a new one if one is to be kept, or None."""
+        if cache is not None and past_key_values is not None:
+            raise ValueError("cache and past_key_values are two names of one thing: give one")
+        state = cache if cache is not None else past_key_values
+        if not isinstance(state, SSAState | None):
+            raise TypeError(
+                f"{type(state).__name__} is no state of a spiking network: leave cache and "
+                "past_key_values out, or give what an earlier call returned"
+            )
+        if self.training:
+            if state is not None or use_cache:
+                raise ValueError(
+                    "in training mode no state is kept between tokens: call eval() first, or "
+                    "leave use_cache and the state out"
+                )
+            return None
+        if state is None and self._config_or("use_cache", use_cache):
+            return SSAState(self.config.n_layer)
+        return state
+
+    def _embedded(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, token_type_ids: Tensor | None
+    ) -> Tensor:
+        wte = self.transformer["wte"]
+        x = inputs_embeds.float() if inputs_embeds is not None else wte(input_ids)
+        return x if token_type_ids is None else x + wte(token_type_ids)
 
     @staticmethod
-    def _positions(input_ids: Tensor, attention_mask: Tensor | None, past: int) -> Tensor:
-        length = input_ids.shape[1]
+    def _new_tokens(attention_mask: Tensor | None, past: int, length: int) -> Tensor | None:
+        """Which of the new tokens are none but padding: (batch, length), 0 or 1, None for no one.
+
+        Raises ValueError for a mask of other tokens than those in the state and the new ones.
+        """
         if attention_mask is None:
-            return torch.arange(past, past + length, device=input_ids.device).unsqueeze(0)
+            return None
+        if attention_mask.ndim != 2 or attention_mask.shape[1] != past + length:
+            raise ValueError(
+                f"attention_mask is {tuple(attention_mask.shape)}, but should be (batch, "
+                f"{past + length}): {past} tokens in the state and {length} new ones"
+            )
+        real = attention_mask.bool()
+        if bool(real.all()):
+            return None
+        if bool((real[:, 1:] & ~real[:, :-1] & (real.cumsum(-1)[:, :-1] > 0)).any()):
+            raise ValueError("padding must stand before or after a text, not between its tokens")
+        return real[:, -length:].float()
+
+    @staticmethod
+    def _positions(x: Tensor, attention_mask: Tensor | None, past: int) -> Tensor:
+        length = x.shape[1]
+        if attention_mask is None:
+            return torch.arange(past, past + length, device=x.device).unsqueeze(0)
         return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -length:]
+
+    def _loss(
+        self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
+        if labels.is_floating_point():
+            raise TypeError(f"labels are {labels.dtype}, but should be whole numbers")
+        loss = self.loss_function(logits, labels.long(), logits.shape[-1], num_items_in_batch)
+        return cast("Tensor", loss)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `generate`, always in eval mode: training mode keeps no state and rounds
+        no weights, and text is to be what the network that is saved would write."""
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            return super().generate(*args, **kwargs)
+        finally:
+            for module in training:
+                module.training = True
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
         """Give `generate` our state instead of a key-value cache."""
-        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = SSAState(self.config.n_layer)
+        if generation_config.use_cache and model_kwargs.get(CACHE) is None:
+            model_kwargs[CACHE] = SSAState(self.config.n_layer)
 
 
 AutoModelForCausalLM.register(SpikingGPT2Config, SpikingGPT2LMHeadModel, exist_ok=True)
+# who asks by name whether a class predicts the next token: Trainer's label smoothing, pipelines
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[SpikingGPT2Config.model_type] = SpikingGPT2LMHeadModel.__name__

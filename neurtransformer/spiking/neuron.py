@@ -3,7 +3,8 @@
 Between modules travel *spikes*: in counts form a tensor (..., channels) of integers held in floats,
 in steps form (T, ..., channels) of single spikes. `steps=True` selects the second; the two are
 equal neuron for neuron in eval mode. In training mode gradients flow through the counts by the
-surrogate of `coding.surrogate_counts`.
+surrogate of `coding.surrogate_counts`. All of it is float32 whatever type the weights have: counts,
+membranes and states are whole numbers that a half has no room for.
 """
 
 from collections.abc import Callable
@@ -66,16 +67,17 @@ class CodingNeuron(nn.Module):
 
     @property
     def spike_value(self) -> Tensor:
-        """What one spike is worth, (channels,), always positive."""
-        return self.threshold.abs().clamp_min(1e-6) / self.most
+        """What one spike is worth, (channels,), float32, always positive."""
+        return self.threshold.float().abs().clamp_min(1e-6) / self.most
 
     def total(self, x: Tensor) -> Tensor:
         """Membrane total in thresholds after integrating the value x of shape (..., channels)."""
         if self.activation is not None:
             x = self.activation(x)
+        x = x - self.center.float()
         if not self.analogue or self.training:
-            return (x - self.center) / self.spike_value
-        return snap_current((x - self.center) / (self.spike_value * self.most)) * self.most
+            return x / self.spike_value
+        return snap_current(x / (self.spike_value * self.most)) * self.most
 
     def forward(self, x: Tensor, steps: bool = False) -> Tensor:
         """Values (..., channels) to counts (..., channels), or to spikes (T, ..., channels)."""
@@ -110,16 +112,16 @@ class SpikeLinear(nn.Module):
         nn.init.normal_(self.weight, std=0.02)
 
     def scaled_weight(self, spike_value: Tensor) -> Tensor:
-        """Weights with the presynaptic spike values folded in, (out, in)."""
-        scaled = self.weight * spike_value
+        """Weights with the presynaptic spike values folded in, (out, in), float32."""
+        scaled = self.weight.float() * spike_value
         return scaled if self.training else snap_weights(scaled, self.most)
 
     def forward(self, spikes: Tensor, spike_value: Tensor, steps: bool = False) -> Tensor:
         """Spikes in counts or steps form to membrane values (..., out_features)."""
         weight = self.scaled_weight(spike_value)
         if not steps:
-            return F.linear(spikes, weight) + self.bias
+            return F.linear(spikes, weight) + self.bias.float()
         membrane = torch.zeros((), device=spikes.device)
         for spike in spikes:
             membrane = membrane * self.gain + F.linear(spike, weight)
-        return membrane + self.bias
+        return membrane + self.bias.float()
