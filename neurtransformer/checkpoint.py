@@ -179,8 +179,8 @@ def _check_sizes(path: Path, config: dict[str, Any]) -> None:
 def _check_numbers(path: Path, config: dict[str, Any]) -> None:
     for key in ("layer_norm_epsilon", "resid_pdrop", "embd_pdrop", "attn_pdrop"):
         value = config.get(key, 0.1)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise UserError(f"{path}: {key} is {value!r}, not a number from 0 to 1")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+            raise UserError(f"{path}: {key} is {value!r}, not a number from 0 to below 1")
 
 
 def _check_function(path: Path, config: dict[str, Any]) -> None:

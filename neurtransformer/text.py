@@ -67,7 +67,7 @@ def load_blocks(
     start = False
     for begins, text in pieces:
         start = start or begins
-        ids = _encoded(tokenizer, text, what)
+        ids = _encoded(tokenizer, text, what, "--text")
         if read < _PIECE:
             read += _signs(text)
             known += _signs(_decoded(tokenizer, ids))
@@ -98,7 +98,7 @@ def load_blocks(
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
     """The tokens of a prompt, with what the tokenizer puts before a text and not what it puts
     behind one. Raises UserError if there are none."""
-    ids = _encoded(tokenizer, prompt, "the prompt")
+    ids = _encoded(tokenizer, prompt, "the prompt", "one")
     if not prompt:
         raise UserError("the prompt is empty: give some text to continue")
     if not ids:
@@ -110,13 +110,13 @@ def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
     return whole
 
 
-def _encoded(tokenizer: "PreTrainedTokenizerBase", text: str, what: str) -> list[int]:
+def _encoded(tokenizer: "PreTrainedTokenizerBase", text: str, what: str, wanted: str) -> list[int]:
     try:
         return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
     except Exception as error:  # a bare one, where a sign is unknown and no token stands for that
         raise UnreadableText(
-            f"the tokenizer of this model cannot read {what} ({shortened(error)}): give text of "
-            "the kind that the model was trained on"
+            f"the tokenizer of this model cannot read {what} ({shortened(error)}): give {wanted} "
+            "of the kind that the model was trained on"
         ) from error
 
 
