@@ -255,7 +255,7 @@ def _unknown_name(name: str) -> None:
     """Raise UserError if `name` has no owner before a slash, as all but the oldest hub ids have."""
     if name in KNOWN or "/" in name:
         return
-    near = difflib.get_close_matches(name, KNOWN, n=1)
+    near = difflib.get_close_matches(name.lower(), [*KNOWN, *ALIASES], n=1)
     meant = f"did you mean {near[0]}? " if near else ""
     raise UserError(
         f"unknown model '{name}': {meant}`neurtx models` lists the names; "

@@ -61,6 +61,20 @@ def load_blocks(
         raise UserError(
             f"a limit of {limit_tokens} tokens leaves nothing to predict: give 2 or more"
         )
+    tokens = _tokens(source, tokenizer, split=split, limit_tokens=limit_tokens)
+    length = min(block, len(tokens))
+    whole = len(tokens) // length * length
+    return tokens[:whole].view(-1, length)
+
+
+def _tokens(
+    source: str | None,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    split: Split,
+    limit_tokens: int | None,
+) -> torch.Tensor:
+    """All tokens that `load_blocks` cuts into blocks, (n,) int64, n >= 2."""
     what, pieces = _open(source, split, limited=limit_tokens is not None)
     parts: list[torch.Tensor] = []
     count = read = known = 0
@@ -90,9 +104,7 @@ def load_blocks(
     tokens = torch.cat(parts)[:limit_tokens]
     if len(tokens) < 2:
         raise UserError(f"{what} is too short: 2 tokens are the least, it has {len(tokens)}")
-    length = min(block, len(tokens))
-    whole = len(tokens) // length * length
-    return tokens[:whole].view(-1, length)
+    return tokens
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
@@ -155,7 +167,7 @@ def write_text(dense: "GPT2LMHeadModel", blocks: int, length: int, seed: int) ->
     documents = -(-blocks * length // document)
     vocabulary = dense.config.vocab_size
     begin, end = (
-        _tokens(getattr(dense.generation_config, key), vocabulary)
+        _within(getattr(dense.generation_config, key), vocabulary)
         for key in ("bos_token_id", "eos_token_id")
     )
     # a document goes on to its last token, unless a model has no other token than ends
@@ -181,7 +193,7 @@ def write_text(dense: "GPT2LMHeadModel", blocks: int, length: int, seed: int) ->
     return torch.cat(parts).flatten()[: blocks * length].view(blocks, length)
 
 
-def _tokens(number: int | list[int] | None, vocabulary: int) -> list[int]:
+def _within(number: int | list[int] | None, vocabulary: int) -> list[int]:
     """Those of a config's numbers of a token that are numbers of one."""
     numbers = number if isinstance(number, list) else [number]
     return [n for n in numbers if n is not None and 0 <= n < vocabulary]

@@ -255,10 +255,10 @@ def test_a_head_of_its_own_reaches_the_integers(
     folder = disguised(both(weights(turned), config(tie_word_embeddings=False)), tiny_dense_folder)
     model, _ = dense.load_dense(str(folder))
     ids = words[:, :48]
-    spiking = convert(model, ids, 8, str(folder))
+    integer = IntegerGPT2.from_spiking(convert(model, ids, 8, str(folder)))
     with torch.no_grad():
-        floats, integers = spiking(ids).logits, IntegerGPT2.from_spiking(spiking)(ids)
-    assert F.cosine_similarity(floats, integers, dim=-1).mean() > 0.98
+        floats = model(ids).logits
+    assert F.cosine_similarity(floats, integer(ids), dim=-1).mean() > 0.9
 
 
 @pytest.mark.parametrize(
