@@ -34,7 +34,8 @@ def command(
     import time
 
     from neurtransformer import runs
-    from neurtransformer.dense import KNOWN, check_folder, load_dense, locate
+    from neurtransformer.checkpoint import check_folder
+    from neurtransformer.dense import ALIASES, KNOWN, load_dense, locate
     from neurtransformer.recipe import load_recipe
 
     # what can be wrong is found before anything heavy is imported
@@ -51,7 +52,7 @@ def command(
         dense, tokenizer = load_dense(model)
         blocks = calibration_text(dense, tokenizer, text, recipe.calibration)
         local = model not in KNOWN and Path(model).is_dir()
-        source = str(Path(model).resolve()) if local else model
+        source = str(Path(model).resolve()) if local else ALIASES.get(model, model)
         # short enough that a log needs no lines of it
         quiet = not sys.stderr.isatty()
         with bar("calibrating", dense.config.n_layer, "blocks", quiet=quiet) as advance:

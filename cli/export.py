@@ -25,11 +25,18 @@ _TOKENS, _BLOCK = 2048, 256
     show_default=True,
     help="A count as T binary spikes, or as one graded spike (Loihi 2).",
 )
+@click.option("--text", help="Text to measure the integers on: a file, - or a hub data set.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the netlist.")
 @click.option("--force", is_flag=True, help="Replace a netlist that stands at --out.")
 @json_option
 def command(
-    run: str | None, target: str, spikes: "Spikes", out: Path | None, force: bool, as_json: bool
+    run: str | None,
+    target: str,
+    spikes: "Spikes",
+    text: str | None,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Write RUN as a netlist for Loihi 2, or what NIR can hold of it as NIR graphs.
 
@@ -37,28 +44,39 @@ def command(
     file that stock Lava loads; what the integers cost is measured on a little held-out text, and
     `neurtx simulate` runs the netlist and checks it. NIR holds the feed-forward chains, but no
     product of two signals: no attention, no LayerNorm. For Loihi 2 RUN may also be a plastic
-    transformer, such as omniglot-plastic.
+    transformer, such as omniglot-plastic. A model that does not read English wants --text, or
+    nothing is measured.
     """
     from neurtransformer import runs
     from neurtransformer.errors import UserError
 
     if target == "nir" and spikes != "rate":
         raise UserError("--spikes is for --target loihi2: a NIR graph takes counts either way")
+    if target == "nir" and text is not None:
+        raise UserError("--text is for --target loihi2: nothing is measured of a NIR graph")
     folder = runs.resolve("run", run)
     if target == "nir":
         values = _nir(folder, out or runs.default_folder("nir", str(folder)), force)
     else:
         netlist = (out or runs.default_folder("netlist", str(folder))).expanduser().resolve()
-        values = _loihi2(folder, netlist, spikes, force)
+        values = _loihi2(folder, netlist, spikes, text, force)
     answer(values, as_json=as_json, title="exported")
 
 
-def _loihi2(folder: Path, netlist: Path, spikes: "Spikes", force: bool) -> dict[str, Any]:
+def _loihi2(
+    folder: Path, netlist: Path, spikes: "Spikes", text: str | None, force: bool
+) -> dict[str, Any]:
     from neurtransformer import runs
+    from neurtransformer.errors import UserError
 
+    plastic = runs.is_plastic(folder)
+    if plastic and text is not None:
+        raise UserError(f"--text is for a GPT-2: {folder} reads drawings")
     with runs.new_folder(netlist, force=force) as fresh:
-        write = _write_plastic if runs.is_plastic(folder) else _write_gpt2
-        manifest, cost = write(folder, fresh, spikes)
+        if plastic:
+            manifest, cost = _write_plastic(folder, fresh, spikes)
+        else:
+            manifest, cost = _write_gpt2(folder, fresh, spikes, text)
     runs.remember("netlist", netlist)
     if cost:
         runs.update_report(folder, "integer", cost)
@@ -91,14 +109,17 @@ def _write_plastic(
         return write(fresh, model, None, spikes, made_from=folder, progress=note), {}
 
 
-def _write_gpt2(folder: Path, fresh: Path, spikes: "Spikes") -> "tuple[Manifest, dict[str, Any]]":
-    """Write the netlist of a spiking GPT-2, and measure what the integers cost."""
+def _write_gpt2(
+    folder: Path, fresh: Path, spikes: "Spikes", text: str | None
+) -> "tuple[Manifest, dict[str, Any]]":
+    """Write the netlist of a spiking GPT-2, and measure what the integers cost on `text`, for None
+    on CPython's, if the tokenizer reads English."""
     from neurtransformer.errors import UserError
     from neurtransformer.integer.model import IntegerGPT2
     from neurtransformer.integer.quality import evaluate_integer
     from neurtransformer.loihi.netlist import write
     from neurtransformer.spiking.load import load_run, load_teacher
-    from neurtransformer.text import load_blocks
+    from neurtransformer.text import UnreadableText, load_blocks
 
     from .progress import status
 
@@ -107,15 +128,19 @@ def _write_gpt2(folder: Path, fresh: Path, spikes: "Spikes") -> "tuple[Manifest,
         spiking, tokenizer = load_run(folder)
         note("quantising")
         model = IntegerGPT2.from_spiking(spiking)
+        # before the long work, in which nobody wants to be told of a mistake
+        block = min(_BLOCK, spiking.config.n_positions)
+        try:
+            blocks = load_blocks(text, tokenizer, block, split="heldout", limit_tokens=_TOKENS)
+        except UnreadableText as error:
+            if text is not None:
+                raise
+            blocks = None
+            click.echo(f"neurtx: what the integers cost is not measured: {error}", err=True)
         manifest = write(fresh, model, tokenizer, spikes, made_from=folder, progress=note)
+        if blocks is None:
+            return manifest, {}
         note("measuring what the integers cost")
-        blocks = load_blocks(
-            None,
-            tokenizer,
-            min(_BLOCK, spiking.config.n_positions),
-            split="heldout",
-            limit_tokens=_TOKENS,
-        )
         try:
             dense = load_teacher(spiking)
         except UserError:  # the netlist does not need it

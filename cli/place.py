@@ -61,11 +61,13 @@ def command(netlist: str | None, description: Path | None, out: Path | None, as_
 def _graph(given: str | None) -> "tuple[dict[str, Any], list[Network]]":
     """What NETLIST names, for the answer, and its graph."""
     from neurtransformer import runs
-    from neurtransformer.dense import KNOWN
+    from neurtransformer.dense import ALIASES, KNOWN
     from neurtransformer.loihi.place import graph_of
 
-    if given in KNOWN and not Path(given).exists():
-        return {"model": given}, graph_of(KNOWN[given])
+    if given is not None and not Path(given).exists():
+        model = ALIASES.get(given, given)
+        if model in KNOWN:
+            return {"model": model}, graph_of(KNOWN[model])
     folder = runs.resolve("netlist", given)
 
     from neurtransformer.loihi.netlist import read

@@ -132,8 +132,9 @@ def test_one_token_is_too_short(tmp_path: Path, nano_tokenizer: Any) -> None:
     path.write_text("a")
 
     class NoBos:
-        bos_token_id = None
+        bos_token_id = unk_token_id = None
         encode = nano_tokenizer.encode
+        decode = nano_tokenizer.decode
 
     assert load_blocks(str(path), nano_tokenizer, 16, split="train").shape == (1, 2)
     with pytest.raises(UserError, match="too short"):

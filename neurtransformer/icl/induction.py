@@ -171,10 +171,10 @@ def _circuits(weights: Sequence[Tensor], heads: int) -> list[tuple[Tensor, Tenso
 
 
 def repeated(vocabulary: int, half: int, seed: int = 0) -> Tensor:
-    """Random sequences of `half` tokens, written twice: (SEQUENCES, 2 half). Token 0 starts
-    documents and is left out."""
+    """Random sequences of `half` tokens, written twice: (SEQUENCES, 2 half). Token 0 often
+    starts documents and is left out, where there are others to choose from."""
     generator = torch.Generator().manual_seed(seed)
-    once = torch.randint(1, vocabulary, (SEQUENCES, half), generator=generator)
+    once = torch.randint(int(vocabulary > 2), vocabulary, (SEQUENCES, half), generator=generator)
     return torch.cat([once, once], dim=1)
 
 

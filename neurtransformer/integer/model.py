@@ -115,26 +115,28 @@ class IntegerGPT2:
         *,
         temperature: float = 1.0,
         top_k: int = 1,
-        stop: int | None = None,
+        stop: int | list[int] | None = None,
     ) -> Tensor:
         """Continue a prompt, ids (1, length), by up to `tokens` tokens, with constant memory.
 
         Sampled from the `top_k` likeliest tokens by torch's own generator (`torch.manual_seed`);
-        top_k = 1 is greedy. Ends after the token `stop`. Returns (1, length + new tokens).
+        top_k = 1 is greedy. Ends after the token `stop` or one of several.
+        Returns (1, length + new tokens).
         Raises UserError when the sequence outgrows the model's positions.
         """
         states, past, new = self.new_states(), 0, ids
+        stops = stop if isinstance(stop, list) else [stop]
         for _ in range(tokens):
             logits = self(new, states, past)[0, -1]
             past += new.shape[1]
             if top_k == 1:  # the first of equals, as a netlist's host takes it
                 new = logits.argmax().reshape(1, 1)
             else:
-                logits, likeliest = logits.topk(top_k)
+                logits, likeliest = logits.topk(min(top_k, len(logits)))
                 chosen = torch.multinomial((logits / temperature).softmax(-1), 1)
                 new = likeliest[chosen][None]
             ids = torch.cat([ids, new], dim=1)
-            if int(new) == stop:
+            if int(new) in stops:
                 break
         return ids
 

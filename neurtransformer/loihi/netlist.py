@@ -295,8 +295,8 @@ def _tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
             folder / TOKENIZER, local_files_only=True, trust_remote_code=False
         )
         numbers = tokenizer.get_vocab().values()
-        # a value of the wrong type may come to light only here
-        tokenizer.decode(tokenizer.encode("x"))
+        # a value of the wrong type may come to light only here; no text is one that all can read
+        tokenizer.decode(tokenizer.encode("") + list(numbers)[:1])
     # the library lets through whatever a damaged file leads to, a bare Exception too
     except Exception as error:
         _refuse(folder, f"its tokenizer does not load: {error}")

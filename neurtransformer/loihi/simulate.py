@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from neurtransformer import text
 from neurtransformer.errors import UserError
 from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.integer.model import IntegerGPT2
@@ -49,9 +50,7 @@ class Tally:
 def prompt_ids(netlist: TextNetlist, prompt: str, tokens: int) -> list[int]:
     """The tokens of a prompt. Raises UserError if it is empty, or too long for the model with
     `tokens` more."""
-    ids = list(netlist.tokenizer.encode(prompt))
-    if not ids:
-        raise UserError("the prompt is empty: give some text")
+    ids = text.prompt_ids(netlist.tokenizer, prompt)
     positions = netlist.model.config.positions
     if len(ids) + tokens - 1 > positions:
         raise UserError(

@@ -1,5 +1,6 @@
 """Dense GPT-2 to spiking GPT-2: copy the weights, swap the blocks, calibrate."""
 
+import copy
 from collections.abc import Callable
 from typing import cast
 
@@ -45,6 +46,7 @@ def convert(
         values.pop(name, None)
     config = SpikingGPT2Config(**values, timesteps=timesteps, coding=coding, dense=source)
     model = SpikingGPT2LMHeadModel(config).eval()
+    model.generation_config = copy.deepcopy(dense.generation_config)
     carry_over(model, dense)
     calibrate(model, dense, tokens, on_block)
     return model
@@ -53,12 +55,13 @@ def convert(
 @torch.no_grad()
 def carry_over(model: SpikingGPT2LMHeadModel, dense: GPT2LMHeadModel) -> None:
     """Copy every pretrained parameter to where it lives in the spiking network."""
-    embeddings = (
+    around = (
         (model.transformer["wte"], dense.transformer.wte),
         (model.transformer["wpe"], dense.transformer.wpe),
         (model.transformer["ln_f"], dense.transformer.ln_f),
+        (model.lm_head, dense.lm_head),  # the embedding itself where the config ties them
     )
-    for ours, theirs in embeddings:
+    for ours, theirs in around:
         ours.load_state_dict(theirs.state_dict())
     dense_blocks = cast("list[GPT2Block]", dense.transformer.h)
     for ours, theirs in zip(model.blocks, dense_blocks, strict=True):

@@ -4,6 +4,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from neurtransformer.checkpoint import ACTIVATIONS
 from neurtransformer.recipe import Coding
 from neurtransformer.spiking.neuron import CodingNeuron, SpikeLinear
 
@@ -28,7 +29,7 @@ class SpikingFeedForward(nn.Module):
         self.encode = CodingNeuron(width, timesteps, signed=True, coding=coding, analogue=True)
         self.c_fc = SpikeLinear(width, hidden, self.encode.most, coding)
         # torch's own GELU; transformers' gelu_new is the same curve by way of slow powers
-        gelu = nn.GELU("none" if activation == "gelu" else "tanh")
+        gelu = nn.GELU(ACTIVATIONS[activation])
         self.hidden = CodingNeuron(
             hidden,
             timesteps,

@@ -36,7 +36,7 @@ from neurtransformer.runs import new_folder, read_json, write_json
 from neurtransformer.spiking.calibrate import tapped
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 from neurtransformer.spiking.neuron import CodingNeuron
-from neurtransformer.text import load_blocks, write_text
+from neurtransformer.text import UnreadableText, load_blocks, write_text
 
 log = logging.getLogger(__name__)
 
@@ -99,10 +99,17 @@ def training_text(
     seed: int,
     processes: int = 1,
 ) -> Tensor:
-    """Blocks (n, length) int64 of `text`; for None, CPython's text and the teacher's own."""
+    """Blocks (n, length) int64 of `text`; for None, CPython's text, if the tokenizer reads English,
+    and the teacher's own."""
     length = min(recipe.block, teacher.config.n_positions)
     needed = recipe.steps * recipe.batch * length * processes
-    blocks = load_blocks(text, tokenizer, length, split="train", limit_tokens=needed)
+    try:
+        blocks = load_blocks(text, tokenizer, length, split="train", limit_tokens=needed)
+    except UnreadableText as error:
+        if text is not None or recipe.self_written == 0:
+            raise
+        log.info("training on the dense model's own text alone: %s", error)
+        blocks = torch.empty(0, length, dtype=torch.long)
     if text is not None or recipe.self_written == 0:
         return blocks
     written = recipe.self_written, blocks.shape[1]

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerBase
 
+from neurtransformer.checkpoint import check_tokenizer
 from neurtransformer.dense import load_dense
 from neurtransformer.errors import UserError
 from neurtransformer.recipe import Coding
@@ -44,6 +45,7 @@ def load_run(run: Path) -> tuple[SpikingGPT2LMHeadModel, PreTrainedTokenizerBase
         tokenizer = AutoTokenizer.from_pretrained(
             run, local_files_only=True, trust_remote_code=False
         )
+        check_tokenizer(tokenizer, model.config.vocab_size, run)
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise UserError(f"{run} does not load: {' '.join(str(error).split())}") from error
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
