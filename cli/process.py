@@ -88,9 +88,12 @@ def open_streams() -> None:
                 os.set_inheritable(number, True)
     sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
-    stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    said = sys.stderr
     sys.stderr = _Forgiving(
-        stderr.buffer, encoding=stderr.encoding, errors="backslashreplace", line_buffering=True
+        said.buffer if said else os.fdopen(2, "wb", closefd=False),
+        encoding=said.encoding if said else "utf-8",
+        errors="backslashreplace",
+        line_buffering=True,
     )
     codecs.register_error("neurtx", _as_bytes_or_escaped)
     _reconfigure(sys.stdout)
