@@ -103,7 +103,7 @@ def _from_the_main_process(read: Callable[[], torch.Tensor]) -> torch.Tensor:
     from accelerate.utils import broadcast_object_list
 
     found: list[torch.Tensor | UserError | None] = [None]
-    if PartialState().is_main_process:
+    if PartialState(cpu=not torch.cuda.is_available()).is_main_process:
         try:
             found[0] = read()
         except UserError as error:
