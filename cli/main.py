@@ -148,6 +148,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         )
     if isinstance(error, FileNotFoundError) and _gone():
         return "error: the current folder does not exist any more: cd into one that does", 2
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return "error: there is no home directory for `~` to name: set HOME", 2
     if isinstance(error, UnicodeEncodeError) and _surrogates(error.object):
         return f"error: {_line(error.object)}: a name must be UTF-8 text here: rename it", 2
     if isinstance(error, OSError) and error.errno in _CALLERS:
