@@ -65,10 +65,11 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
     On an exception, Ctrl-C or SIGTERM it is removed and whatever stood at `target` stays.
     With `force` a run or netlist (nothing else) at `target` is replaced.
 
-    Raises UserError if `target` exists and may not be replaced.
+    Raises UserError if `target` exists and may not be replaced, or its name is not UTF-8.
     """
     # a link to a folder stays a link: the folder behind it is the one that is written
     target = target.expanduser().resolve()
+    _check_name(target)
     _check_free(target, force)
     parent = target.parent
     made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
@@ -95,6 +96,15 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
             remove()
             if lock is not None:
                 os.close(lock)
+
+
+def _check_name(folder: Path) -> None:
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{folder}: the name is not UTF-8, which the library of tokenizers needs: rename it"
+        ) from None
 
 
 def _check_free(target: Path, force: bool) -> None:
@@ -298,6 +308,7 @@ def resolve(kind: Kind, given: str | None) -> Path:
             raise UserError(
                 f"{folder} is not a {kind} (no {mark} in it): make one with `{MAKER[kind]}`"
             )
+    _check_name(folder)
     return folder
 
 
