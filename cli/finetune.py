@@ -33,6 +33,7 @@ def command(
     In several processes (`torchrun --nproc-per-node 8 -m neurtx.main finetune`, or `accelerate
     launch`) each takes batches of its own; one of them writes and prints.
     """
+    import os
     import shutil
     import time
 
@@ -46,6 +47,8 @@ def command(
             f"{run} ships with neurtx and stays as it is: make a run of your own with "
             "`neurtx convert gpt2-nano`, or copy the folder " + str(folder)
         )
+    if not os.access(folder, os.W_OK):  # not after hours of training
+        raise UserError(f"{folder} cannot be written to: copy it to a place that can")
     report = runs.read_json(folder / "report.json")
     recipe = Recipe.from_report(report, folder).finetune
     recipe = recipe.changed(steps=steps, train=train)

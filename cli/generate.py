@@ -2,10 +2,12 @@
 
 import click
 
+from .output import utf8
+
 
 @click.command()
 @click.argument("run", required=False)
-@click.option("--prompt", required=True, help="The text to continue.")
+@click.option("--prompt", required=True, help="The text to continue.", callback=utf8)
 @click.option("--tokens", type=click.IntRange(min=1), default=60, show_default=True)
 @click.option(
     "--backend", type=click.Choice(["torch", "integer"]), default="torch", show_default=True

@@ -78,6 +78,13 @@ json_option = click.option(
 )
 
 
+def utf8(_ctx: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    """A click callback: text that a tokenizer will read has to be text."""
+    if value and any("\ud800" <= sign <= "\udfff" for sign in value):
+        raise click.BadParameter("this is not UTF-8 text")
+    return value
+
+
 def answer(
     values: Mapping[str, Any],
     *,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from .output import answer, json_option
+from .output import answer, json_option, utf8
 
 if TYPE_CHECKING:
     from neurtransformer.loihi.simulate import Backend
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("netlist", required=False)
-@click.option("--prompt", help="The text to run.")
+@click.option("--prompt", help="The text to run.", callback=utf8)
 @click.option(
     "--data",
     type=click.Path(path_type=Path),

@@ -6,8 +6,10 @@ system without them everything works, except that the leftovers of killed proces
 """
 
 import contextlib
+import errno
 import fcntl
 import json
+import logging
 import math
 import os
 import re
@@ -21,7 +23,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from neurtransformer import stop
 from neurtransformer.errors import UserError, shortened
+
+log = logging.getLogger(__name__)
 
 Kind = Literal["run", "netlist", "nir"]
 
@@ -47,6 +52,7 @@ PLASTIC = "neurtx_plastic_transformer"
 
 _NEW = ".neurtx-new-"
 _OLD = ".neurtx-old-"
+_UNDONE = ".neurtx-undone"
 
 
 # --- writing a folder whole or not at all ---
@@ -59,17 +65,25 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
     On an exception, Ctrl-C or SIGTERM it is removed and whatever stood at `target` stays.
     With `force` a run or netlist (nothing else) at `target` is replaced.
 
-    Raises UserError if `target` exists and may not be replaced.
+    Raises UserError if `target` exists and may not be replaced, or its name is not UTF-8.
     """
     # a link to a folder stays a link: the folder behind it is the one that is written
     target = target.expanduser().resolve()
+    _check_name(target)
     _check_free(target, force)
     parent = target.parent
     made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     fresh = parent / f"{_NEW}{secrets.token_hex(4)}-{target.name}"
     lock = None
+
+    def remove() -> None:
+        shutil.rmtree(fresh, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()  # goes only if nothing was put in it
+
     # around everything: whenever a signal comes, what was made is removed
-    with _terminated_is_raised():
+    with _terminated_is_raised(), stop.tidied_by(remove):
         try:
             parent.mkdir(parents=True, exist_ok=True)
             with _locked(parent):
@@ -79,12 +93,18 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
             yield fresh
             _put_in_place(fresh, target, force)
         finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+            remove()
             if lock is not None:
                 os.close(lock)
-            with contextlib.suppress(OSError):
-                for folder in made:
-                    folder.rmdir()  # goes only if nothing was put in it
+
+
+def _check_name(folder: Path) -> None:
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{folder}: the name is not UTF-8, which the library of tokenizers needs: rename it"
+        ) from None
 
 
 def _check_free(target: Path, force: bool) -> None:
@@ -99,9 +119,10 @@ def _check_free(target: Path, force: bool) -> None:
             f"{target} is neither a run nor a netlist, so --force does not replace it: "
             "name another folder"
         )
-    for keep in (Path.cwd(), Path.home()):
-        if keep.resolve().is_relative_to(target):
-            raise UserError(f"{target} holds {keep}: name another folder")
+    for place in (Path.cwd, Path.home):
+        with contextlib.suppress(FileNotFoundError, RuntimeError):  # not everybody has one
+            if (keep := place()).resolve().is_relative_to(target):
+                raise UserError(f"{target} holds {keep}: name another folder")
 
 
 def _put_in_place(fresh: Path, target: Path, force: bool) -> None:
@@ -111,13 +132,54 @@ def _put_in_place(fresh: Path, target: Path, force: bool) -> None:
             fresh.rename(target)
             return
         old = fresh.with_name(_OLD + fresh.name.removeprefix(_NEW))
-        target.rename(old)
-        try:
-            fresh.rename(target)
-        except BaseException:
-            old.rename(target)
-            raise
+        with stop.held():
+            try:
+                target.rename(old)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EBUSY):
+                    raise
+                _replace_files(fresh, target, old)
+                return
+            try:
+                fresh.rename(target)
+            except BaseException:
+                old.rename(target)
+                raise
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _replace_files(fresh: Path, target: Path, old: Path) -> None:
+    """Put what is in `fresh` into `target`, a folder that cannot be renamed: it came with a layer
+    of a container, or a disk is mounted there. `old` holds what it held, until all is done."""
+    mark = target / _UNDONE  # while it is there, `old` is whole and `target` is not
+    try:
+        shutil.copytree(target, old, symlinks=True)
+        mark.touch()
+        _empty(target)
+        shutil.copytree(fresh, target, symlinks=True, dirs_exist_ok=True)
+        mark.unlink()
+    except BaseException:
+        if mark.exists():
+            _put_back(old, target)
+        raise
+    finally:
+        if not mark.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(old: Path, target: Path) -> None:
+    """Undo `_replace_files`, wherever it stopped."""
+    _empty(target)
+    shutil.copytree(old, target, symlinks=True, dirs_exist_ok=True)
+    (target / _UNDONE).unlink()
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != _UNDONE:
+            path.unlink()
 
 
 def _clean(parent: Path) -> None:
@@ -128,12 +190,14 @@ def _clean(parent: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
             os.close(lock)
     for old in parent.glob(f"{_OLD}*"):
-        # killed between the two renames of _put_in_place: the old folder goes back
+        # killed in the middle of _put_in_place: the old folder goes back
         target = parent / old.name.removeprefix(_OLD).split("-", 1)[1]
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
+        if not target.exists():
             old.rename(target)
+            continue
+        if (target / _UNDONE).exists():
+            _put_back(old, target)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _try_lock(folder: Path, *, wait: bool) -> int | None:
@@ -215,7 +279,7 @@ def latest(kind: Kind) -> Path:
     """The last run or netlist made from the current folder, else the newest in ./runs or
     ./netlists. Raises UserError if there is none."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        noted = Path(_note(kind).read_text().strip())
+        noted = Path(_note(kind).read_text(errors="surrogateescape").rstrip("\n"))
         if is_one(kind, noted):
             return noted
     found = [path for path in (Path.cwd() / HOME[kind]).glob("[!.]*") if is_one(kind, path)]
@@ -244,6 +308,7 @@ def resolve(kind: Kind, given: str | None) -> Path:
             raise UserError(
                 f"{folder} is not a {kind} (no {mark} in it): make one with `{MAKER[kind]}`"
             )
+    _check_name(folder)
     return folder
 
 
@@ -317,7 +382,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def update_report(run: Path, section: str, values: Mapping[str, Any]) -> None:
     """Set `values` in one section of the run's report.json; other keys and sections stay.
 
-    The report of a run that ships with the package stays as it was shipped.
+    The report of a run that ships with the package stays as it was shipped. One that cannot be
+    written is a warning: what was measured is still to be said.
     """
     if is_bundled(run):
         return
@@ -325,14 +391,24 @@ def update_report(run: Path, section: str, values: Mapping[str, Any]) -> None:
     with _locked(run):
         report = read_json(path)
         report[section] = {**(report.get(section) or {}), **values}
-        write_json(path, report)
+        try:
+            write_json(path, report)
+        except OSError as error:
+            log.warning("%s is not noted in %s: %s", section, path, error.strerror)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`; the old file stays until the new one is complete."""
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    with stop.held():
+        try:
+            # names of files may be bytes that are no UTF-8: they come out as they were
+            fresh.write_text(text, encoding="utf-8", errors="surrogateescape")
+            try:
+                fresh.replace(path)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EBUSY):
+                    raise
+                shutil.copyfile(fresh, path)  # a file that is mounted is written in its place
+        finally:
+            fresh.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -51,6 +51,8 @@ def load_blocks(
     the tokenizer's bos token, if it has one. `split` picks a part of a data set or of CPython's
     text; a file and standard input are taken whole for either split.
 
+    In several processes (`torchrun`) the main one reads standard input, and all get the same.
+
     No more is read than `limit_tokens` needs. An unfinished block at the end is dropped, but text
     shorter than one block makes one block of its own length: (1, length), length >= 2.
 
@@ -61,7 +63,12 @@ def load_blocks(
         raise UserError(
             f"a limit of {limit_tokens} tokens leaves nothing to predict: give 2 or more"
         )
-    tokens = _tokens(source, tokenizer, split=split, limit_tokens=limit_tokens)
+    if source == "-" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        tokens = _from_the_main_process(
+            lambda: _tokens(source, tokenizer, split=split, limit_tokens=limit_tokens)
+        )
+    else:
+        tokens = _tokens(source, tokenizer, split=split, limit_tokens=limit_tokens)
     length = min(block, len(tokens))
     whole = len(tokens) // length * length
     return tokens[:whole].view(-1, length)
@@ -153,6 +160,26 @@ def drawn_with(model: Any, **settings: object) -> Iterator[None]:
         yield
     finally:
         model.generation_config = theirs
+
+
+def _from_the_main_process(read: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """What `read` returns in the main process, in every process; or the UserError that it raises.
+
+    All have one standard input: each would get other pieces of it.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    found: list[torch.Tensor | UserError | None] = [None]
+    if PartialState(cpu=not torch.cuda.is_available()).is_main_process:
+        try:
+            found[0] = read()
+        except UserError as error:
+            found[0] = error
+    (got,) = broadcast_object_list(found)
+    if isinstance(got, UserError):
+        raise got
+    return got
 
 
 @torch.no_grad()

@@ -164,7 +164,8 @@ def neurtx(
     from neurtx.main import main
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("neurtx.output.quiet", lambda: None)
+    for change in ("output.quiet", "process.open_streams", "process.catch_signals"):
+        monkeypatch.setattr(f"neurtx.{change}", lambda: None)
 
     def call(*args: str) -> Done:
         monkeypatch.setattr("sys.argv", ["neurtx", *args])

@@ -1,12 +1,14 @@
 """The spiking model as a whole: steps equal counts, generation, training, resuming."""
 
 import copy
+import errno
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -246,6 +248,31 @@ def test_resumed_training_ends_as_the_uninterrupted(
             model, load_teacher(model), text, other, seed=3, device="cpu",
             checkpoint=tmp_path / "b", resume=True, on_step=lambda step: None,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "full"), SafetensorError("os error 28"), UserError("a file is there")],
+)
+def test_a_checkpoint_that_cannot_be_written_ends_no_training(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("neurtransformer.spiking.finetune.CHECKPOINT_EVERY", 1)
+    monkeypatch.setattr("neurtransformer.spiking.finetune.write_checkpoint", fail)
+    warned: list[Any] = []
+    monkeypatch.setattr(
+        "neurtransformer.spiking.finetune.log.warning", lambda *words: warned.append(words)
+    )
+    recipe = load_recipe().finetune.changed(steps=2, batch=2, match_share=0.5)
+    model, _ = load_run(tiny_run)
+    history = finetune(
+        model, load_teacher(model), tokens(2, 16), recipe, seed=3, device="cpu",
+        checkpoint=tmp_path / "c", resume=False, on_step=lambda step: None,
+    )  # fmt: skip
+    assert len(history) == len(warned) == 2
 
 
 def test_every_pass_sees_every_block_once() -> None:

@@ -1,6 +1,10 @@
 """Text from anywhere becomes blocks of tokens, or one line that says why not."""
 
 import io
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,6 +155,55 @@ def test_standard_input_serves_both_splits(
     assert first.shape == (2, 8)
     assert again[:2].equal(first)
     assert len(again) > 2
+
+
+SHARES = """
+import sys
+from transformers import AutoTokenizer
+from neurtransformer.errors import UserError
+from neurtransformer.text import load_blocks
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+try:
+    blocks = load_blocks("-", tokenizer, 64, split="train", limit_tokens=6000)
+    print(blocks.shape, blocks.sum().item(), blocks[0].tolist())
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("given", ["text", "nothing"])
+def test_processes_of_one_training_share_standard_input(
+    tmp_path: Path, tiny_dense_folder: Path, nano_tokenizer: Any, given: str
+) -> None:
+    """As torchrun starts them. Each would read other pieces of what they share."""
+    words = " ".join(f"word {number}" for number in range(40_000)) if given == "text" else ""
+    (tmp_path / "text").write_text(words)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    with (tmp_path / "text").open() as shared:  # one place in the file, as in a pipe
+        both = [
+            subprocess.Popen(
+                [sys.executable, "-c", SHARES, str(tiny_dense_folder)],
+                stdin=shared,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={
+                    **os.environ,
+                    **{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"},
+                    **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+                },
+            )
+            for rank in "01"
+        ]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert said[0] == said[1] != ""
+    if given == "nothing":
+        assert "standard input is empty" in said[0]
+    else:
+        whole = load_blocks(
+            str(tmp_path / "text"), nano_tokenizer, 64, split="train", limit_tokens=6000
+        )
+        assert said[0] == f"{whole.shape} {whole.sum().item()} {whole[0].tolist()}\n"
 
 
 def test_data_sets(nano_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,7 @@ ours (`processes.py`, `ssa.py`).
 """
 
 import contextlib
-import logging
 import sys
-import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,16 +19,18 @@ import neurtransformer.loihi.lava_compat  # noqa: F401  (must come before Lava)
 # isort: split
 from lava.magma.core.run_conditions import RunSteps
 from lava.magma.core.run_configs import Loihi2SimCfg
-from lava.magma.runtime.message_infrastructure.multiprocessing import SystemProcess
 from lava.proc.conv.process import Conv
 from lava.proc.dense.models import PyDenseModelBitAcc
 from lava.proc.dense.process import Dense, LearningDense
 from lava.proc.io.source import PySendModelFixed, RingBuffer
 from lava.utils.weightutils import SignMode
 
+from neurtransformer import stop
 from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.integer.parts import GeluNeurons, Trace
 from neurtransformer.loihi import nodes
+from neurtransformer.loihi.janitor import reserve, temporary_folder
+from neurtransformer.loihi.lava_runtime import LavaFailed, LavaRuntime, no_resources
 from neurtransformer.loihi.netlist import Netlist
 from neurtransformer.loihi.nodes import AnyNode, Network
 from neurtransformer.loihi.plastic_synapses import (
@@ -75,11 +74,6 @@ MODELS = {
     SSA: PySSA,
     Accumulator: PyAccumulator,
 }
-log = logging.getLogger(__name__)
-
-
-class LavaFailed(RuntimeError):
-    """A Lava process stopped with an error."""
 
 
 def run_network(
@@ -95,8 +89,8 @@ def run_network(
     spikes = {name: sent[f"{name}.spikes"] for name in network.sources}
     tokens = len(next(iter(spikes.values())))
     steps = tokens * network.phase + network.latency
-    with tempfile.TemporaryDirectory(prefix="neurtx-") as folder, lava_off_stdout():
-        builder = _Builder(netlist, network, spikes, steps, Path(folder))
+    with temporary_folder() as folder, lava_off_stdout():
+        builder = _Builder(netlist, network, spikes, steps, folder)
         run_lava(builder.build(), steps)
         return builder.trace(tokens), steps
 
@@ -218,8 +212,7 @@ class _Builder:
         logs = {}
         for quantity in _LOGGED[node.kind]:
             shape = (self.steps, *_shape(node, quantity))
-            logs[quantity] = self.folder / f"{node.name}.{quantity}.npy"
-            open_memmap(logs[quantity], mode="w+", dtype=np.int32, shape=shape)
+            logs[quantity] = new_log(self.folder / f"{node.name}.{quantity}.npy", shape)
         return logs
 
     def trace(self, tokens: int) -> Trace:
@@ -244,8 +237,18 @@ def _shape(node: AnyNode, quantity: str) -> tuple[int, ...]:
     return (node.outputs,)
 
 
+def new_log(path: Path, shape: tuple[int, ...]) -> Path:
+    """A file for Lava's processes to write an int32 array to. Raises UserError if there is no room
+    for it."""
+    open_memmap(path, mode="w+", dtype=np.int32, shape=shape)
+    reserve(path)
+    return path
+
+
 def run_lava(processes: list[Any], steps: int) -> None:
     """Run connected processes. Raises LavaFailed; Lava itself would wait for ever for a dead one.
+
+    Signals wait until all processes have ended, which is soon.
 
     Each process is told its model: left to search, Lava executes every file in the folder of every
     process anew, which takes seconds.
@@ -253,44 +256,22 @@ def run_lava(processes: list[Any], steps: int) -> None:
     models = {process: MODELS[type(process)] for process in processes}
     config = Loihi2SimCfg(select_tag="fixed_pt", exception_proc_model_map=models)
     try:
-        processes[0].create_runtime(run_cfg=config)
-        runtime = processes[0].runtime
-        actors = list(runtime._messaging_infrastructure.actors)
-        runtime.start(RunSteps(num_steps=steps, blocking=False))
-        answers = runtime.service_to_runtime[0]
-        while not answers.probe():
-            for actor in actors:
-                if actor.exception is not None or not actor.is_alive():
-                    raise LavaFailed(f"a Lava process stopped: {_reason(actor)}")
-            time.sleep(0.002)
-        runtime.wait()
-        runtime.stop()
-    except BaseException as error:
-        _end(processes[0].runtime)
-        if isinstance(error, LavaFailed) or not isinstance(error, Exception):
+        executable = processes[0].compile(config)
+        runtime = LavaRuntime(executable)
+        executable.assign_runtime_to_all_processes(runtime)
+        with stop.held() as runtime.signals:
+            try:
+                runtime.initialize()
+                runtime.start(RunSteps(num_steps=steps, blocking=False))
+                runtime.wait_until_done()
+            finally:
+                runtime.end()
+    except OSError as error:
+        raise no_resources(error) from error
+    except Exception as error:
+        if isinstance(error, LavaFailed):
             raise
         raise LavaFailed(f"Lava stopped: {error}") from error
-
-
-def _end(runtime: Any) -> None:
-    """End the operating-system processes of a run that went wrong."""
-    if runtime is None or runtime._messaging_infrastructure is None:
-        return
-    runtime._is_started = False  # else it waits for the dead when it is collected
-    actors = runtime._messaging_infrastructure.actors
-    for end in (SystemProcess.terminate, SystemProcess.join):
-        for actor in actors:
-            with contextlib.suppress(ValueError):  # joined and closed already
-                end(actor)
-    runtime._messaging_infrastructure.smm.shutdown()
-
-
-def _reason(actor: Any) -> str:
-    if actor.exception is None:
-        return f"exit code {actor.exitcode}"
-    error, trace = actor.exception
-    log.debug("%s", trace)
-    return f"{type(error).__name__}: {error}"
 
 
 @contextlib.contextmanager

@@ -187,7 +187,8 @@ def finetune(
     """Train `model` in place on blocks (n, length) int64; returns every step, for the loss curve.
 
     checkpoint: folder that is written every CHECKPOINT_EVERY steps, None for no folder; with
-    `resume` training goes on from it. The caller removes it when all is saved.
+    `resume` training goes on from it. The caller removes it when all is saved. One that cannot be
+    written is a warning, and the one before it stays.
     Under torchrun or `accelerate launch` every process returns the same, with batches of its own;
     the main one writes checkpoints.
     Raises UserError if there is nothing to resume or the checkpoint belongs to other settings.
@@ -235,7 +236,11 @@ def finetune(
         on_step(done[-1])
         due = len(done) % CHECKPOINT_EVERY == 0 and accelerator.is_main_process
         if checkpoint is not None and due:
-            write_checkpoint(checkpoint, model, optimizer, plan, done)
+            try:
+                write_checkpoint(checkpoint, model, optimizer, plan, done)
+            # libraries put what the system says into errors of their own
+            except (OSError, SafetensorError, UserError) as error:
+                log.warning("no checkpoint at step %s, training goes on: %s", len(done), error)
     model.requires_grad_(False).eval()
     return done
 

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerBase
 
+from neurtransformer import stop
 from neurtransformer.checkpoint import check_tokenizer
 from neurtransformer.dense import load_dense
 from neurtransformer.errors import UserError
@@ -75,8 +76,13 @@ def load_teacher(model: SpikingGPT2LMHeadModel) -> GPT2LMHeadModel:
 def replace_weights(run: Path, model: SpikingGPT2LMHeadModel) -> None:
     """Put the weights of `model` into its run; the old ones stay until the new ones are whole."""
     fresh = run / ".fresh-weights"
-    try:
-        model.save_pretrained(fresh)
-        (fresh / "model.safetensors").replace(run / "model.safetensors")
-    finally:
+
+    def remove() -> None:
         shutil.rmtree(fresh, ignore_errors=True)
+
+    with stop.tidied_by(remove):
+        try:
+            model.save_pretrained(fresh)
+            (fresh / "model.safetensors").replace(run / "model.safetensors")
+        finally:
+            remove()
