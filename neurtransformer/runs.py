@@ -6,7 +6,6 @@ system without them everything works, except that the leftovers of killed proces
 """
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -15,13 +14,18 @@ import secrets
 import shutil
 import signal
 import stat
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from neurtransformer.errors import UserError, shortened
+from neurtransformer.errors import NOT_ON_WINDOWS, UserError, shortened
+
+if sys.platform == "win32":
+    raise UserError(NOT_ON_WINDOWS)
+import fcntl
 
 Kind = Literal["run", "netlist", "nir"]
 
