@@ -26,6 +26,7 @@ _NEEDS = {
     "transformers.modeling_utils": "PreTrainedModel",
     "transformers.generation.utils": "GenerationMixin",
 }
+_failed = False
 
 
 def _register() -> None:
@@ -35,11 +36,13 @@ def _register() -> None:
     torch) is told and no more: who imports transformers may want another model of it.
     """
     half = (n in sys.modules and not hasattr(sys.modules[n], a) for n, a in _NEEDS.items())
-    if _AUTO not in sys.modules or _MODEL in sys.modules or any(half):
+    global _failed
+    if _failed or _AUTO not in sys.modules or _MODEL in sys.modules or any(half):
         return
     try:
         importlib.import_module(_MODEL)
     except Exception as error:
+        _failed = True
         # of a chain of failed imports the first says what is wrong
         first: BaseException = error
         while first.__cause__ is not None:

@@ -230,7 +230,7 @@ def test_a_wheel_holds_everything(tmp_path: Path) -> None:
     import zipfile
 
     # from a copy, for setuptools leaves a build folder that finds its way into the next wheel
-    needed = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
+    needed = ("pyproject.toml", "setup.py", "constraints.txt", "README.md", "LICENSE")
     source = tmp_path / "source"
     for folder in ("neurtransformer", "cli", "configs"):
         shutil.copytree(ROOT / folder, source / folder)
@@ -241,6 +241,7 @@ def test_a_wheel_holds_everything(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("neurtransformer-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "neurtx/main.py" in names
+    assert any(name.endswith("/share/neurtransformer/constraints.txt") for name in names)
     assert "neurtransformer/models/gpt2-nano/model.safetensors" in names
     for folder in ("neurtransformer", "cli", "configs"):
         home = {"cli": "neurtx", "configs": "neurtransformer/configs"}.get(folder, folder)
