@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.neurtx-ready
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-# PyPI's torch for Linux brings gigabytes of CUDA: the build for CPUs has an index of its own and
-# `+cpu` in its version. Where that index is out of reach, torch comes from where pip looks anyway.
-TORCH := torch==2.13.0
-CPU_BUILDS := --timeout 15 --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu
-CPU := $(if $(filter Linux,$(shell uname -s)),+cpu)
+# PyPI's torch for Linux brings gigabytes of CUDA. torch's own index has the build for CPUs, and pip
+# takes it first: 2.13.0+cpu counts as later than 2.13.0. Where that index is out of reach, torch
+# comes from where pip looks anyway. What torch needs comes with all the rest.
+CPU_TORCH := --no-deps --timeout 15 --retries 1 \
+  --extra-index-url https://download.pytorch.org/whl/cpu torch
 
 .PHONY: help setup test slow demo
 
@@ -27,7 +27,7 @@ $(READY): pyproject.toml setup.py constraints.txt cli/install.py
 	  echo "make: $(PYTHON) is missing: install Python 3.11, or name it: make PYTHON=/path/to/python3.11" >&2; \
 	  exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) $(CPU_BUILDS) "$(TORCH)$(CPU)" || $(PIP) "$(TORCH)"
+	$(PIP) $(CPU_TORCH)
 	$(PIP) --editable ".[dev]"
 	$(BIN)/neurtx install
 	@touch $@

@@ -35,8 +35,8 @@ def _register() -> None:
     Whatever keeps it from that (a package of ours is missing, a torchvision that does not fit
     torch) is told and no more: who imports transformers may want another model of it.
     """
-    half = (n in sys.modules and not hasattr(sys.modules[n], a) for n, a in _NEEDS.items())
     global _failed
+    half = (n in sys.modules and not hasattr(sys.modules[n], a) for n, a in _NEEDS.items())
     if _failed or _AUTO not in sys.modules or _MODEL in sys.modules or any(half):
         return
     try:
