@@ -29,6 +29,10 @@ def command(run: str | None, text: str | None, limit: int, mode: str, as_json: b
     from neurtransformer import runs
 
     folder = runs.resolve("run", run)
+    if mode == "steps":
+        from neurtransformer.spiking.coding import soft_reset_neuron
+
+        soft_reset_neuron()  # says so if SpikingJelly is missing
 
     from neurtransformer.measure.energy import estimate
     from neurtransformer.measure.position import doubled, loss_by_position

@@ -16,6 +16,8 @@ import errno
 import importlib
 import signal
 import traceback
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -110,6 +112,7 @@ def neurtx(ctx: click.Context) -> None:
 
 def main() -> NoReturn:
     """Run the command line and leave with 0 (done), 1 (failed) or 2 (the caller's mistake)."""
+    _refuse_windows()
     process.catch_signals()
     process.open_streams()
     output.quiet()
@@ -124,6 +127,14 @@ def main() -> NoReturn:
             click.echo(f"neurtx: {message}", err=True)
         _drop_unwritten()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse_windows() -> None:
+    if sys.platform == "win32":
+        from neurtransformer.errors import NOT_ON_WINDOWS
+
+        click.echo(f"neurtx: error: {NOT_ON_WINDOWS}", err=True)
+        sys.exit(2)
 
 
 def explain(error: BaseException) -> tuple[str, int]:
@@ -154,8 +165,16 @@ def explain(error: BaseException) -> tuple[str, int]:
         return f"error: {_line(error.object)}: a name must be UTF-8 text here: rename it", 2
     if isinstance(error, OSError) and error.errno in _CALLERS:
         return f"error: {error.filename or 'a file'}: {error.strerror}", 2
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        package = error.name.partition(".")[0]
+    if any(_raised_in("torchvision", each) for each in _chain(error)):
+        return (
+            "error: torchvision does not fit the torch that is installed, and transformers does "
+            "not load beside it: type `pip uninstall -y torchvision`, which neurtx does not need",
+            1,
+        )
+    # transformers says only what it wanted itself; what was missing stands in a cause
+    missing = [each.name for each in _chain(error) if isinstance(each, ModuleNotFoundError)]
+    if isinstance(error, ModuleNotFoundError) and any(missing):
+        package = next(name for name in missing if name).partition(".")[0]
         if package in ("lava", "spikingjelly"):
             return f"error: {package} is not installed: type `neurtx install {package}`", 1
         return f"error: {package} is not installed: `neurtx doctor` says what to type", 1
@@ -179,14 +198,26 @@ def _surrogates(text: object) -> bool:
 
 def _disk_is_full(error: BaseException) -> bool:
     """Whether `error` or what caused it says so: safetensors and HDF5 wrap the system's error."""
-    seen: BaseException | None = error
-    while seen is not None:
+    for seen in _chain(error):
         if isinstance(seen, OSError) and seen.errno in _NO_ROOM:
             return True
         if any(phrase in str(seen).lower() for phrase in _FULL):
             return True
-        seen = seen.__cause__ or seen.__context__
     return False
+
+
+def _raised_in(package: str, error: BaseException) -> bool:
+    """Whether `error` went through a file of `package`."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(package in Path(frame.filename).parts for frame in frames)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """`error`, what caused it, and so on."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
 
 
 def _line(error: object) -> str:

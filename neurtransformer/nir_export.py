@@ -63,7 +63,7 @@ _DRIVE = (
     "Per token, from reset neurons: any number of integration steps, then the fire steps. Channels "
     "[0, inputs): the spikes or counts, in integration steps. Channel `start`: 1 in the first "
     "step. Channels `clock`: the s-th is 1 in the s-th fire step. All else is 0, dt is 1. Add up "
-    "what comes out. Where fire_steps is 0 there are the inputs alone, for one step."
+    "what comes out. Where fire_steps is 0 there are the counts alone, in one step."
 )
 
 
@@ -245,9 +245,15 @@ def _sequence(**nodes: nir.NIRNode) -> nir.NIRGraph:
 def drive(spikes: Integers, fire_steps: int) -> Integers:
     """The input of a chain for one token, or for a batch of them, each from reset neurons.
 
-    spikes: (steps, ..., inputs), binary or graded, or counts with steps = 1.
-    Returns (steps + fire_steps, ..., inputs + 1 + fire_steps).
+    spikes: (steps, ..., inputs), integers; their sum over the steps is the count that they carry,
+    in one step or in several, and never on the way larger than a count can be. fire_steps: of the
+    chain, 0 for one without neurons.
+    Returns (steps + fire_steps, ..., inputs + 1 + fire_steps); without neurons the counts alone,
+    (1, ..., inputs).
     """
+    if not fire_steps:
+        # an affine map adds its bias in every step, so there may be one step only
+        return np.asarray(spikes, dtype=np.int64).sum(0, keepdims=True)
     steps, *batch, inputs = spikes.shape
     driven = np.zeros((steps + fire_steps, *batch, inputs + 1 + fire_steps), dtype=np.int64)
     driven[:steps, ..., :inputs] = spikes

@@ -7,7 +7,6 @@ system without them everything works, except that the leftovers of killed proces
 
 import contextlib
 import errno
-import fcntl
 import json
 import logging
 import math
@@ -17,6 +16,7 @@ import secrets
 import shutil
 import signal
 import stat
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,7 +24,11 @@ from types import FrameType
 from typing import Any, Literal
 
 from neurtransformer import stop
-from neurtransformer.errors import UserError, shortened
+from neurtransformer.errors import NOT_ON_WINDOWS, UserError, shortened
+
+if sys.platform == "win32":
+    raise UserError(NOT_ON_WINDOWS)
+import fcntl
 
 log = logging.getLogger(__name__)
 

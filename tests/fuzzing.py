@@ -58,11 +58,11 @@ CPU_SECONDS, SECONDS, MEMORY = 10, 120, 2**29
 """More than reading takes here on a busy machine, and less than a hang or a bomb."""
 
 
-def tensors_of(seed: int) -> dict[str, np.ndarray]:
+def tensors_of(seed: int, config: IntegerConfig = CONFIG) -> dict[str, np.ndarray]:
     """Integers that fit the layout, biases and thresholds near the middle of their ranges."""
     rng = np.random.default_rng(seed)
     found = {}
-    for name, entry in layout(CONFIG).items():
+    for name, entry in layout(config).items():
         if entry.home == "synapses":
             x = 2 * rng.integers(-127, 128, entry.shape)
         elif name.endswith("shift") and not name.endswith("ssa.shift"):

@@ -116,10 +116,35 @@ main()
     run = [sys.executable, "-c", code]
     done = subprocess.run([*run, "--json"], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
-    assert json.loads(done.stdout)["ok"] is False
+    found = json.loads(done.stdout)
+    assert found["ok"] is False and found["device"] is None
+    checks = {check["name"]: check for check in found["checks"]}
+    assert checks["lava-nc"]["fix"] == "neurtx install lava"
+    assert "simulate" in checks["lava-nc"]["needed_for"]
+    assert checks["torch"]["needed_for"] is None
+    assert checks["system"]["ok"] is True
     done = subprocess.run(run, capture_output=True, text=True)
-    assert "pip install 'torch==2.13.*'" in done.stdout
-    assert "neurtx install lava" in done.stdout
+    index = "--extra-index-url https://download.pytorch.org/whl/cpu"
+    assert f"pip install {index} 'torch==2.13.*'" in done.stdout
+    assert "type: neurtx install lava" in done.stdout
+
+
+def test_doctor_does_not_try_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lava is missing, and nothing else: its probe would only say so once more."""
+    from click.testing import CliRunner
+
+    from neurtx import doctor, install
+
+    installed = {"lava-nc": None, "lava-dl": None}
+    found = install.version
+    monkeypatch.setattr(doctor, "version", lambda name: installed.get(name, found(name)))
+    for name in ("transformers works", "datasets works", "torch works"):
+        monkeypatch.setitem(doctor._PROBES, name, ("print('cpu')", ""))
+    answer = CliRunner().invoke(doctor.command).output
+    bad = [line for line in answer.splitlines() if line.startswith("!!")]
+    assert [line.split()[1] for line in bad] == ["lava-nc", "lava-dl"]
+    assert all("only for simulate" in x and "type: neurtx install lava" in x for x in bad)
+    assert "ok  spikingjelly works" in answer
 
 
 def test_install_has_nothing_to_do_here(tmp_path: Path) -> None:
@@ -230,7 +255,7 @@ def test_a_wheel_holds_everything(tmp_path: Path) -> None:
     import zipfile
 
     # from a copy, for setuptools leaves a build folder that finds its way into the next wheel
-    needed = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
+    needed = ("pyproject.toml", "setup.py", "constraints.txt", "README.md", "LICENSE")
     source = tmp_path / "source"
     for folder in ("neurtransformer", "cli", "configs"):
         shutil.copytree(ROOT / folder, source / folder)
@@ -241,6 +266,7 @@ def test_a_wheel_holds_everything(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("neurtransformer-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "neurtx/main.py" in names
+    assert any(name.endswith("/share/neurtransformer/constraints.txt") for name in names)
     assert "neurtransformer/models/gpt2-nano/model.safetensors" in names
     for folder in ("neurtransformer", "cli", "configs"):
         home = {"cli": "neurtx", "configs": "neurtransformer/configs"}.get(folder, folder)

@@ -1,6 +1,5 @@
 """Lava: stock netx reads our files unchanged, and our processes equal the integer model."""
 
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurtransformer.errors import UserError
 from neurtransformer.integer.arithmetic import LIMIT
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.integer.parts import Trace
@@ -312,11 +310,3 @@ def test_a_dead_process_is_an_error_and_not_a_wait(tmp_path: Path, when: str) ->
     with pytest.raises(LavaFailed):
         run_lava([source, norm], 9)
     assert len(children() - before) <= 1  # multiprocessing's resource tracker stays
-
-
-def test_without_lava(monkeypatch: pytest.MonkeyPatch) -> None:
-    from neurtransformer.loihi import lava_compat
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="neurtx install lava"):
-        lava_compat._mend()

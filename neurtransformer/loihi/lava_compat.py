@@ -12,7 +12,7 @@ stand in the way, and all are mended from outside, for nothing on disk may chang
 import contextlib
 import dataclasses
 import functools
-import importlib.util
+import importlib
 import multiprocessing
 import sys
 import types
@@ -49,8 +49,6 @@ def _bare_package(name: str) -> None:
 
 
 def _mend() -> None:
-    if importlib.util.find_spec("lava") is None or importlib.util.find_spec("lava.lib") is None:
-        raise UserError(MISSING)
     with _hashable_dataclasses():
         importlib.import_module("lava.magma.compiler.var_model")
     forced = functools.partial(multiprocessing.set_start_method, force=True)
@@ -62,4 +60,9 @@ def _mend() -> None:
     _bare_package("lava.lib.dl.slayer")
 
 
-_mend()
+try:
+    _mend()
+except ModuleNotFoundError as missing:
+    if missing.name is None or missing.name.partition(".")[0] != "lava":
+        raise  # installed, but something that it needs is not
+    raise UserError(MISSING) from missing
