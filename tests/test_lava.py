@@ -26,10 +26,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 Sign = Literal["mixed", "positive", "negative"]
 SIGNS: list[Sign] = ["mixed", "positive", "negative"]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def lava() -> None:
-    import neurtransformer.loihi.lava_compat  # noqa: F401
+pytestmark = pytest.mark.usefixtures("lava")
 
 
 # --- netx files in stock Lava ---

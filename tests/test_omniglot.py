@@ -256,11 +256,11 @@ def test_reads_are_sums_over_the_shots(
     assert np.allclose(theirs / gain, expected / KEY_MOST**2 / 2, rtol=1e-3)
 
 
+@pytest.mark.usefixtures("lava")
 def test_lava_is_the_integer_model(
     folder: Path, encoders: plastic.Encoders, episodes: tuple[np.ndarray, Episodes]
 ) -> None:
     """All of the trained network, from a drawing to the logits."""
-    pytest.importorskip("lava", reason="Lava is not installed")
     ink = omniglot.load_drawings(folder).ink.reshape(-1, 28, 28)
     found = evaluate.Evaluation(encoders, ink, 4).in_lava(episodes[1], 1)
     assert found is not None and found["compared"] > 10**6 and found["mismatches"] == 0

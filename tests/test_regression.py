@@ -130,8 +130,8 @@ def test_the_engine_is_better_with_more_bits_and_worse_with_more_examples() -> N
 
 
 @pytest.fixture(scope="module")
-def lava() -> Any:
-    pytest.importorskip("lava", reason="Lava is not installed")
+def engine(lava: None) -> Any:
+    """Lava's own."""
     from neurtransformer.loihi import plasticity
 
     return plasticity
@@ -140,7 +140,7 @@ def lava() -> Any:
 @settings(max_examples=3)
 @given(SEEDS, FEW, FEW, st.integers(1, 8), st.integers(-7, 1))
 def test_lava_is_numpy_integer_for_integer(
-    lava: Any, seed: int, dimension: int, outputs: int, examples: int, exponent: int
+    engine: Any, seed: int, dimension: int, outputs: int, examples: int, exponent: int
 ) -> None:
     """Rounding at random and saturation included."""
     rng = np.random.default_rng(seed)
@@ -148,21 +148,20 @@ def test_lava_is_numpy_integer_for_integer(
         rng.integers(-127, 128, shape)
         for shape in ((examples, dimension), (examples, outputs), (3, dimension))
     )
-    reads, weights = lava.run_outer_products(pre, post, query, exponent)
+    reads, weights = engine.run_outer_products(pre, post, query, exponent)
     ours = outer_products(pre, post, exponent, FORMS["lava"])
     assert (weights == ours).all()
     assert (reads == regression_engine.pairs_read(ours, query)).all()
     assert ours.min() >= WEIGHT_LIMITS[0] and ours.max() <= WEIGHT_LIMITS[1]
 
 
-def test_tasks_side_by_side_in_lava_are_those_in_numpy(
-    lava: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("lava")
+def test_tasks_side_by_side_in_lava_are_those_in_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(regression_engine, "LAVA_TASKS", 2)
     error, mismatches = regression_engine.lava_error()
-    engine, drawn = regression_engine._engine_and_tasks(8, 32, 7)
+    fitted, drawn = regression_engine._engine_and_tasks(8, 32, 7)
     two = tuple(a[:2] for a in drawn)
-    alone = engine.predict(two, FORMS["lava"])
+    alone = fitted.predict(two, FORMS["lava"])
     assert mismatches == 0
     assert error == pytest.approx(relative_error(alone, hebbian_read(*two)))
 

@@ -153,7 +153,8 @@ def test_standard_input_serves_both_splits(
 
 
 def test_data_sets(nano_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     lines = datasets.Dataset.from_dict({"text": ["", " = Title = \n", "", " First line .\n"]})
     rows = datasets.Dataset.from_dict({"id": [1, 2], "content": ["one", "two"]})
     asked = []
@@ -175,8 +176,9 @@ def test_data_sets(nano_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_data_set_without_network(nano_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
-    huggingface_hub = pytest.importorskip("huggingface_hub")
+    import datasets
+    import huggingface_hub
+
     monkeypatch.setattr(hub, "reachable", lambda: False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
