@@ -391,13 +391,14 @@ def test_by_commands(neurtx: Callable[..., Any], tiny_netlist: Path) -> None:
     assert placed["netlist"] == values["netlist"] and placed["fits"]["one chip"]
     attention = placed["layers"][-1]
     assert attention["name"] == "decoder.attention" and attention["cores"] == 1
+    integer = ("--backend", "integer")
     for arguments, message in (
-        (("simulate", "--prompt", "a"), "not text"),
+        (("simulate", "--prompt", "a", *integer), "not text"),
         (("simulate",), "--prompt TEXT"),
         (("simulate", "--prompt", "a", "--data", "."), "--prompt TEXT"),
-        (("simulate", "--data", ".", "--tokens", "3"), "--tokens"),
-        (("simulate", "--data", ".", "--backend", "integer"), "holds no Omniglot"),
-        (("simulate", str(tiny_netlist), "--data", "."), "not drawings"),
+        (("simulate", "--data", ".", "--tokens", "3", *integer), "--tokens"),
+        (("simulate", "--data", ".", *integer), "holds no Omniglot"),
+        (("simulate", str(tiny_netlist), "--data", ".", *integer), "not drawings"),
         (("eval", "omniglot-plastic"), "not a spiking GPT-2"),
         (("report", "omniglot-plastic"), "icl omniglot"),
         (("icl", "omniglot", "gpt2-nano-spiking", "--data", "."), "no plastic transformer"),
