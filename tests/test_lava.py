@@ -254,6 +254,14 @@ def test_simulate_a_prompt(
     assert capfd.readouterr().out == ""
 
 
+def test_all_differences_are_counted() -> None:
+    tally = Tally()
+    for name, differences in (("a", [0, 0]), ("b", [1, -9, 0]), ("c", [2, 2, 2])):
+        theirs = np.arange(len(differences))
+        tally.add(name, theirs + differences, theirs)
+    assert tally == Tally(compared=8, mismatches=5, max_abs_difference=9, first_mismatch="b")
+
+
 def test_a_difference_is_counted(
     tiny_run: Path, nano_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

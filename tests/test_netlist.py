@@ -72,6 +72,39 @@ def test_without_a_positive_weight_there_is_a_silent_input(tmp_path: Path, most:
     assert (netx.read_projection(tmp_path / "a.net", 4, 3, 1) == weight).all()
 
 
+def test_what_stands_in_a_file_of_netx(tmp_path: Path) -> None:
+    """All that stock netx reads: its neurons share a threshold, and their bias comes each step."""
+    weight = np.array([[-256, 2, 0], [254, -2, 4]], np.int16)
+    bias, theta = np.array([80_000, -24]), np.array([10**6, 500_000])
+    for name, thresholds, expected in (
+        ("a", theta // 10**4, 75),  # the median of 100 and 50
+        ("b", theta, 2**17 - 1),
+        ("c", None, 2**17 - 1),
+    ):
+        netx.write_projection(tmp_path / name, weight, bias, thresholds, 8)
+        with h5py.File(tmp_path / name) as file:
+            values = {}
+            file.visititems(
+                lambda k, x, v=values: v.update({k: x[()]}) if hasattr(x, "shape") else None
+            )
+        found = {
+            k: v.tolist() if isinstance(v, np.ndarray | np.integer) else v
+            for k, v in values.items()
+        }
+        assert found == {
+            "layer/0/type": b"input",
+            "layer/0/shape": [3],
+            "layer/1/type": b"dense",
+            "layer/1/shape": [2],
+            "layer/1/weight": weight.tolist(),
+            "layer/1/bias": [4095, -3],
+            "layer/1/neuron/type": b"CUBA",
+            "layer/1/neuron/iDecay": 4096,
+            "layer/1/neuron/vDecay": 0,
+            "layer/1/neuron/vThMant": expected,
+        }
+
+
 @pytest.mark.parametrize(
     ("weight", "message"),
     [

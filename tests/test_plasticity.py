@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from neurtransformer.integer import arithmetic
@@ -73,6 +73,8 @@ def test_lava_is_the_outer_product_where_no_limit_is_met(engine: Any) -> None:
     st.integers(-10, 2),
     st.sampled_from([3, 8, 16]),
 )
+@example(0, 4, 4, 3, 0, 4, -9, 8)  # forgets all; an exponent that the rule does not reach
+@example(1, 4, 4, 3, 2, 4, 2, 8)  # what is written is beyond the accumulator
 def test_lava_is_numpy_integer_for_integer(
     engine: Any,
     seed: int,
@@ -138,6 +140,19 @@ def test_weights_stay_in_their_bits(seed: int, name: str, exponent: int) -> None
         assert weights.min() >= WEIGHT_LIMITS[0] and weights.max() <= WEIGHT_LIMITS[1]
     if form.rounding != "none":
         assert (weights % form.unit == 0).all()
+
+
+def test_what_is_left_and_what_is_written_are_cut_before_they_meet() -> None:
+    """Each to what the accumulator holds, 256 and a little; their sum to a weight's limits."""
+    weight, written = np.array([-200.0, -200, 200, 250]), np.array([400.0, 100, -400, 100])
+    found = learning.learned(weight, written, FORMS["range"], 0.5, np.random.default_rng(0))
+    assert np.allclose(found, [-200 + 256, -100, 200 - 256, 255], atol=0.01)
+    even = learning.learned(weight, written, FORMS["even"], 0.5, np.random.default_rng(0))
+    assert even[-1] == 254
+    assert (
+        (learning.learned(-weight, -written, FORMS["lava"], 0.5, np.random.default_rng(0))[-1])
+        == -256
+    )
 
 
 @given(SEEDS, st.sampled_from(SHIFTS), st.sampled_from(["nearest", "stochastic", "lava"]))

@@ -20,6 +20,9 @@ from neurtransformer.integer.layout import check, layout
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.integer.parts import Encoder
 from neurtransformer.integer.quality import evaluate_integer
+from neurtransformer.loihi.graph import networks
+from neurtransformer.loihi.nodes import Spikes
+from neurtransformer.recipe import Coding
 from neurtransformer.runs import BUNDLED
 from neurtransformer.spiking.convert import convert
 from neurtransformer.spiking.load import load_run
@@ -176,6 +179,28 @@ def test_every_range_by_hand(coding: str, most: int, hidden: int) -> None:
         "h.0.mlp.hidden.theta": (1, (2**23 - 1) // hidden),
         "h.0.mlp.hidden.table": (-(2**14), 2**14),
     }
+
+
+# coding, T, spikes -> bits of what encode, qkv, ssa, merged and hidden neurons send, with sign
+PAYLOADS: dict[tuple[Coding, int, Spikes], tuple[int, int, int, int, int]] = {
+    ("rate", 8, "rate"): (2, 2, 13, 2, 2),  # +-1, and 0..2
+    ("rate", 8, "graded"): (5, 5, 13, 5, 5),  # +-8, and 0..16
+    ("phase", 5, "rate"): (2, 2, 13, 2, 1),
+    ("phase", 5, "graded"): (6, 4, 13, 6, 5),  # +-31, +-5, and 0..31
+}
+
+
+@pytest.mark.parametrize("key", PAYLOADS)
+def test_payloads_have_the_bits_that_they_need(key: tuple[Coding, int, Spikes]) -> None:
+    coding, timesteps, spikes = key
+    config = CONFIG.model_copy(update={"coding": coding, "timesteps": timesteps})
+    nodes = {n.name: n for network in networks(config, spikes, {}) for n in network.nodes}
+    names = "encode", "qkv", "ssa", "merged", "hidden"
+    inside = {n.name: n for net in networks(config, spikes, {})[1:3] for n in net.nodes}
+    assert tuple(inside[name].payload_bits for name in names) == PAYLOADS[key]
+    assert nodes["encode"].payload_bits == 8  # of the head
+    assert nodes["norm"].payload_bits == 16  # +-1.01 of 2^14
+    assert inside["residual"].delay == {"rate": 3, "graded": 4}[spikes]
 
 
 # a projection, the largest count that drives it, how many inputs spike, thresholds beside it

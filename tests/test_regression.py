@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from neurtransformer.errors import UserError
@@ -104,6 +104,7 @@ def test_the_integer_error_is_nothing(bits: int) -> None:
 
 
 @given(SEEDS, FEW, st.integers(1, 2), st.integers(1, 12), st.integers(2, 7))
+@example(0, 2, 1, 200, 7)  # so many that the rule's constant would be below 2^-7
 def test_a_fitted_engine_holds_the_gradient(
     seed: int, dimension: int, outputs: int, examples: int, bits: int
 ) -> None:
@@ -111,6 +112,7 @@ def test_a_fitted_engine_holds_the_gradient(
     rng = np.random.default_rng(seed)
     seen = draw_tasks(rng, 4, dimension, examples, outputs=outputs).seen()
     engine = Engine.fitted(seen, bits)
+    assert (engine.exponent < -7) == (examples == 200) and engine.rule_exponent >= -7
     assert relative_error(engine.predict(seen, FORMS["float"]), hebbian_read(*seen)) < 1e-9
     x, y, query = engine.inputs(seen)
     assert max(abs(trace).max() for trace in (x, y, query)) < 2**7

@@ -123,8 +123,9 @@ def test_other_mistakes(tmp_path: Path, nano_tokenizer: Any) -> None:
     for name in ("nowhere.txt", "/nowhere/at/all", "", "two words"):
         with pytest.raises(UserError, match="no text file"):
             load_blocks(name, nano_tokenizer, 16, split="train")
-    with pytest.raises(UserError, match="2 or more"):
-        load_blocks(None, nano_tokenizer, 16, split="train", limit_tokens=0)
+    for limit in (0, 1):
+        with pytest.raises(UserError, match="2 or more"):
+            load_blocks(None, nano_tokenizer, 16, split="train", limit_tokens=limit)
 
 
 def test_one_token_is_too_short(tmp_path: Path, nano_tokenizer: Any) -> None:
