@@ -7,15 +7,18 @@ from pathlib import Path
 import click
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from neurtransformer.icl import induction
 from neurtransformer.integer.model import IntegerGPT2
+from neurtransformer.spiking.convert import convert
 from neurtransformer.spiking.load import load_run
 
 
 def test_a_perfect_induction_head_scores_one_and_its_neighbours_nothing() -> None:
     ids = induction.repeated(50, 8)
-    assert torch.equal(ids[:, :8], ids[:, 8:]) and int(ids.min()) > 0
+    assert torch.equal(ids[:, :8], ids[:, 8:])
+    assert bool((induction.repeated(2, 8) == 1).all())  # token 0 starts documents
     weights = torch.zeros(1, 3, len(ids), 16, 16)
     for q in range(8, 16):
         weights[0, 0, :, q, q - 7] = 1  # what followed the earlier occurrence
@@ -57,6 +60,27 @@ def test_the_integer_networks_attention_is_the_spiking_networks(tiny_run: Path) 
     ):
         for a, b in zip(mine, other, strict=True):
             assert induction.copying(*a) == pytest.approx(induction.copying(*b), abs=0.2)
+
+
+def test_circuits_are_what_a_head_does_to_a_token() -> None:
+    """What head 1 makes of one token's embedding, and what that adds to the logits, by hand."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 30, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    dense = GPT2LMHeadModel(GPT2Config(**sizes)).eval()
+    with torch.no_grad():
+        for parameter in dense.parameters():
+            parameter.normal_()
+        block = dense.transformer.h[0]
+        token = dense.transformer.wte.weight[7]
+        seen = (token - token.mean()) * block.ln_1.weight
+        value = (seen @ block.attn.c_attn.weight)[16:][4:]
+        written = value @ block.attn.c_proj.weight[4:]
+        logits = dense.lm_head.weight @ ((written - written.mean()) * dense.transformer.ln_f.weight)
+        spiking = convert(dense, torch.arange(16).view(2, 8), 4, "tiny")
+        for form in (induction.dense_form(dense), induction.spiking_form(spiking)):
+            to_value, to_logits = form.circuits()[0][1]
+            assert torch.allclose(to_value[:, 7], value, atol=1e-5)
+            assert torch.allclose(to_logits @ value, logits, atol=1e-4)
 
 
 def test_by_command(

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from neurtransformer.errors import UserError
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.loihi import netlist, netx
+from neurtransformer.loihi.simulate import prompt_ids
 from neurtransformer.runs import read_json, write_json
 from neurtransformer.spiking.load import load_run
 
@@ -83,7 +84,7 @@ def test_what_stands_in_a_file_of_netx(tmp_path: Path) -> None:
     ):
         netx.write_projection(tmp_path / name, weight, bias, thresholds, 8)
         with h5py.File(tmp_path / name) as file:
-            values = {}
+            values: dict[str, Any] = {}
             file.visititems(
                 lambda k, x, v=values: v.update({k: x[()]}) if hasattr(x, "shape") else None
             )
@@ -239,6 +240,8 @@ def _set(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
         (_set("networks", 1, "nodes", 3, "kind", value="softmax"), "kind|nodes"),
         (_set("networks", value={}), "networks"),
         (_set("files", value={}), "does not list"),
+        (lambda manifest: manifest["files"].pop("chip.safetensors"), "not list chip.safetensors"),
+        (lambda manifest: manifest["files"].pop(FILES[0]), f"not list {FILES[0]}"),
         (_set("files", "../../etc/passwd", value={"sha256": "0" * 64, "bytes": 1}), "outside"),
         (_set("files", "/etc/passwd", value={"sha256": "0" * 64, "bytes": 1}), "outside"),
         (_set("files", "more.bin", value={"sha256": "0" * 64, "bytes": 1}), "missing"),
@@ -334,6 +337,14 @@ def test_export_and_simulate_by_command(
     values = json.loads(capfd.readouterr().out)
     assert values["backend"] == "integer" and values["mismatches"] == 0
     assert values["tokens"] > 0 and values["steps"] > 0 and values["text"] and values["same_text"]
+
+
+def test_a_prompt_may_fill_all_positions(original: netlist.TextNetlist) -> None:
+    """Sixteen: the last token that is written is not read."""
+    assert len(prompt_ids(original, "x" * 15, 2)) == len(prompt_ids(original, "x" * 16, 1)) - 1
+    for prompt, tokens in (("x" * 15, 3), ("x" * 17, 1)):
+        with pytest.raises(UserError, match="16 positions"):
+            prompt_ids(original, prompt, tokens)
 
 
 def test_nothing_is_left_of_a_failed_export(

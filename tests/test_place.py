@@ -251,6 +251,30 @@ def test_what_a_model_by_name_asks_for() -> None:
     assert {n.most for net in graph for n in net.nodes if n.kind == "gelu_neurons"} == {16}
 
 
+def test_the_stream_goes_from_network_to_network() -> None:
+    """From what ends one to the norm of the next, and by it to what ends that."""
+    placement = place(networks(gpt2(1, 2, 4, 8, 9), "rate", {}), LOIHI2)
+    names = [layer.name.removeprefix("h.0.") for layer in placement.layers]
+    found = {(names[edge.sender], names[edge.receiver]) for edge in placement.edges}
+    assert found == {
+        ("embed.table", "attn.norm"),
+        ("embed.table", "attn.c_proj"),
+        ("attn.norm", "attn.encode"),
+        ("attn.encode", "attn.c_attn"),
+        ("attn.c_attn", "attn.ssa"),
+        ("attn.ssa", "attn.merged"),
+        ("attn.merged", "attn.c_proj"),
+        ("attn.c_proj", "mlp.norm"),
+        ("attn.c_proj", "mlp.c_proj"),
+        ("mlp.norm", "mlp.encode"),
+        ("mlp.encode", "mlp.c_fc"),
+        ("mlp.c_fc", "mlp.c_proj"),
+        ("mlp.c_proj", "head.norm"),
+        ("head.norm", "head.encode"),
+        ("head.encode", "head.lm_head"),
+    }
+
+
 def test_split_by_outputs() -> None:
     # 100 weights and entries for 100 axons of 32 bits: 3,200 + 800 bits a neuron
     chip = chip_with(synaptic_bytes=(3200 + 800 * 7) // 8)
@@ -355,7 +379,8 @@ def test_what_attention_asks_for_by_hand() -> None:
     ssa = SimpleNamespace(
         kind="ssa", name="ssa", outputs=8, heads=4, dim=2, key_dim=5, level_bits=3, state_bits=24
     )
-    placement = place([SimpleNamespace(name="n", nodes=[ssa], wires=[])], LOIHI2)
+    graph: list[Any] = [SimpleNamespace(name="n", nodes=[ssa], wires=[])]
+    placement = place(graph, LOIHI2)
     (part,) = placement.parts
     neurons, inputs = 4 * 3, 4 * (2 * 5 + 2)  # the divisor's neuron; queries, keys and values
     assert tuple(used(placement, part)) == (

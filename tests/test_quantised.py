@@ -194,9 +194,13 @@ PAYLOADS: dict[tuple[Coding, int, Spikes], tuple[int, int, int, int, int]] = {
 def test_payloads_have_the_bits_that_they_need(key: tuple[Coding, int, Spikes]) -> None:
     coding, timesteps, spikes = key
     config = CONFIG.model_copy(update={"coding": coding, "timesteps": timesteps})
-    nodes = {n.name: n for network in networks(config, spikes, {}) for n in network.nodes}
+    nodes: dict[str, Any] = {
+        n.name: n for network in networks(config, spikes, {}) for n in network.nodes
+    }
     names = "encode", "qkv", "ssa", "merged", "hidden"
-    inside = {n.name: n for net in networks(config, spikes, {})[1:3] for n in net.nodes}
+    inside: dict[str, Any] = {
+        n.name: n for net in networks(config, spikes, {})[1:3] for n in net.nodes
+    }
     assert tuple(inside[name].payload_bits for name in names) == PAYLOADS[key]
     assert nodes["encode"].payload_bits == 8  # of the head
     assert nodes["norm"].payload_bits == 16  # +-1.01 of 2^14

@@ -211,6 +211,14 @@ def test_a_trained_linear_layer_does_a_gradient_step(monkeypatch: pytest.MonkeyP
     assert all(
         torch.equal(a, b) for a, b in zip(layer.parameters(), again.parameters(), strict=True)
     )
+    (noisy,) = regression_learned.train(1, False, 5, 0.5)
+    assert not torch.equal(noisy.value, layer.value)
+    monkeypatch.setattr(regression_learned, "MODELS", {})
+    strengths = [
+        regression_learned.compare(noise, notes.append)["parameters"]["ridge"]
+        for noise in (0.0, 0.5)
+    ]
+    assert strengths[0][0] < 1e-3 and strengths[1][0] in (0.125, 0.25, 0.5)
     drawn = draw_tasks(np.random.default_rng(1), 20, 5, 10)
     written = hebbian_read(*regression_learned.fast_weights(layer, drawn))
     assert np.allclose(written, regression_learned.predict([layer], drawn))
