@@ -100,7 +100,10 @@ def test_phase_coding_all_the_way(neurtx: Any, tiny_dense_folder: Path, tmp_path
 def test_the_run_that_ships_is_as_good_as_its_card_says(neurtx: Any, tmp_path: Path) -> None:
     done = neurtx("eval", "gpt2-nano-spiking", "--limit", "1024", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["ppl_ratio"] < 1.09
+    values = json.loads(done.stdout)
+    assert values["ppl_ratio"] == pytest.approx(1.078, abs=0.01)
+    assert values["ppl_dense"] == pytest.approx(88.42, rel=0.01)
+    assert values["cosine_similarity"] == pytest.approx(0.9697, abs=0.003)
     assert "stays as it is" in neurtx("finetune", "gpt2-nano-spiking").mistake()
     page = neurtx("report", "gpt2-nano-spiking")
     assert page.returncode == 0 and (tmp_path / "report.html").exists()

@@ -1,6 +1,7 @@
 """Induction measures: on networks whose attention is known, and by the command."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,6 +82,40 @@ def test_circuits_are_what_a_head_does_to_a_token() -> None:
             to_value, to_logits = form.circuits()[0][1]
             assert torch.allclose(to_value[:, 7], value, atol=1e-5)
             assert torch.allclose(to_logits @ value, logits, atol=1e-4)
+
+
+def test_all_measures_of_a_form() -> None:
+    """Of a network whose head 1 of layer 2 copies, and which learns from token 60 on."""
+    asked = []
+
+    def attention(ids: torch.Tensor) -> torch.Tensor:
+        asked.append(ids)
+        length = ids.shape[1]
+        weights = torch.zeros(3, 2, len(ids), length, length)
+        weights[2, 1] = torch.eye(length).roll(1 - length // 2, 1)
+        return weights
+
+    def logits(ids: torch.Tensor) -> torch.Tensor:
+        position = torch.arange(ids.shape[1])
+        found = torch.zeros(*ids.shape, 9)
+        found[..., 0] = torch.where(position < 60, 0.0, 5.0)
+        return found
+
+    one = torch.eye(9)
+    form = induction.Form(attention, logits, lambda: 3 * [[(one, one), (one, -one)]])
+    found = induction.measure(form, 9, torch.zeros(2, 512, dtype=torch.long))
+    assert asked[0].shape == (8, 128)  # 64 tokens, twice
+    assert found["best_head"] == [2, 1] and found["prefix_matching_max"] == 1
+    assert sum(map(sum, found["prefix_matching"])) == 1
+    assert found["copying"] == 3 * [pytest.approx([1, -1])]
+    later = math.log(math.exp(5) + 8) - 5
+    assert found["loss_late"] == pytest.approx(later, abs=1e-5)
+    # the losses of tokens 38 to 61, two of which are low
+    assert found["loss_early"] == pytest.approx((22 * math.log(9) + 2 * later) / 24, rel=1e-5)
+    assert found["icl_score"] == pytest.approx(found["loss_late"] - found["loss_early"])
+    assert found["icl_score"] < -1
+    short = induction.measure(form, 9, torch.zeros(1, 40, dtype=torch.long))
+    assert asked[1].shape == (8, 40) and short["prefix_matching_max"] == 1
 
 
 def test_by_command(

@@ -320,8 +320,13 @@ def neurtx(*arguments: str) -> int:
 
 
 def test_export_and_simulate_by_command(
-    tiny_run: Path, copy_of: Copy, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tiny_run: Path,
+    copy_of: Copy,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # where the last netlist is noted
     run, target = copy_of(tiny_run), tmp_path / "net"
     assert neurtx("export", str(run), "--target", "loihi2", "--out", str(target), "--json") == 0
     values = json.loads(capfd.readouterr().out)
