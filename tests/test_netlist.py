@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from neurtransformer.errors import UserError
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.loihi import netlist, netx
+from neurtransformer.loihi import simulate as simulation
 from neurtransformer.loihi.simulate import prompt_ids
 from neurtransformer.runs import read_json, write_json
 from neurtransformer.spiking.load import load_run
@@ -350,6 +351,22 @@ def test_a_prompt_may_fill_all_positions(original: netlist.TextNetlist) -> None:
     for prompt, tokens in (("x" * 15, 3), ("x" * 17, 1)):
         with pytest.raises(UserError, match="16 positions"):
             prompt_ids(original, prompt, tokens)
+
+
+def test_steps_that_are_not_the_counts_are_told(
+    original: netlist.TextNetlist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = simulation._counts
+    assert simulation.simulate(original, [1, 2], "integer")["mismatches"] == 0
+
+    def other(model: IntegerGPT2, network: Any, x: Any) -> Any:
+        counts = whole(model, network, x)
+        counts[-1, 0] += network.name == "h.0.attn"
+        return counts
+
+    monkeypatch.setattr(simulation, "_counts", other)
+    found = simulation.simulate(original, [1, 2], "integer")
+    assert (found["mismatches"], found["first_mismatch"]) == (1, "h.0.attn.counts")
 
 
 def test_nothing_is_left_of_a_failed_export(

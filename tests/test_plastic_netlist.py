@@ -283,6 +283,16 @@ def test_a_difference_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert found["first_mismatch"] == "decoder.attention.weight"
 
 
+def test_steps_that_are_not_the_counts_are_told(tmp_path: Path) -> None:
+    config = sizes(4, 2, (2, 3))
+    netlist.write(tmp_path, random_model(config, 0), None, "rate")
+    found = netlist.read_plastic(tmp_path)
+    keys, (ink, _) = found.model.keys, sequence(config, 0, 3)
+    found.model.keys = lambda ink: keys(ink) ^ 1  # type: ignore[method-assign]
+    values = simulate_episode(found, ink, np.array([0, 1, -1]), "integer")
+    assert values["mismatches"] > 0 and values["first_mismatch"] == "decoder.counts"
+
+
 # --- files ---
 
 

@@ -123,6 +123,17 @@ def test_a_fitted_engine_holds_the_gradient(
         assert relative_error(limited, unlimited) < 0.02
 
 
+def test_traces_of_few_bits_are_the_upper_ones() -> None:
+    ones = tuple(np.array([[[0.0, 0.5, -1.0]]]) for _ in range(3))
+    for bits, expected in (
+        (7, [0, 64, -127]),
+        (3, [0, 4 << 4, -7 << 4]),
+        (2, [0, 2 << 5, -3 << 5]),
+    ):
+        for traces in Engine((1.0, 1.0, 1.0), 0, bits).inputs(ones):
+            assert traces.ravel().tolist() == expected
+
+
 def test_the_engine_is_better_with_more_bits_and_worse_with_more_examples() -> None:
     coarse, fine = (regression_engine.engine_errors(bits=bits) for bits in (3, 7))
     few, many = (regression_engine.engine_errors(examples=examples) for examples in (8, 256))
