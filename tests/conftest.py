@@ -21,7 +21,19 @@ settings.load_profile("neurtx")
 
 pytest.register_assert_rewrite("fuzzing")
 
+WITHOUT_LAVA = "NEURTX_TEST_WITHOUT_LAVA"
+"""Set to 1, the environment variable that lets the tests that need Lava be skipped."""
+
 NANO = Path(__file__).parent.parent / "neurtransformer" / "models" / "gpt2-nano"
+
+
+@pytest.fixture(scope="session")
+def lava() -> None:
+    """Lava, without which the central claim is not tested: its tests fail then and are not skipped,
+    but for those who ask for that."""
+    if os.environ.get(WITHOUT_LAVA) == "1":
+        pytest.skip(f"{WITHOUT_LAVA} is set")
+    import neurtransformer.loihi.lava_compat  # noqa: F401
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neurtransformer.measure.energy import (
+    ALTERNATIVES,
     FLOAT,
     Prices,
     compare,
@@ -83,18 +84,61 @@ def test_dense_operations_by_hand() -> None:
 
 def test_spiking_attention_by_hand() -> None:
     """Left out forgetting or neuron updates, and this fails."""
-    assert {name: (ops.mac, ops.ac) for name, ops in spiking_attention(SMALL, SPIKES).items()} == {
+    found = spiking_attention(SMALL, SPIKES)
+    assert {name: astuple(ops) for name, ops in found.items()} == {
         # 16 queries, 16 keys, 8 values; a column is 4 values and the witness
-        "c_attn": (0, 10 * 40),
-        "write": (4 * 1 + 4 * 5, 5 + 7),
-        "present": (3 * 5, 0),
-        "forget": (0, 2 * 5 * 8),
-        "read": (6 * 5 + 6, 6 * 5 + 6 + 2),
-        "normalise": (8, 2 * 8 + 3 * 2),
-        "c_proj": (0, 9 * 8),
-        # 3 signed populations of 8 at 3 ACs a step, 2 unsigned of 16 at 2, and a reset per spike
-        "neurons": (0, 4 * (3 * 8 * 3 + 2 * 16 * 2) + 10 + 6 + 5 + 7 + 9),
+        "c_attn": (0, 10 * 40, 10 * 40),
+        "write": (4 * 1 + 4 * 5, 5 + 7, 2 * 4 * 5),
+        "present": (3 * 5, 0, 2 * 3 * 5),
+        "forget": (0, 2 * 5 * 8, 2 * 2 * 5 * 8),
+        "read": (6 * 5 + 6, 6 * 5 + 6 + 2, 6 * 5),
+        "normalise": (8, 2 * 8 + 3 * 2, 2),
+        "c_proj": (0, 9 * 8, 9 * 8),
+        # 3 signed populations of 8 at 3 ACs a step, 2 unsigned of 16 at 2, and a reset per spike;
+        # in 2 T steps each membrane is read and written
+        "neurons": (0, 4 * (3 * 8 * 3 + 2 * 16 * 2) + 10 + 6 + 5 + 7 + 9, 8 * 2 * (3 * 8 + 2 * 16)),
     }
+
+
+def test_phase_coding_by_hand() -> None:
+    """What hears phase-coded spikes doubles its membrane, one AC a step; hidden neurons are single.
+
+    Graded spikes carry a count, so nothing doubles then, and a phase is one step.
+    """
+    phase = replace(SMALL, coding="phase")
+    rate, found = (spiking_attention(s, SPIKES)["neurons"] for s in (SMALL, phase))
+    assert found == replace(rate, ac=rate.ac + 4 * (2 * 16 + 8))
+    hidden = spiking_feed_forward(phase, SPIKES)["neurons"]
+    assert hidden.ac == 4 * (3 * 8 + 3 * 32) + 11 + 20
+    active = LayerSpikes(*range(1, 10))
+    parts = operations(phase, [SPIKES], [active])
+    attention, mlp = (parts[name]["graded"] for name in ("attention", "feed_forward"))
+    assert astuple(attention["c_attn"]) == (1 * 40, 0, 1 * 40)
+    assert astuple(attention["c_proj"]) == (7 * 8, 0, 7 * 8)
+    assert attention["neurons"].ac == 3 * 8 * 3 + 2 * 16 * 2 + 1 + 2 + 3 + 6 + 7
+    assert astuple(mlp["c_fc"]) == (8 * 32, 0, 8 * 32)
+    # one step of rate coding: the hidden channels are pairs again
+    assert mlp["neurons"].ac == 3 * (8 + 32) + 8 + 9
+
+
+def test_what_both_models_share_by_hand() -> None:
+    assert {name: astuple(ops) for name, ops in shared(replace(SMALL, layers=3)).items()} == {
+        "embeddings": (0, 8, 2 * 8),
+        # mean, variance, scaling, and gain with bias; each channel is read and written
+        "layer norms": (7 * 4 * 8, 0, 7 * 2 * 8),
+        "residuals": (0, 2 * 3 * 8, 0),
+        "lm_head": (800, 0, 800),
+    }
+
+
+def test_sizes_come_from_the_config() -> None:
+    from neurtransformer.spiking.config import SpikingGPT2Config
+
+    sizes = {"n_embd": 8, "n_head": 2, "n_layer": 1, "vocab_size": 100, "n_positions": 5}
+    config = SpikingGPT2Config(**sizes, timesteps=4)
+    assert Shape.of(config) == SMALL
+    config = SpikingGPT2Config(**sizes, timesteps=3, n_inner=7, coding="phase")
+    assert Shape.of(config) == replace(SMALL, hidden=7, timesteps=3, coding="phase")
 
 
 def test_spiking_feed_forward_by_hand() -> None:
@@ -166,7 +210,9 @@ def test_reduction() -> None:
     one = compare({"dense": Ops(1, 0, 1), "spiking": Ops(0, 1, 2), "graded": Ops(1, 0, 1)})
     assert one["reduction_percent"] == pytest.approx(100 * (1 - 0.9 / 4.6))
     assert one["memory_reduction_percent"] == -100
-    assert (FLOAT.mac_pj, FLOAT.ac_pj) == (4.6, 0.9)
+    assert one["memory_dense_dram_j"] == pytest.approx(32 / 64 * 1300e-12)
+    assert one["memory_spiking_j"] == pytest.approx(2 * 32 / 64 * 100e-12)
+    assert [(p.mac_pj, p.ac_pj) for p in ALTERNATIVES] == [(4.6, 0.9), (3.2, 0.1), (0.3, 0.1)]
 
 
 def test_the_parts_of_two_blocks_add_up() -> None:
@@ -211,12 +257,23 @@ def test_measured_spikes_are_the_neurons_own(loaded: Any) -> None:
     assert active.key == pytest.approx(first.written) and active.written == first.written
     assert first.present == pytest.approx(float((key[:, 1] > 0).sum()) / 30)
     assert all(a <= b for a, b in zip(astuple(active), astuple(first), strict=True))
+    for name, layer in {
+        "encode": "attn.encode",
+        "merged": "attn.merged",
+        "mlp_encode": "mlp.encode",
+        "hidden": "mlp.hidden",
+    }.items():
+        for found, sums in ((first, counter.spikes), (active, counter.active)):
+            assert getattr(found, name) == pytest.approx(float(sums[f"0.{layer}"].sum()) / 30)
+    totals = list(counter.spikes.values())
+    assert len({float(x.sum()) for x in totals}) == len(totals)  # so that none passes for another
 
 
 def test_the_estimate_is_the_sum_of_its_breakdown(loaded: Any) -> None:
     import torch
 
-    values = estimate(loaded, measure_spikes(loaded, torch.arange(64).view(2, 32)))
+    counter = measure_spikes(loaded, torch.arange(64).view(2, 32))
+    values = estimate(loaded, counter)
     for form in ("dense", "spiking"):
         rows = [row for part in values["operations"].values() for row in part.values()]
         macs, acs = (sum(row[f"{form}_{unit}"] for row in rows) for unit in ("macs", "acs"))
@@ -226,6 +283,16 @@ def test_the_estimate_is_the_sum_of_its_breakdown(loaded: Any) -> None:
         values["attention"]["reduction_percent"]
     )
     assert values["constants"] | asdict(FLOAT) == values["constants"]
+    memory = {"sram_pj_per_64_bits": 100, "dram_pj_per_64_bits": 1300, "word_bits": 32}
+    assert values["constants"] | memory == values["constants"]
+    for name, count in counter.mean_counts().items():
+        assert values["spike_rate_by_layer"][name] == pytest.approx(count / 4)
+    # graded: as many spikes as neurons that send any
+    sent = sum(float(counter.active[f"{i}.attn.encode"].sum()) / 64 for i in (0, 1))
+    macs = values["operations"]["attention"]["c_attn"]["graded_macs"]
+    assert macs == pytest.approx(sent * 5 * 64)
+    saved = values["model"]["memory_spiking_j"] / values["model"]["memory_dense_j"]
+    assert values["model"]["memory_reduction_percent"] == pytest.approx(100 * (1 - saved))
 
 
 def test_the_command(tiny_run: Path, copy_of: Callable[[Path], Path], tmp_path: Path) -> None:

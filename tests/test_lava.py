@@ -24,10 +24,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 Sign = Literal["mixed", "positive", "negative"]
 SIGNS: list[Sign] = ["mixed", "positive", "negative"]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def lava() -> None:
-    import neurtransformer.loihi.lava_compat  # noqa: F401
+pytestmark = pytest.mark.usefixtures("lava")
 
 
 # --- netx files in stock Lava ---
@@ -253,6 +250,14 @@ def test_simulate_a_prompt(
     continuation = model.generate(torch.tensor([ids]), 3)[0, len(ids) :]
     assert values["text"] == nano_tokenizer.decode(continuation) and values["same_text"]
     assert capfd.readouterr().out == ""
+
+
+def test_all_differences_are_counted() -> None:
+    tally = Tally()
+    for name, differences in (("a", [0, 0]), ("b", [1, -9, 0]), ("c", [2, 2, 2])):
+        theirs = np.arange(len(differences))
+        tally.add(name, theirs + differences, theirs)
+    assert tally == Tally(compared=8, mismatches=5, max_abs_difference=9, first_mismatch="b")
 
 
 def test_a_difference_is_counted(

@@ -93,6 +93,40 @@ def _as_dense(model: Any) -> Any:
     return forward
 
 
+def test_evaluating_by_hand(tiny_run: Path) -> None:
+    """Against another model than itself, token by token in float64."""
+    model, _ = load_run(tiny_run)
+    dense, text = load_teacher(model), tokens(3, 20)
+    with torch.no_grad():
+        dense.transformer.wte.weight.mul_(3)
+    with counting_spikes(model) as counter:
+        values = evaluate(model, dense, text, counter, batch=2)
+    with torch.no_grad():
+        ours, theirs = model(text), dense(text)
+        hidden = dense.transformer(text)[0].double(), ours.last_hidden_state.double()
+    logits = theirs.logits.double(), ours.logits.double()
+    ppl = []
+    for x in logits:
+        shares = x.softmax(-1)
+        right = [shares[i, j, text[i, j + 1]] for i in range(3) for j in range(19)]
+        ppl.append(math.exp(-sum(math.log(p) for p in right) / len(right)))
+    assert [values["ppl_dense"], values["ppl_spiking"]] == pytest.approx(ppl, rel=1e-4)
+    assert values["ppl_ratio"] == pytest.approx(ppl[1] / ppl[0], rel=1e-4) and ppl[1] != ppl[0]
+    for name, (a, b) in (("cosine_similarity", hidden), ("cosine_similarity_logits", logits)):
+        cosine = (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+        assert values[name] == pytest.approx(float(cosine.mean()), abs=1e-5)
+    agreed = [
+        int(a.argmax()) == int(b.argmax()) for a, b in zip(*map(_tokens, logits), strict=True)
+    ]
+    assert values["token_agreement"] == pytest.approx(sum(agreed) / 60) and 0 < sum(agreed) < 60
+    neurons = 2 * (64 + 5 * 64 + 64 + 64 + 256)
+    assert values["mean_spike_rate"] == pytest.approx(values["spikes_per_token"] / neurons / 4)
+
+
+def _tokens(x: Tensor) -> list[Tensor]:
+    return list(x.flatten(0, 1))
+
+
 def test_joined_blocks_are_a_quarter_of_the_text() -> None:
     text = torch.arange(18 * 4).view(18, 4)
     assert torch.equal(doubled(text), torch.arange(16).view(2, 8))

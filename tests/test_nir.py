@@ -75,7 +75,6 @@ def interpret(graph: nir.NIRGraph, driven: Integers, reset: Reset = "to v_reset"
 
 def spikingjelly(path: Path, driven: Integers) -> np.ndarray:
     """The file, imported and run by SpikingJelly."""
-    pytest.importorskip("nirtorch")
     from spikingjelly.activation_based.nir_exchange import import_from_nir
 
     network, state = import_from_nir(path, dt=1.0), None

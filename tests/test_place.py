@@ -1,6 +1,7 @@
 """Placing on cores and chips: no limit broken, everything placed once, near the lower bound."""
 
 import json
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from neurtransformer.dense import KNOWN
 from neurtransformer.errors import UserError
 from neurtransformer.integer.config import IntegerConfig
+from neurtransformer.integer.plastic import ConvolutionSizes, PlasticConfig
 from neurtransformer.loihi.chip import Chip, Core, capacity, load_chip
 from neurtransformer.loihi.graph import networks
 from neurtransformer.loihi.place import (
@@ -27,6 +29,7 @@ from neurtransformer.loihi.place import (
     summary,
     used,
 )
+from neurtransformer.loihi.plastic_graph import plastic_networks
 
 LOIHI2 = load_chip()
 FAMILY_FACTOR = 1.25
@@ -57,7 +60,27 @@ def graphs(config: IntegerConfig) -> st.SearchStrategy[list[Any]]:
     return st.sampled_from([networks(config, "rate", {}), networks(config, "graded", {})])
 
 
+def pictures(side: int, ways: int, channels: list[int], kernels: list[int]) -> list[Any]:
+    """The graph of a plastic transformer: convolutions, and synapses that learn."""
+    config = PlasticConfig(
+        side=side,
+        ways=ways,
+        convolutions=tuple(
+            ConvolutionSizes(inputs=i, outputs=o, kernel=k)
+            for i, o, k in zip([1, *channels], channels, kernels, strict=False)
+        ),
+    )
+    return list(plastic_networks(config, "rate"))
+
+
 sizes = st.integers(1, 60)
+learning = st.builds(
+    pictures,
+    st.integers(1, 9),
+    st.integers(1, 6),
+    st.lists(st.integers(1, 5), min_size=2, max_size=2),
+    st.lists(st.sampled_from([1, 3, 5]), min_size=2, max_size=2),
+)
 small = st.builds(gpt2, st.integers(1, 2), st.integers(1, 5), st.integers(1, 20), sizes, sizes)
 large = st.builds(
     gpt2,
@@ -67,6 +90,7 @@ large = st.builds(
     st.integers(256, 8192),
     st.integers(256, 60_000),
 )
+any_graph = small.flatmap(graphs) | learning
 cores = st.builds(
     Core,
     neurons=st.integers(1, 400),
@@ -95,7 +119,7 @@ def placed(graph: list[Any], chip: Chip) -> Placement:
 # --- laws ---
 
 
-@given(small.flatmap(graphs), chips)
+@given(any_graph, chips)
 def test_every_neuron_and_synapse_is_placed_once(graph: list[Any], chip: Chip) -> None:
     placement = placed(graph, chip)
     counts = [np.zeros((x.groups, x.rows, x.columns), int) for x in placement.layers]
@@ -128,7 +152,7 @@ def test_every_node_has_its_layer(config: IntegerConfig) -> None:
         assert {x.name: (x.groups * x.rows, x.columns) for x in layers} == wanted
 
 
-@given(small.flatmap(graphs), chips)
+@given(any_graph, chips)
 def test_no_core_is_over_a_limit(graph: list[Any], chip: Chip) -> None:
     """Axons are counted anew, from which part hears which output of which other."""
     placement = placed(graph, chip)
@@ -137,8 +161,8 @@ def test_no_core_is_over_a_limit(graph: list[Any], chip: Chip) -> None:
     inputs = [0] * len(parts)
     for core, part in enumerate(parts):
         for edge in placement.edges:
-            for start, stop in _taken(edge, layers[part.layer], part):
-                if edge.receiver == part.layer:
+            if edge.receiver == part.layer:
+                for start, stop in _taken(edge, layers[part.layer], part):
                     heard = hearers[edge.sender][max(0, start) : max(0, stop)]
                     heard += 1
                     inputs[core] += len(heard)
@@ -155,7 +179,7 @@ def test_no_core_is_over_a_limit(graph: list[Any], chip: Chip) -> None:
     assert inter_chip_axons(placement)[1] == sum(h.sum() for h in hearers)
 
 
-@given(small.flatmap(graphs), chips, st.data())
+@given(any_graph, chips, st.data())
 def test_a_smaller_chip_never_needs_fewer_cores(
     graph: list[Any], chip: Chip, data: st.DataObject
 ) -> None:
@@ -169,7 +193,7 @@ def test_a_smaller_chip_never_needs_fewer_cores(
     assert larger.chips <= smaller.chips
 
 
-@given(small.flatmap(graphs), chips)
+@given(any_graph, chips)
 def test_chips_are_at_least_the_bound(graph: list[Any], chip: Chip) -> None:
     found = summary(placed(graph, chip))
     assert found["chips"] >= found["lower_bound_chips"] >= 1
@@ -178,6 +202,7 @@ def test_chips_are_at_least_the_bound(graph: list[Any], chip: Chip) -> None:
     assert found["cores"] == sum(layer["cores"] for layer in found["layers"])
     assert found["inter_chip_axons"] <= found["axons"]
     assert found["fits"] == {n: found["chips"] <= c for n, c in chip.systems.items()}
+    assert found["chips"] == math.ceil(found["cores"] / chip.cores_per_chip)
 
 
 @given(large.flatmap(graphs))
@@ -215,6 +240,39 @@ def one_matrix(outputs: int, inputs: int) -> list[Any]:
     ]
     wires = [("host", "c_fc"), ("c_fc", "end")]
     return [SimpleNamespace(name="n", nodes=nodes, wires=wires)]
+
+
+def test_what_a_model_by_name_asks_for() -> None:
+    graph = graph_of(KNOWN["gpt2-small"])
+    weights = sum(n.inputs * n.outputs for net in graph for n in net.nodes if n.kind == "synapses")
+    # c_attn has two queries and two keys for each value
+    block = 768 * (5 * 768 + 768 + 2 * 3072)
+    assert weights == 12 * block + 768 * (50257 + 1024) + 50257 * 768
+    assert {n.most for net in graph for n in net.nodes if n.kind == "gelu_neurons"} == {16}
+
+
+def test_the_stream_goes_from_network_to_network() -> None:
+    """From what ends one to the norm of the next, and by it to what ends that."""
+    placement = place(networks(gpt2(1, 2, 4, 8, 9), "rate", {}), LOIHI2)
+    names = [layer.name.removeprefix("h.0.") for layer in placement.layers]
+    found = {(names[edge.sender], names[edge.receiver]) for edge in placement.edges}
+    assert found == {
+        ("embed.table", "attn.norm"),
+        ("embed.table", "attn.c_proj"),
+        ("attn.norm", "attn.encode"),
+        ("attn.encode", "attn.c_attn"),
+        ("attn.c_attn", "attn.ssa"),
+        ("attn.ssa", "attn.merged"),
+        ("attn.merged", "attn.c_proj"),
+        ("attn.c_proj", "mlp.norm"),
+        ("attn.c_proj", "mlp.c_proj"),
+        ("mlp.norm", "mlp.encode"),
+        ("mlp.encode", "mlp.c_fc"),
+        ("mlp.c_fc", "mlp.c_proj"),
+        ("mlp.c_proj", "head.norm"),
+        ("head.norm", "head.encode"),
+        ("head.encode", "head.lm_head"),
+    }
 
 
 def test_split_by_outputs() -> None:
@@ -290,6 +348,49 @@ def test_an_unknown_node_is_named() -> None:
     graph[0].nodes[2].kind = "wishes"
     with pytest.raises(UserError, match=r"n\.c_fc: .* kind 'wishes'"):
         place(graph, LOIHI2)
+
+
+# node -> neurons, bits of synapses and axons, bits of states and tables, input and output axons of
+# one part that holds all of it, with an output axon of 16 bits each
+@pytest.mark.parametrize(
+    ("node", "expected"),
+    [
+        # u, v, bias, theta of 24 bits
+        ({"kind": "coding_neurons"}, (3, 3 * 10 * 8 + 10 * 32, 3 * 4 * 24, 10)),
+        # and center, mantissa with shift; the GELU
+        ({"kind": "gelu_neurons"}, (3, 3 * 10 * 8 + 10 * 32, 3 * 6 * 24 + 256 * 16, 10)),
+        # u, bias, mantissa with shift, and the stream of two phases
+        ({"kind": "accumulator", "delay": 2}, (3, 3 * 10 * 8 + 10 * 32, 3 * 5 * 24, 10)),
+    ],
+)
+def test_what_neurons_ask_for_by_hand(node: dict[str, Any], expected: tuple[int, ...]) -> None:
+    graph = one_matrix(3, 10)
+    graph[0].nodes[2] = SimpleNamespace(**{"name": "end", "outputs": 3, **node})
+    placement = place(graph, LOIHI2)
+    (part,) = placement.parts
+    neurons, synapses, states, inputs = expected
+    assert tuple(used(placement, part)) == (neurons, synapses, states + 3 * AXON, inputs, 3)
+
+
+AXON = LOIHI2.width.output_axon
+
+
+def test_what_attention_asks_for_by_hand() -> None:
+    ssa = SimpleNamespace(
+        kind="ssa", name="ssa", outputs=8, heads=4, dim=2, key_dim=5, level_bits=3, state_bits=24
+    )
+    graph: list[Any] = [SimpleNamespace(name="n", nodes=[ssa], wires=[])]
+    placement = place(graph, LOIHI2)
+    (part,) = placement.parts
+    neurons, inputs = 4 * 3, 4 * (2 * 5 + 2)  # the divisor's neuron; queries, keys and values
+    assert tuple(used(placement, part)) == (
+        neurons,
+        neurons * 5 * 24 + inputs * LOIHI2.width.input_axon,
+        # u and v; counts that wait, 4 bits for each key; the reciprocals
+        neurons * 2 * 24 + 4 * 5 * 4 + 128 * 8 + 8 * AXON,
+        inputs,
+        8,
+    )
 
 
 # --- the command ---

@@ -90,6 +90,24 @@ def test_force_replaces_only_folders_of_ours(here: Path, monkeypatch: pytest.Mon
     assert (home / "thesis.txt").exists()
 
 
+def test_an_old_folder_stays_where_the_new_one_cannot_be_put(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(here / "run", "old")
+    rename = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.name.startswith(".neurtx-new-"):
+            raise PermissionError(13, "Permission denied", str(target))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(PermissionError):
+        make(here / "run", force=True)
+    assert (here / "run" / "text").read_text() == "old"
+    assert list(here.iterdir()) == [here / "run"]
+
+
 def test_a_link_to_a_run_stays_a_link(here: Path) -> None:
     make(here / "real", "old")
     (here / "link").symlink_to(here / "real")

@@ -127,8 +127,9 @@ def test_other_mistakes(tmp_path: Path, nano_tokenizer: Any) -> None:
     for name in ("nowhere.txt", "/nowhere/at/all", "", "two words"):
         with pytest.raises(UserError, match="no text file"):
             load_blocks(name, nano_tokenizer, 16, split="train")
-    with pytest.raises(UserError, match="2 or more"):
-        load_blocks(None, nano_tokenizer, 16, split="train", limit_tokens=0)
+    for limit in (0, 1):
+        with pytest.raises(UserError, match="2 or more"):
+            load_blocks(None, nano_tokenizer, 16, split="train", limit_tokens=limit)
 
 
 def test_one_token_is_too_short(tmp_path: Path, nano_tokenizer: Any) -> None:
@@ -207,7 +208,8 @@ def test_processes_of_one_training_share_standard_input(
 
 
 def test_data_sets(nano_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     lines = datasets.Dataset.from_dict({"text": ["", " = Title = \n", "", " First line .\n"]})
     rows = datasets.Dataset.from_dict({"id": [1, 2], "content": ["one", "two"]})
     asked = []
@@ -229,8 +231,9 @@ def test_data_sets(nano_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_data_set_without_network(nano_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
-    huggingface_hub = pytest.importorskip("huggingface_hub")
+    import datasets
+    import huggingface_hub
+
     monkeypatch.setattr(hub, "reachable", lambda: False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)

@@ -380,7 +380,7 @@ def _outputs(layer: Layer, part: Part) -> tuple[int, int]:
 def _taken(edge: Edge, layer: Layer, part: Part) -> Iterator[tuple[int, int]]:
     """The outputs of the sender that a part of the receiver hears, likewise."""
     if edge.kernel is not None:
-        yield from _field(edge.kernel, part.groups)
+        yield from _field(edge.kernel, part.groups, part.columns)
         return
     if edge.to == "columns":
         yield part.columns.start - edge.offset, part.columns.stop - edge.offset
@@ -397,16 +397,23 @@ def _taken(edge: Edge, layer: Layer, part: Part) -> Iterator[tuple[int, int]]:
         yield 2 * keys + start, 2 * keys + stop
 
 
-def _field(kernel: Convolution, positions: range) -> Iterator[tuple[int, int]]:
-    """The inputs that a kernel sees from these positions, as neurons are in a line."""
+def _field(kernel: Convolution, positions: range, columns: range) -> Iterator[tuple[int, int]]:
+    """The inputs that these columns of a kernel see from these positions, as neurons are in a line.
+
+    Columns are in the order of such a line too: across, down, channel.
+    """
     side, after = kernel.side, math.isqrt(kernel.positions)
-    seen = np.zeros((side, side), dtype=bool)
+    shape = kernel.kernel, kernel.kernel, kernel.in_channels
+    across, down, channel = np.unravel_index(np.arange(columns.start, columns.stop), shape)
+    seen = np.zeros((side, side, kernel.in_channels), dtype=bool)
     for position in positions:
-        across, down = (x * kernel.stride - kernel.padding for x in divmod(position, after))
-        ends = across + kernel.kernel, down + kernel.kernel
-        seen[max(0, across) : ends[0], max(0, down) : ends[1]] = True
-    for position in np.flatnonzero(seen).tolist():
-        yield position * kernel.in_channels, (position + 1) * kernel.in_channels
+        x, y = (at * kernel.stride - kernel.padding for at in divmod(position, after))
+        inside = (x + across >= 0) & (x + across < side) & (y + down >= 0) & (y + down < side)
+        seen[(x + across)[inside], (y + down)[inside], channel[inside]] = True
+    neurons = np.flatnonzero(seen)
+    for run in np.split(neurons, np.flatnonzero(np.diff(neurons) > 1) + 1):
+        if run.size:
+            yield int(run[0]), int(run[-1]) + 1
 
 
 def _total(uses: Iterator[Resources]) -> Resources:
