@@ -30,6 +30,8 @@ def farewell(number: int) -> str:
 def catch_signals() -> None:
     """From here on Ctrl-C, SIGTERM and SIGHUP end the program at once, with one line and what has
     been begun removed. Those that are ignored (`nohup`, `&` in a script) stay so."""
+    if sys.platform == "win32":
+        return  # `main` refuses it in a moment
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _end)

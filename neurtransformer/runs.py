@@ -23,12 +23,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from neurtransformer import stop
 from neurtransformer.errors import NOT_ON_WINDOWS, UserError, shortened
 
 if sys.platform == "win32":
     raise UserError(NOT_ON_WINDOWS)
 import fcntl
+
+from neurtransformer import stop
 
 log = logging.getLogger(__name__)
 

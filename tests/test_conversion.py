@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.activations import ACT2FN
 
-from neurtransformer.dense import ACTIVATIONS, load_dense
+from neurtransformer.checkpoint import ACTIVATIONS
+from neurtransformer.dense import load_dense
 from neurtransformer.errors import UserError
 from neurtransformer.measure.quality import counting_spikes, evaluate
 from neurtransformer.recipe import Coding
