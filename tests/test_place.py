@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,11 @@ from hypothesis import strategies as st
 from neurtransformer.dense import KNOWN
 from neurtransformer.errors import UserError
 from neurtransformer.integer.config import IntegerConfig
+from neurtransformer.loihi.attention.linear import SSA
 from neurtransformer.loihi.chip import Chip, Core, capacity, load_chip
 from neurtransformer.loihi.graph import networks
+from neurtransformer.loihi.network import Network, in_line, timed
+from neurtransformer.loihi.nodes import Accumulator, Node, Source, Synapses
 from neurtransformer.loihi.place import (
     Placement,
     _outputs,
@@ -54,7 +56,7 @@ def gpt2(layers: int, heads: int, dim: int, hidden: int, vocabulary: int) -> Int
 
 
 def graphs(config: IntegerConfig) -> st.SearchStrategy[list[Any]]:
-    return st.sampled_from([networks(config, "rate", {}), networks(config, "graded", {})])
+    return st.sampled_from([networks(config, "binary", {}), networks(config, "graded", {})])
 
 
 sizes = st.integers(1, 60)
@@ -109,21 +111,19 @@ def test_every_neuron_and_synapse_is_placed_once(graph: list[Any], chip: Chip) -
 
 @given(small)
 def test_every_node_has_its_layer(config: IntegerConfig) -> None:
-    both: list[list[Any]] = [networks(config, "rate", {}), networks(config, "graded", {})]
+    both: list[list[Any]] = [networks(config, "binary", {}), networks(config, "graded", {})]
     for graph in both:
         layers = place(graph, LOIHI2).layers
         wanted: dict[str, tuple[int, int]] = {}
         for network in graph:
             for node, behind in pairwise([*network.nodes, None]):
-                if node.kind == "synapses":
+                if isinstance(node, Synapses):
                     wanted[f"{network.name}.{node.name}"] = node.outputs, node.inputs
                     assert behind is None or behind.outputs == node.outputs
             before = [None, *network.nodes]
             for node, ahead in zip(network.nodes, before, strict=False):
-                if node.kind not in ("synapses", "source") and (
-                    ahead is None or ahead.kind != "synapses"
-                ):
-                    columns = node.key_dim if node.kind == "ssa" else 1
+                if not isinstance(node, Synapses | Source) and not isinstance(ahead, Synapses):
+                    columns = node.key_dim if isinstance(node, SSA) else 1
                     wanted[f"{network.name}.{node.name}"] = node.outputs, columns
         assert {x.name: (x.groups * x.rows, x.columns) for x in layers} == wanted
 
@@ -207,14 +207,38 @@ def chip_with(**core: int) -> Chip:
     return LOIHI2.model_copy(update={"core": changed})
 
 
-def one_matrix(outputs: int, inputs: int) -> list[Any]:
-    nodes = [
-        SimpleNamespace(kind="source", name="host", outputs=inputs),
-        SimpleNamespace(kind="synapses", name="c_fc", outputs=outputs, inputs=inputs),
-        SimpleNamespace(kind="accumulator", name="end", outputs=outputs, delay=0),
-    ]
-    wires = [("host", "c_fc"), ("c_fc", "end")]
-    return [SimpleNamespace(name="n", nodes=nodes, wires=wires)]
+def network(*nodes: Node) -> list[Network]:
+    return [timed("n", nodes, in_line(nodes), 1, 1)]
+
+
+def matrix(name: str, outputs: int, inputs: int) -> Synapses:
+    return Synapses(name=name, outputs=outputs, inputs=inputs, file="x.net")
+
+
+def accumulator(name: str, outputs: int) -> Accumulator:
+    return Accumulator(
+        name=name, outputs=outputs, payload_bits=24, receives="rate", bias="b", fraction_bits=0
+    )
+
+
+def one_matrix(outputs: int, inputs: int, *more: Node) -> list[Network]:
+    host = Source(name="host", outputs=inputs, payload_bits=1)
+    return network(host, matrix("c_fc", outputs, inputs), accumulator("end", outputs), *more)
+
+
+def one_ssa(heads: int, dim: int, key_dim: int) -> list[Network]:
+    return network(
+        SSA(
+            name="ssa",
+            outputs=heads * dim,
+            payload_bits=13,
+            heads=heads,
+            dim=dim,
+            key_dim=key_dim,
+            level_bits=3,
+            mean_bits=8,
+        )
+    )
 
 
 def test_split_by_outputs() -> None:
@@ -235,13 +259,7 @@ def test_split_by_inputs() -> None:
 
 def test_a_fan_out_takes_output_axons() -> None:
     """Eight senders that four cores hear each, with room for 12 axons a core: three to a core."""
-    graph = one_matrix(8, 10)
-    more = [
-        SimpleNamespace(kind="synapses", name="c_proj", outputs=8, inputs=8),
-        SimpleNamespace(kind="accumulator", name="last", outputs=8, delay=0),
-    ]
-    graph[0].nodes += more
-    graph[0].wires += [("end", "c_proj"), ("c_proj", "last")]
+    graph = one_matrix(8, 10, matrix("c_proj", 8, 8), accumulator("last", 8))
     chip = chip_with(output_axons=12, synaptic_bytes=(8 * 32 + 2 * 8 * 8) // 8)
     placement = place(graph, chip)
     assert placement.tilings[1].cores == 4
@@ -250,10 +268,7 @@ def test_a_fan_out_takes_output_axons() -> None:
 
 
 def test_heads_share_a_core_or_are_split() -> None:
-    ssa = SimpleNamespace(
-        kind="ssa", name="ssa", outputs=8, heads=4, dim=2, key_dim=4, level_bits=3, state_bits=24
-    )
-    graph: list[Any] = [SimpleNamespace(name="n", nodes=[ssa], wires=[])]
+    graph = one_ssa(4, 2, 4)
     (whole_heads,) = place(graph, LOIHI2).parts
     assert whole_heads.groups == range(4)
     # a head is 3 rows of 4 words, the divisor's among them, and 10 axons
@@ -264,17 +279,7 @@ def test_heads_share_a_core_or_are_split() -> None:
 
 
 def test_plastic_state_is_named_where_it_is_most_of_the_memory() -> None:
-    ssa = SimpleNamespace(
-        kind="ssa",
-        name="ssa",
-        outputs=64,
-        heads=1,
-        dim=64,
-        key_dim=128,
-        level_bits=3,
-        state_bits=24,
-    )
-    graph: list[Any] = [SimpleNamespace(name="n", nodes=[ssa], wires=[])]
+    graph = one_ssa(1, 64, 128)
     assert summary(place(graph, LOIHI2))["bottleneck"] == "plastic state"
 
 
@@ -283,13 +288,6 @@ def test_a_neuron_that_is_too_large_is_named(limit: str) -> None:
     with pytest.raises(UserError, match=r"\w+\.\w+ does not fit Loihi 2: one neuron") as end:
         place(graph_of(KNOWN["gpt2-nano"]), chip_with(**{limit: 1}))
     assert "\n" not in str(end.value)
-
-
-def test_an_unknown_node_is_named() -> None:
-    graph = one_matrix(2, 2)
-    graph[0].nodes[2].kind = "wishes"
-    with pytest.raises(UserError, match=r"n\.c_fc: .* kind 'wishes'"):
-        place(graph, LOIHI2)
 
 
 # --- the command ---

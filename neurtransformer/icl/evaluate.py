@@ -71,7 +71,7 @@ class Evaluation:
         if not is_comparable(config, drawings.shape[1], phase=config.timesteps):
             return None
         with tempfile.TemporaryDirectory(prefix="neurtx-") as folder:
-            write(Path(folder), self.model, None, "rate")
+            write(Path(folder), self.model, None, "binary")
             netlist = read_plastic(Path(folder))
             for shown, label in zip(drawings[:number], labels[:number], strict=True):
                 found = simulate_episode(netlist, self.ink[shown], label, "lava")

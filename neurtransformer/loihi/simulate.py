@@ -21,7 +21,7 @@ from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.integer.parts import Trace
 from neurtransformer.loihi.netlist import TextNetlist
-from neurtransformer.loihi.nodes import Network
+from neurtransformer.loihi.network import Network
 
 Backend = Literal["lava", "integer"]
 
@@ -156,6 +156,6 @@ def pairs(network: Network, ours: Trace, theirs: Trace) -> Iterator[tuple[str, I
         raise ValueError(f"different quantities: {sorted(ours.keys() ^ theirs.keys())}")
     for key in theirs:
         mine = ours[key]
-        if key == "ssa.state":
+        if mine.ndim < theirs[key].ndim:
             mine = np.broadcast_to(mine[:, None], theirs[key].shape)
         yield key, mine, theirs[key]
