@@ -216,7 +216,7 @@ def _totals(graph: list[Network]) -> Totals:
     nodes = [node for network in graph for node in network.nodes]
     return Totals(
         synapses=sum(node.in_files for node in nodes if isinstance(node, Matrix)),
-        neurons=sum(node.outputs for node in nodes if node.fires),
+        neurons=sum(node.firing for node in nodes),
     )
 
 

@@ -75,7 +75,6 @@ class Node(Strict):
     output: ClassVar[str] = "s_out"
     logged: ClassVar[Mapping[str, Log]] = {}
     is_matrix: ClassVar[bool] = False
-    fires: ClassVar[bool] = False
     table_bits: ClassVar[int] = 0
 
     def latency(self, phase: int) -> int:
@@ -85,6 +84,11 @@ class Node(Strict):
     def shape(self, quantity: str, tokens: int) -> tuple[int, ...]:
         """Of a logged quantity, in one time step of a run of so many tokens."""
         return (self.outputs,)
+
+    @property
+    def firing(self) -> int:
+        """How many neurons of it send spikes of their own."""
+        return 0
 
     @property
     def words(self) -> int:
@@ -280,7 +284,10 @@ class Neurons(Integrating):
         "v": Log(later=True),
         "spikes": Log(later=True),
     }
-    fires: ClassVar[bool] = True
+
+    @property
+    def firing(self) -> int:
+        return self.outputs
 
     def latency(self, phase: int) -> int:
         return phase

@@ -4,9 +4,13 @@ mean value counts go out; what is between is its own, and so is how long a phase
 from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
 
+import numpy as np
+
 from neurtransformer.integer.config import IntegerConfig
+from neurtransformer.loihi.microcode import Words, length, rounded, words
 from neurtransformer.loihi.nodes import Node
 from neurtransformer.recipe import Coding
+from neurtransformer.spiking.attention import MEAN_BITS, RECIPROCALS
 
 
 class Qkv(NamedTuple):
@@ -40,3 +44,17 @@ class Attention(ABC):
     def between(config: IntegerConfig) -> list[Node]:
         """A chain of nodes. The last sends mean value counts (width,), with MEAN_BITS fraction
         bits, in a phase's last step."""
+
+
+def mean_of(sums: Words, bits: int) -> Words:
+    """Sums (heads, n + 1), the last the divisor less one, to the quotients (heads, n) times
+    2^(bits + MEAN_BITS): shifts and a table of 128 reciprocals at the divisor's leading 8 bits."""
+    divisor = sums[:, -1:] + 1
+    digits = length(divisor)
+    leading = np.where(digits > 8, divisor >> np.maximum(digits - 8, 0), divisor)
+    leading <<= np.maximum(8 - digits, 0)
+    reciprocal = words(RECIPROCALS)[leading - 128]
+    # 15 bits of a sum and 8 of a reciprocal
+    scaled = rounded(sums[:, :-1] << np.maximum(15 - digits, 0), np.maximum(digits - 15, 0))
+    np.clip(scaled, -(2**15 - 1), 2**15 - 1, out=scaled)
+    return rounded(scaled * reciprocal, 22 - MEAN_BITS - bits)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from neurtransformer.integer.config import IntegerConfig
-from neurtransformer.loihi.attention.base import Attention, Qkv
+from neurtransformer.loihi.attention.base import Attention, Qkv, mean_of
 from neurtransformer.loihi.chip import Chip, Layer, Way
 from neurtransformer.loihi.microcode import (
     Clock,
@@ -30,7 +30,6 @@ from neurtransformer.spiking.attention import (
     HEADROOM_BITS,
     KEY_EXPANSION,
     MEAN_BITS,
-    RECIPROCALS,
     STATE_BITS,
     level_bits,
     qkv_sizes,
@@ -123,20 +122,6 @@ class SSACode(Microcode):
         most = (1 << (STATE_BITS - 1 - bits)) - 1
         self.visible[:] = np.clip(rounded(visible, bits), -most, most)
         self.read[:] = 0
-
-
-def mean_of(sums: Words, bits: int) -> Words:
-    """Sums (heads, n + 1), the last the divisor less one, to the quotients (heads, n) times
-    2^(bits + MEAN_BITS): shifts and a table of 128 reciprocals at the divisor's leading 8 bits."""
-    divisor = sums[:, -1:] + 1
-    digits = length(divisor)
-    leading = np.where(digits > 8, divisor >> np.maximum(digits - 8, 0), divisor)
-    leading <<= np.maximum(8 - digits, 0)
-    reciprocal = words(RECIPROCALS)[leading - 128]
-    # 15 bits of a sum and 8 of a reciprocal
-    scaled = rounded(sums[:, :-1] << np.maximum(15 - digits, 0), np.maximum(digits - 15, 0))
-    np.clip(scaled, -(2**15 - 1), 2**15 - 1, out=scaled)
-    return rounded(scaled * reciprocal, 22 - MEAN_BITS - bits)
 
 
 class SSA(Programmed):
