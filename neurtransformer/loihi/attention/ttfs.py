@@ -170,11 +170,11 @@ class Race(Programmed):
     receives: Coding
     most: Count
     gain_shift: Count
-    end_bits: Literal[12] = END_BITS
-    coarse: Literal[8] = COARSE
-    reach: Literal[64] = REACH
+    end_bits: Count = END_BITS
+    coarse: Count = COARSE
+    reach: Count = REACH
     key_bits: Literal[8] = 8
-    mean_bits: Literal[8] = MEAN_BITS
+    mean_bits: Count = MEAN_BITS
     state_bits: Literal[24] = 24
 
     ports: ClassVar[tuple[str, ...]] = ("s_in",)
