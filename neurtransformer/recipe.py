@@ -2,7 +2,7 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,6 +17,20 @@ MAX_PHASE_TIMESTEPS = 8
 """The same for phase coding, whose counts go up to 2^T - 1."""
 
 Coding = Literal["rate", "phase"]
+
+
+class Code(NamedTuple):
+    """How counts are sent: in T time steps, by rate or phase coding (`spiking/coding.py`)."""
+
+    timesteps: int
+    coding: Coding
+
+    @property
+    def most(self) -> int:
+        """The largest count."""
+        return self.timesteps if self.coding == "rate" else 2**self.timesteps - 1
+
+
 Rate = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -56,8 +70,23 @@ class Recipe(Section):
 
     timesteps: Annotated[int, Field(ge=1, le=MAX_TIMESTEPS)]
     coding: Coding = "rate"
+    attention: str = "linear"
+    attention_timesteps: Annotated[int, Field(ge=1, le=MAX_TIMESTEPS)] | None = None
+    attention_coding: Coding | None = None
     calibration: Calibration
     finetune: Finetune
+
+    @property
+    def code(self) -> Code:
+        """The code of the feed-forward blocks."""
+        return Code(self.timesteps, self.coding)
+
+    @property
+    def attention_code(self) -> Code:
+        """The code of the attention."""
+        return Code(
+            self.attention_timesteps or self.timesteps, self.attention_coding or self.coding
+        )
 
     @classmethod
     def from_report(cls, report: dict[str, Any], run: Path) -> Self:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from neurtransformer.spiking.attention import (
+from neurtransformer.spiking.attention.linear import (
     MEAN_BITS,
     NO_FORGETTING,
     STATE_BITS,

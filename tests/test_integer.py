@@ -21,7 +21,7 @@ from neurtransformer.integer.parts import Encoder
 from neurtransformer.recipe import Coding
 from neurtransformer.spiking import attention as spiking_attention
 from neurtransformer.spiking import coding
-from neurtransformer.spiking.attention import NO_FORGETTING
+from neurtransformer.spiking.attention.linear import NO_FORGETTING
 from neurtransformer.spiking.coding import largest_count
 from neurtransformer.spiking.load import load_run
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel

@@ -26,7 +26,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from neurtransformer.integer.arithmetic import PRESENT_BITS
 from neurtransformer.integer.model import IntegerGPT2
-from neurtransformer.spiking.attention import qkv_sizes, ssa_weights
+from neurtransformer.spiking.attention.linear import qkv_sizes, ssa_weights
 from neurtransformer.spiking.calibrate import softmax_weights, tapped
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 

@@ -25,7 +25,7 @@ from neurtransformer.loihi.nodes import (
     chain,
 )
 from neurtransformer.recipe import Coding
-from neurtransformer.spiking.attention import KEY_EXPANSION, MEAN_BITS, level_bits, qkv_sizes
+from neurtransformer.spiking.attention.linear import KEY_EXPANSION, MEAN_BITS, level_bits, qkv_sizes
 
 
 def networks(config: IntegerConfig, spikes: Spikes, silent: Silent) -> list[Network]:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neurtransformer.spiking.attention import age_weights
+from neurtransformer.spiking.attention.linear import age_weights
 
 WIDTH = 5.2  # inches: at 72 points each about the width of a phone
 DENSE, SPIKING, GRADED = "#8c8c8c", "#0072b2", "#56b4e9"  # Okabe and Ito's, and a grey

@@ -18,7 +18,7 @@ from typing import Self
 from transformers import GPT2Config
 
 from neurtransformer.recipe import Coding
-from neurtransformer.spiking.attention import qkv_sizes
+from neurtransformer.spiking.attention.linear import qkv_sizes
 from neurtransformer.spiking.feedforward import HIDDEN_SPIKES
 
 LAYER_NORM_MACS = 4
