@@ -159,8 +159,8 @@ def normalise(read: Tensor, bits: int) -> Tensor:
 
     read: (..., value + 1), integers; the last is the sum of the attention weights times 2^bits, the
     full scale of a value, so no other is larger. Returns mean value counts (..., value) as integers
-    with MEAN_BITS fraction bits; every intermediate fits 24 bits. The reciprocal is `RECIPROCALS` at the leading 8
-    bits of the sum, right to 1/256.
+    with MEAN_BITS fraction bits; every intermediate fits 24 bits. The reciprocal is `RECIPROCALS`
+    at the leading 8 bits of the sum, right to 1/256.
     """
     mantissa, exponent = torch.frexp(read[..., -1:] + 1)
     index = torch.floor(mantissa * 256).long() - 128

@@ -118,7 +118,7 @@ def race_steps(score: Tensor, octave: Tensor, there: Tensor) -> tuple[Tensor, Te
     current of one octave drives all membranes. Returns spikes (FINE_STEPS, batch, heads, i, j) and
     whether the race of a row still runs in a step, (FINE_STEPS, batch, heads, i, 1).
     """
-    width = octave[:, None, None].expand(score.shape[:-1])[..., None]
+    width = octave[:, None].expand(score.shape[:-1])[..., None]
     membrane = (score + torch.floor(width / 2)).clamp(-REACH * width, REACH * width - 1)
     membrane = membrane.masked_fill(~there, float("-inf"))
     base = torch.full_like(width, -REACH)
