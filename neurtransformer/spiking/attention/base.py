@@ -24,8 +24,7 @@ class SpikingSelfAttention(nn.Module, ABC):
     """GPT-2's attention with softmax replaced by a core of spiking neurons.
 
     `c_attn` and `c_proj` keep their names; `c_attn` has the rows of all queries, then keys, then
-    values, each head by head. code: of the inputs and of the merged heads. qkv: of the queries,
-    keys and values, given by the kind.
+    values, each head by head. code: of the inputs and of the merged heads.
     """
 
     kind: ClassVar[str]
@@ -35,10 +34,10 @@ class SpikingSelfAttention(nn.Module, ABC):
     threshold_room: ClassVar[float] = 1.0
     """Thresholds of query and key over those of least coding error."""
 
-    def __init__(self, width: int, heads: int, code: Code, qkv: Code) -> None:
+    def __init__(self, width: int, heads: int, code: Code) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = qkv
+        self.qkv = qkv = self.qkv_code(code)
         timesteps, coding = code
         self.encode = CodingNeuron(width, timesteps, signed=True, coding=coding, analogue=True)
         sizes = self.sizes(width)
@@ -51,6 +50,11 @@ class SpikingSelfAttention(nn.Module, ABC):
         self.c_proj = SpikeLinear(width, width, code.most, coding)
 
     # --- what a kind fills in ---
+
+    @staticmethod
+    def qkv_code(code: Code) -> Code:
+        """The code of queries, keys and values, where inputs and merged heads have `code`."""
+        return code
 
     @staticmethod
     def sizes(width: int) -> tuple[int, int, int]:

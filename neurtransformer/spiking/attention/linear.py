@@ -254,9 +254,13 @@ class LinearAttention(SpikingSelfAttention):
     present: Tensor
 
     def __init__(self, width: int, heads: int, code: Code) -> None:
-        super().__init__(width, heads, code, Code(code.timesteps, "rate"))
+        super().__init__(width, heads, code)
         self.register_buffer("shift", torch.full((heads,), NO_FORGETTING, dtype=torch.int32))
         self.register_buffer("present", torch.ones(heads))
+
+    @staticmethod
+    def qkv_code(code: Code) -> Code:
+        return Code(code.timesteps, "rate")
 
     @staticmethod
     def sizes(width: int) -> tuple[int, int, int]:

@@ -34,7 +34,7 @@ from typing import Any
 
 import torch
 from spikingjelly.activation_based.neuron import IFNode
-from torch import Tensor
+from torch import Tensor, nn
 
 from neurtransformer.errors import UserError
 from neurtransformer.recipe import Code
@@ -178,6 +178,18 @@ def _rounded(x: Tensor) -> Tensor:
     return x + (torch.floor(x + 0.5) - x).detach()
 
 
+class TokenNeurons(nn.Module):
+    """The token neurons of all heads, as a module that can be listened to."""
+
+    def forward(
+        self, score: Tensor, octave: Tensor, there: Tensor, steps: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """`race_weights` of the scores, or what `race_steps` gives."""
+        if steps:
+            return race_steps(score, octave, there)
+        return race_weights(octaves_of(score, octave), there)
+
+
 class RaceAttention(SpikingSelfAttention):
     """SSA by a race of token neurons. Query, key and value are signed, as many as GPT-2's.
 
@@ -188,13 +200,14 @@ class RaceAttention(SpikingSelfAttention):
     scaling: Tensor
 
     def __init__(self, width: int, heads: int, code: Code) -> None:
-        super().__init__(width, heads, code, code)
+        super().__init__(width, heads, code)
         dim = width // heads
         if code.most * KEY_LIMIT * dim >= 2 ** (STATE_BITS - 1):
             raise UserError(
                 f"scores of heads {dim} wide do not fit {STATE_BITS} bits at T = {code.timesteps} "
                 f"of {code.coding} coding: give fewer timesteps"
             )
+        self.neurons = TokenNeurons()
         self.register_buffer("scaling", torch.tensor(dim**-0.5))
 
     def fit(self, softmax: Callable[[], Tensor], scaling: float) -> None:
@@ -257,11 +270,12 @@ class RaceAttention(SpikingSelfAttention):
         else:
             score = query @ synapses.transpose(-1, -2)
         there = causal(score) & written[:, None, None, :]
-        if steps:
-            read = listen(*race_steps(score, octave, there), values)
+        raced = self.neurons(score, octave, there, steps)
+        if isinstance(raced, tuple):
+            spikes, running = raced
+            read = listen(spikes, running, values)
         else:
-            weights = race_weights(octaves_of(score, octave), there)
-            read = torch.cat([weights @ values, weights.sum(-1, keepdim=True)], dim=-1)
+            read = torch.cat([raced @ values, raced.sum(-1, keepdim=True)], dim=-1)
         bits = level_bits(self.value.most)
         read[..., -1] *= 2.0**bits
         return normalise(read, bits) * 2.0**-MEAN_BITS, (synapses, values, written)
