@@ -26,7 +26,7 @@ from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.loihi import learning
 from neurtransformer.loihi.learning import FORMS, SHIFTS, Form, PlasticHeads
 from neurtransformer.runs import resolve
-from neurtransformer.spiking.attention import NO_FORGETTING
+from neurtransformer.spiking.attention.linear import NO_FORGETTING
 from neurtransformer.spiking.load import load_run
 from neurtransformer.text import load_blocks
 

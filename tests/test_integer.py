@@ -19,9 +19,9 @@ from neurtransformer.integer.layout import check, layout
 from neurtransformer.integer.model import IntegerGPT2, stream_bits
 from neurtransformer.integer.parts import Encoder
 from neurtransformer.recipe import Coding
-from neurtransformer.spiking import attention as spiking_attention
 from neurtransformer.spiking import coding
-from neurtransformer.spiking.attention import NO_FORGETTING
+from neurtransformer.spiking.attention import linear as spiking_attention
+from neurtransformer.spiking.attention.linear import NO_FORGETTING, level_bits
 from neurtransformer.spiking.coding import largest_count
 from neurtransformer.spiking.load import load_run
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
@@ -144,7 +144,7 @@ def test_ssa_is_the_spiking_networks(
         assert (mine == other.numpy()).all()
         assert np.abs(mine).max() <= LIMIT
     mean = arithmetic.normalise(ours[0], timesteps)
-    assert (mean == spiking_attention.normalise(theirs[0], timesteps).numpy()).all()
+    assert (mean == spiking_attention.normalise(theirs[0], level_bits(timesteps)).numpy()).all()
 
 
 @given(TIMESTEPS, SEEDS)
@@ -155,7 +155,7 @@ def test_normalise_is_the_spiking_networks(timesteps: int, seed: int) -> None:
     read[:, -1:] = np.floor(size).clip(0, LIMIT)
     read[0] = LIMIT
     read[1] = 0
-    theirs = spiking_attention.normalise(torch.from_numpy(read).float(), timesteps)
+    theirs = spiking_attention.normalise(torch.from_numpy(read).float(), level_bits(timesteps))
     assert (arithmetic.normalise(read.astype(np.int64), timesteps) == theirs.numpy()).all()
 
 

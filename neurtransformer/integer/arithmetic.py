@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from neurtransformer.recipe import Coding
-from neurtransformer.spiking.attention import (
+from neurtransformer.spiking.attention.linear import (
     HEADROOM_BITS,
     MEAN_BITS,
     RECIPROCALS,

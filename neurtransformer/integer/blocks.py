@@ -21,7 +21,7 @@ from neurtransformer.integer.parts import (
     at_the_end,
     integers,
 )
-from neurtransformer.spiking.attention import KEY_EXPANSION, qkv_sizes
+from neurtransformer.spiking.attention.linear import KEY_EXPANSION, qkv_sizes
 
 
 class IntegerEmbedding:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from neurtransformer.recipe import MAX_PHASE_TIMESTEPS, MAX_TIMESTEPS, Coding
+from neurtransformer.recipe import MAX_PHASE_TIMESTEPS, MAX_TIMESTEPS, Code, Coding
 from neurtransformer.spiking.coding import largest_count
 from neurtransformer.spiking.feedforward import HIDDEN_SPIKES
 
@@ -30,6 +30,9 @@ class IntegerConfig(BaseModel):
     positions: Size
     timesteps: Annotated[int, Field(strict=True, ge=1, le=MAX_TIMESTEPS)]
     coding: Coding
+    attention: str = "linear"
+    attention_timesteps: Annotated[int, Field(strict=True, ge=1, le=MAX_TIMESTEPS)] | None = None
+    attention_coding: Coding | None = None
     epsilon: Annotated[float, Field(ge=0, lt=1)]
     stream_bits: Annotated[int, Field(strict=True, ge=0, le=MAX_STREAM_BITS)]
     """Fraction bits of the residual stream, whose channels have 24 bits."""
@@ -38,6 +41,13 @@ class IntegerConfig(BaseModel):
     def most(self) -> int:
         """The largest count of the inputs of a network and of the merged heads."""
         return largest_count(self.timesteps, self.coding)
+
+    @property
+    def attention_code(self) -> Code:
+        """The code of the attention."""
+        return Code(
+            self.attention_timesteps or self.timesteps, self.attention_coding or self.coding
+        )
 
     @property
     def hidden_most(self) -> int:

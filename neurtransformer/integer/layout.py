@@ -20,7 +20,7 @@ from neurtransformer.integer.quantise import (
     Tensors,
     worst_sums,
 )
-from neurtransformer.spiking.attention import NO_FORGETTING, qkv_sizes
+from neurtransformer.spiking.attention.linear import NO_FORGETTING, qkv_sizes
 
 Home = Literal["synapses", "chip"]
 

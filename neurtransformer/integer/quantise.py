@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import LIMIT, WEIGHT_LIMIT
 from neurtransformer.integer.config import FINAL_MOST, IntegerConfig
-from neurtransformer.spiking.attention import MEAN_BITS
+from neurtransformer.spiking.attention.linear import MEAN_BITS
 from neurtransformer.spiking.model import SpikingBlock, SpikingGPT2LMHeadModel
 from neurtransformer.spiking.neuron import CodingNeuron, SpikeLinear
 

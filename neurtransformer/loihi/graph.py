@@ -118,20 +118,20 @@ def _embedding(config: IntegerConfig, silent: Silent) -> Network:
 
 
 def _attention(config: IntegerConfig, name: str, spikes: Spikes, silent: Silent) -> Network:
-    kind = attention.KINDS["linear"]
-    width, coding = config.width, config.coding
-    slots = _slots(config.timesteps, spikes)
+    kind = attention.KINDS[config.attention]
+    width, code = config.width, config.attention_code
+    slots = _slots(code.timesteps, spikes)
     qkv = kind.qkv(config)
     nodes = [
-        *_stream_in(config, config.most, coding, slots),
+        *_stream_in(config, code.most, code.coding, slots),
         _synapses(name, "c_attn", (qkv.neurons, width), silent),
         CodingNeurons(
             name="qkv",
             outputs=qkv.neurons,
-            payload_bits=spike_bits(qkv.most, slots, qkv.coding, signed=True),
-            receives=coding,
-            sends=qkv.coding,
-            most=qkv.most,
+            payload_bits=spike_bits(qkv.code.most, slots, qkv.code.coding, signed=True),
+            receives=code.coding,
+            sends=qkv.code.coding,
+            most=qkv.code.most,
             unsigned=qkv.unsigned,
             input_shift=0,
             bias="c_attn.bias",
@@ -140,16 +140,16 @@ def _attention(config: IntegerConfig, name: str, spikes: Spikes, silent: Silent)
         CodingNeurons(
             name="merged",
             outputs=width,
-            payload_bits=spike_bits(config.most, slots, coding, signed=True),
+            payload_bits=spike_bits(code.most, slots, code.coding, signed=True),
             receives="rate",
-            sends=coding,
-            most=config.most,
+            sends=code.coding,
+            most=code.most,
             unsigned=0,
             input_shift=arithmetic.MERGE_SHIFT,
             bias="merged.bias",
         ),
         _synapses(name, "c_proj", (width, width), silent),
-        _residual(config, coding),
+        _residual(config, code.coding),
     ]
     return _block(name, nodes, kind.phase(slots), slots)
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import PRESENT_BITS, Integers
-from neurtransformer.spiking.attention import NO_FORGETTING, level_bits, witness
+from neurtransformer.spiking.attention.linear import NO_FORGETTING, level_bits, witness
 
 Floats = NDArray[np.float64]
 

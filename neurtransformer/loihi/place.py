@@ -121,6 +121,9 @@ def graph_of(known: Known) -> list[Network]:
         positions=known.context,
         timesteps=recipe.timesteps,
         coding=recipe.coding,
+        attention=recipe.attention,
+        attention_timesteps=recipe.attention_timesteps,
+        attention_coding=recipe.attention_coding,
         epsilon=1e-5,
         stream_bits=0,
     )

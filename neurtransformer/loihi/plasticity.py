@@ -57,7 +57,7 @@ from neurtransformer.loihi.learning import (
 )
 from neurtransformer.loihi.plastic_synapses import hebbian_rule, plastic_synapses
 from neurtransformer.loihi.processes import SPIKES_IN, SPIKES_OUT, STATE
-from neurtransformer.spiking.attention import NO_FORGETTING
+from neurtransformer.spiking.attention.linear import NO_FORGETTING
 
 
 def learning_rule(shift: int, exponent: int) -> Loihi3FLearningRule:

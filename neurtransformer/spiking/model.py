@@ -17,18 +17,19 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from neurtransformer.spiking.attention import SpikingSelfAttention
+from neurtransformer.spiking.attention import KINDS
+from neurtransformer.spiking.attention.base import State
 from neurtransformer.spiking.config import SpikingGPT2Config
 from neurtransformer.spiking.feedforward import SpikingFeedForward
 
 
 class SSAState:
-    """What generation keeps between tokens: one fast-weight matrix per layer, constant in size."""
+    """What generation keeps between tokens: the state of each layer's attention."""
 
     is_compileable = False
 
     def __init__(self, layers: int) -> None:
-        self.matrices: list[Tensor | None] = [None] * layers
+        self.states: list[State | None] = [None] * layers
         self.tokens_seen = 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -37,7 +38,10 @@ class SSAState:
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Beam search: follow the chosen beams."""
-        self.matrices = [None if m is None else m[beam_idx] for m in self.matrices]
+        self.states = [
+            None if state is None else tuple(part[beam_idx] for part in state)
+            for state in self.states
+        ]
 
 
 @dataclass
@@ -55,15 +59,15 @@ class SpikingBlock(nn.Module):
         width, epsilon = config.n_embd, config.layer_norm_epsilon
         hidden = config.n_inner or 4 * width
         self.ln_1 = nn.LayerNorm(width, eps=epsilon)
-        self.attn = SpikingSelfAttention(width, config.n_head, config.timesteps, config.coding)
+        self.attn = KINDS[config.attention](width, config.n_head, config.attention_code)
         self.ln_2 = nn.LayerNorm(width, eps=epsilon)
         self.mlp = SpikingFeedForward(
             width, hidden, config.timesteps, config.activation_function, config.coding
         )
 
     def forward(
-        self, x: Tensor, steps: bool, state: Tensor | None, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+        self, x: Tensor, steps: bool, state: State | None, mask: Tensor | None
+    ) -> tuple[Tensor, State | None]:
         attended, state = self.attn(self.ln_1(x), steps, state, mask)
         x = x + attended
         return x + self.mlp(self.ln_2(x), steps), state
@@ -135,10 +139,10 @@ class SpikingGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
             )
         x = self.transformer["wte"](input_ids) + self.transformer["wpe"](position_ids)
         for i, block in enumerate(self.blocks):
-            state = past_key_values.matrices[i] if past_key_values is not None else None
+            state = past_key_values.states[i] if past_key_values is not None else None
             x, state = block(x, self.steps, state, mask)
             if past_key_values is not None:
-                past_key_values.matrices[i] = state
+                past_key_values.states[i] = state
         if past_key_values is not None:
             past_key_values.tokens_seen = past + length
         x = self.transformer["ln_f"](x)

@@ -2,9 +2,11 @@
 
 from neurtransformer.loihi.attention.base import Attention
 from neurtransformer.loihi.attention.linear import Linear
+from neurtransformer.loihi.attention.ttfs import TTFS
 from neurtransformer.loihi.nodes import Node
 
-KINDS: dict[str, type[Attention]] = {"linear": Linear}
+KINDS: dict[str, type[Attention]] = {"ttfs": TTFS, "linear": Linear}
+"""What `attention:` in a config may name."""
 
 
 def nodes() -> list[type[Node]]:

@@ -9,18 +9,16 @@ import numpy as np
 from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.loihi.microcode import Words, length, rounded, words
 from neurtransformer.loihi.nodes import Node
-from neurtransformer.recipe import Coding
-from neurtransformer.spiking.attention import MEAN_BITS, RECIPROCALS
+from neurtransformer.recipe import Code
+from neurtransformer.spiking.attention.linear import MEAN_BITS, RECIPROCALS
 
 
 class Qkv(NamedTuple):
-    """The neurons that send query, key and value, in this order. unsigned: the first so many.
-    most: the largest count of one in a phase."""
+    """The neurons that send query, key and value, in this order. unsigned: the first so many."""
 
     neurons: int
     unsigned: int
-    most: int
-    coding: Coding
+    code: Code
 
 
 class Attention(ABC):

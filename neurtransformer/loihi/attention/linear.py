@@ -26,7 +26,8 @@ from neurtransformer.loihi.microcode import (
     words,
 )
 from neurtransformer.loihi.nodes import Count, Log, Node, Programmed, Setting
-from neurtransformer.spiking.attention import (
+from neurtransformer.recipe import Code
+from neurtransformer.spiking.attention.linear import (
     HEADROOM_BITS,
     KEY_EXPANSION,
     MEAN_BITS,
@@ -192,11 +193,12 @@ class Linear(Attention):
     def qkv(config: IntegerConfig) -> Qkv:
         """Counted, whatever the code of the rest: products of others would not fit the state."""
         queries, keys, values = qkv_sizes(config.width)
-        return Qkv(queries + keys + values, queries + keys, config.timesteps, "rate")
+        code = Code(config.attention_code.timesteps, "rate")
+        return Qkv(queries + keys + values, queries + keys, code)
 
     @staticmethod
     def between(config: IntegerConfig) -> list[Node]:
-        dim, bits = config.width // config.heads, level_bits(config.timesteps)
+        dim, bits = config.width // config.heads, level_bits(config.attention_code.timesteps)
         ssa = SSA(
             name="ssa",
             outputs=config.width,

@@ -21,12 +21,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from neurtransformer.loihi.attention.base import Attention, mean_of
+from neurtransformer.integer.config import IntegerConfig
+from neurtransformer.loihi.attention.base import Attention, Qkv, mean_of
 from neurtransformer.loihi.chip import Chip, Layer, Way
 from neurtransformer.loihi.microcode import Clock, Microcode, Words, rounded, words
-from neurtransformer.loihi.nodes import Count, Log, Programmed, Setting
+from neurtransformer.loihi.nodes import Count, Log, Node, Programmed, Setting
 from neurtransformer.recipe import Coding
-from neurtransformer.spiking.attention import MEAN_BITS, level_bits
+from neurtransformer.spiking.attention.linear import MEAN_BITS, level_bits
 
 END_BITS, KEY_LIMIT, COARSE, REACH = 12, 127, 8, 64
 COARSE_STEPS, FINE_STEPS = 2 * REACH // COARSE, COARSE + END_BITS
@@ -159,8 +160,8 @@ class RaceCode(Microcode):
 class Race(Programmed):
     """The token neurons of all heads and their listeners. Tensors: gain, octave.
 
-    positions: token neurons of a head. key_dim: channels of a query, a key and a value. receives:
-    the code of the spikes that arrive. most: the largest count of one. The steps of a phase are
+    dim: channels of a query, a key and a value. positions: token neurons of a head. receives: the
+    code of the spikes that arrive. most: the largest count of one. The steps of a phase are
     those of attention/ttfs.py."""
 
     kind: Literal["race"] = "race"
@@ -256,7 +257,7 @@ class Race(Programmed):
         return [keys, values]
 
 
-class TimeToFirstSpike(Attention):
+class TTFS(Attention):
     """`attention: ttfs`."""
 
     nodes = (Race,)
@@ -264,3 +265,24 @@ class TimeToFirstSpike(Attention):
     @staticmethod
     def phase(slots: int) -> int:
         return slots + RACE_STEPS
+
+    @staticmethod
+    def qkv(config: IntegerConfig) -> Qkv:
+        return Qkv(3 * config.width, 0, config.attention_code)
+
+    @staticmethod
+    def between(config: IntegerConfig) -> list[Node]:
+        code = config.attention_code
+        bits = level_bits(code.most)
+        race = Race(
+            name="race",
+            outputs=config.width,
+            payload_bits=bits + MEAN_BITS + 2,
+            heads=config.heads,
+            dim=config.width // config.heads,
+            positions=config.positions,
+            receives=code.coding,
+            most=code.most,
+            gain_shift=bits + 1,
+        )
+        return [race]
