@@ -103,11 +103,12 @@ class RaceCode(Microcode):
     def write(self, token: int) -> None:
         """The Hebbian write of the neuron whose token has arrived; a new race begins."""
         _, key, value = self.count
-        synapses = rounded(key * self.gain, self.gain_shift)
-        self.keys[:, token] = np.clip(synapses, -KEY_LIMIT, KEY_LIMIT)
-        self.values[:, token, :-1] = value
-        self.values[:, token, -1] = 1
-        self.written[token] = 1
+        if token < len(self.written):  # else a sequence is over
+            synapses = rounded(key * self.gain, self.gain_shift)
+            self.keys[:, token] = np.clip(synapses, -KEY_LIMIT, KEY_LIMIT)
+            self.values[:, token, :-1] = value
+            self.values[:, token, -1] = 1
+            self.written[token] = 1
         self.query[:] = self.arrived
         for x in (self.score, self.fired, self.found, self.base, self.read):
             x[:] = 0
