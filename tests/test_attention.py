@@ -6,20 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from neurtransformer.codes import MEAN_BITS, NO_FORGETTING, STATE_BITS, level_bits, witness
 from neurtransformer.recipe import Code
 from neurtransformer.spiking.attention.linear import (
-    MEAN_BITS,
-    NO_FORGETTING,
-    STATE_BITS,
     LinearAttention,
     age_weights,
-    level_bits,
     normalise,
     read_shift,
     ssa_parallel,
     ssa_recurrent,
     ssa_weights,
-    witness,
     write_shift,
 )
 

@@ -18,7 +18,7 @@ from neurtransformer.integer.parts import Trace
 from neurtransformer.loihi import netlist, netx
 from neurtransformer.loihi.network import Network
 from neurtransformer.loihi.nodes import Spikes
-from neurtransformer.loihi.simulate import Tally, _steps, pairs, prompt_ids, simulate
+from neurtransformer.loihi.simulate import Tally, pairs, prompt_ids, simulate
 from neurtransformer.recipe import MAX_PHASE_TIMESTEPS, Coding
 from neurtransformer.spiking.load import load_run
 from neurtransformer.spiking.model import SpikingGPT2Config, SpikingGPT2LMHeadModel
@@ -142,7 +142,7 @@ def random_spiking(
 def compare(found: netlist.TextNetlist, network: Network, x: np.ndarray) -> Tally:
     from neurtransformer.loihi.runner import run_network
 
-    ours = _steps(found.model, network, x)
+    ours = found.model.networks[network.name].steps(x, network.phase, network.slots)
     theirs, steps = run_network(found, network, ours)
     assert steps == len(x) * network.phase + network.latency
     tally = Tally()
@@ -274,7 +274,7 @@ def test_a_difference_is_counted(
         entered = sent[source][:, 0]
         if network.name == "embed":
             entered = entered[:, : which.model.config.vocabulary].argmax(-1)
-        ours = _steps(which.model, network, entered)
+        ours = which.model.networks[network.name].steps(entered, network.phase, network.slots)
         trace: Trace = {k: x.copy() for k, x in ours.items() if k != source}
         if "ssa.state" in trace:
             trace["ssa.state"] = trace["ssa.state"][:, None].copy()

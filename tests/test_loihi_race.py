@@ -7,21 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neurtransformer.codes import COARSE_STEPS, END_BITS, FINE_STEPS, KEY_LIMIT, REACH, level_bits
 from neurtransformer.errors import UserError
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import LIMIT, Integers
-from neurtransformer.loihi.attention.ttfs import (
-    COARSE_STEPS,
-    END_BITS,
-    FINE_STEPS,
-    KEY_LIMIT,
-    RACE_STEPS,
-    REACH,
-    RaceCode,
-)
+from neurtransformer.loihi.attention.ttfs import RACE_STEPS, RaceCode
 from neurtransformer.loihi.microcode import Clock, words
 from neurtransformer.recipe import Coding
-from neurtransformer.spiking.attention.linear import level_bits
 
 SEEDS = st.integers(0, 2**32 - 1)
 CODINGS: st.SearchStrategy[Coding] = st.sampled_from(["rate", "phase"])

@@ -165,8 +165,9 @@ def test_coding_neurons(
     silent = np.zeros((phase, n), dtype=np.int64)
     line = np.concatenate([arriving.reshape(-1, n), silent])
     found = run(code, {"a_in": line}, {"u": 0, "v": phase, "spikes": phase})
-    u = arithmetic.integrate((arriving << shift).swapaxes(0, 1), bias, receives)
-    spikes, v = arithmetic.fire_steps(u[-1], theta, most, np.arange(n) >= unsigned, phase, sends)
+    u = arithmetic.integrate((arriving << shift).swapaxes(0, 1), bias, receives, phase)
+    signed = np.arange(n) >= unsigned
+    spikes, v = arithmetic.fire_steps(u[-1], theta, most, signed, phase, phase, sends)
     for name, x in {"u": u, "v": v, "spikes": spikes}.items():
         ours = found[name][: tokens * phase].reshape(tokens, phase, n)
         assert (ours == x.swapaxes(0, 1)).all(), name

@@ -6,13 +6,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from neurtransformer.codes import COARSE, END_BITS, KEY_LIMIT, REACH
 from neurtransformer.errors import UserError
 from neurtransformer.recipe import Code
 from neurtransformer.spiking.attention.ttfs import (
-    COARSE,
-    END_BITS,
-    KEY_LIMIT,
-    REACH,
     RaceAttention,
     causal,
     key_synapses,
@@ -58,6 +55,14 @@ def test_the_closed_form_and_the_steps_are_the_race_by_hand(octaves: list[int], 
     read = listen(*race_steps(score, width, there), values.float()[None, None, :, None])
     assert read.flatten().tolist() == [o, d]
     assert 2**END_BITS <= d < 2 ** (END_BITS + 1) + len(octaves)
+
+
+def test_an_octave_may_be_as_wide_as_a_state() -> None:
+    """On the edge of an octave of 22 bits, where the threshold has 28."""
+    score, width = torch.tensor([-1202476.0]), torch.tensor([2404953.0])
+    there = torch.ones(1, 1, dtype=torch.bool)
+    read = listen(*race_steps(score[None, None, None], width, there), torch.ones(1, 1, 1, 1))
+    assert read.flatten().tolist() == [2.0**END_BITS, 2.0**END_BITS]
 
 
 def test_a_thousand_equal_tokens_leave_room_in_24_bits() -> None:

@@ -24,9 +24,7 @@ from torch.nn import functional as F
 from transformers import GPT2LMHeadModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
-from neurtransformer.integer.arithmetic import PRESENT_BITS
 from neurtransformer.integer.model import IntegerGPT2
-from neurtransformer.spiking.attention.linear import ssa_weights
 from neurtransformer.spiking.calibrate import softmax_weights, tapped
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 
@@ -122,12 +120,8 @@ def integer_form(model: IntegerGPT2) -> Form:
     def attention(ids: Tensor) -> Tensor:
         x, weights = model.embedding.counts(ids.numpy()), []
         for attn, feedforward in zip(model.attention, model.feedforward, strict=True):
-            query, key, _ = (torch.from_numpy(c).float() for c in attn.heads_of(x))
-            forgetting = (
-                torch.from_numpy(attn.shift),
-                torch.from_numpy(attn.present) * 2.0**-PRESENT_BITS,
-            )
-            weights.append(_shares(ssa_weights(query, key, forgetting)))
+            query, key, _ = attn.heads_of(x)
+            weights.append(_shares(torch.from_numpy(attn.weights(query, key)).float()))
             x = feedforward.counts(attn.counts(x, attn.new_state(len(ids)))[0])
         return torch.stack(weights).transpose(1, 2)
 

@@ -32,16 +32,10 @@ import neurtransformer.loihi.lava_compat  # noqa: F401  (must come before Lava)
 # isort: split
 from lava.proc.io.source import RingBuffer
 
+from neurtransformer.codes import COARSE, COARSE_STEPS, END_BITS, FINE_STEPS, REACH
 from neurtransformer.errors import UserError
 from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.loihi import runner
-from neurtransformer.loihi.attention.ttfs import (
-    COARSE,
-    COARSE_STEPS,
-    END_BITS,
-    FINE_STEPS,
-    REACH,
-)
 from neurtransformer.loihi.learning import PRODUCT_SHIFT
 from neurtransformer.loihi.microcode import Clock, Microcode, Words
 from neurtransformer.loihi.plastic_synapses import hebbian_rule, plastic_synapses

@@ -14,11 +14,11 @@ registers.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from neurtransformer.codes import HIDDEN_SPIKES
 from neurtransformer.measure.attention import KINDS
 from neurtransformer.measure.counts import LayerSpikes, Ops, Part, Shape, total
 from neurtransformer.recipe import Code, Coding
 from neurtransformer.spiking.attention import KINDS as ATTENTIONS
-from neurtransformer.spiking.feedforward import HIDDEN_SPIKES
 
 LAYER_NORM_MACS = 4
 """Per channel: mean, variance, scaling, gain and bias."""

@@ -1,6 +1,6 @@
 """One race that a person can read: who fires when, beside the softmax weights it stands for."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ def one_race(
     neuron of each token fires; None if it does not), `share` (of the race) and `softmax` (of the
     dense model); None for a model without races or one whose context the sentence does not fit.
     """
-    attentions = [block.attn for block in model.blocks]
+    attentions = [cast(RaceAttention, block.attn) for block in model.blocks]
     ids = tokenizer(SENTENCE, return_tensors="pt", add_special_tokens=False).input_ids
     if not isinstance(attentions[0], RaceAttention) or ids.shape[1] > model.config.n_positions:
         return None

@@ -6,11 +6,11 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from neurtransformer.codes import MEAN_BITS, RECIPROCALS
 from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.loihi.microcode import Words, length, rounded, words
 from neurtransformer.loihi.nodes import Node
 from neurtransformer.recipe import Code
-from neurtransformer.spiking.attention.linear import MEAN_BITS, RECIPROCALS
 
 
 class Qkv(NamedTuple):

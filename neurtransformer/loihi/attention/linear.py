@@ -13,6 +13,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from neurtransformer.codes import (
+    HEADROOM_BITS,
+    KEY_EXPANSION,
+    MEAN_BITS,
+    STATE_BITS,
+    level_bits,
+    qkv_sizes,
+)
 from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.loihi.attention.base import Attention, Qkv, mean_of
 from neurtransformer.loihi.chip import Chip, Layer, Way
@@ -27,14 +35,6 @@ from neurtransformer.loihi.microcode import (
 )
 from neurtransformer.loihi.nodes import Count, Log, Node, Programmed, Setting
 from neurtransformer.recipe import Code
-from neurtransformer.spiking.attention.linear import (
-    HEADROOM_BITS,
-    KEY_EXPANSION,
-    MEAN_BITS,
-    STATE_BITS,
-    level_bits,
-    qkv_sizes,
-)
 
 PRESENT_BITS = 2
 

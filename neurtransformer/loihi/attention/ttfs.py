@@ -21,16 +21,23 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from neurtransformer.codes import (
+    COARSE,
+    COARSE_STEPS,
+    END_BITS,
+    FINE_STEPS,
+    KEY_LIMIT,
+    MEAN_BITS,
+    REACH,
+    level_bits,
+)
 from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.loihi.attention.base import Attention, Qkv, mean_of
 from neurtransformer.loihi.chip import Chip, Layer, Way
 from neurtransformer.loihi.microcode import Clock, Microcode, Words, rounded, words
 from neurtransformer.loihi.nodes import Count, Log, Node, Programmed, Setting
 from neurtransformer.recipe import Coding
-from neurtransformer.spiking.attention.linear import MEAN_BITS, level_bits
 
-END_BITS, KEY_LIMIT, COARSE, REACH = 12, 127, 8, 64
-COARSE_STEPS, FINE_STEPS = 2 * REACH // COARSE, COARSE + END_BITS
 RACE_STEPS = COARSE_STEPS + FINE_STEPS
 
 

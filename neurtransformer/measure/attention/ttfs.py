@@ -5,14 +5,9 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from neurtransformer.codes import COARSE, REACH
 from neurtransformer.measure.counts import LayerSpikes, Ops, Part, Shape
-from neurtransformer.spiking.attention.ttfs import (
-    COARSE,
-    REACH,
-    RaceAttention,
-    TokenNeurons,
-    octaves_of,
-)
+from neurtransformer.spiking.attention.ttfs import RaceAttention, TokenNeurons, octaves_of
 
 
 def listen(attention: RaceAttention, events: dict[str, float]) -> list[RemovableHandle]:

@@ -24,44 +24,26 @@ The module has both forms: `ssa_parallel`, over all pairs of tokens, differentia
 and `ssa_recurrent`, the bounded integer state of the chip, for everything else.
 """
 
-import math
 from collections.abc import Callable
 from itertools import product
 
 import torch
 from torch import Tensor
 
+from neurtransformer.codes import (
+    HEADROOM_BITS,
+    KEY_EXPANSION,
+    MEAN_BITS,
+    NO_FORGETTING,
+    RECIPROCALS,
+    STATE_BITS,
+    level_bits,
+    qkv_sizes,
+    witness,
+)
 from neurtransformer.recipe import Code
 from neurtransformer.spiking.attention.base import SpikingSelfAttention, State
 from neurtransformer.spiking.coding import facilitated
-
-STATE_BITS = 24
-"""Width of a state on Loihi 2, sign included; also what a float32 holds exactly."""
-
-KEY_EXPANSION = 2
-"""Key and query neurons for each of the head's pretrained key channels, see `convert.mirrored`."""
-
-NO_FORGETTING = STATE_BITS
-"""The shift that leaves a state as it is."""
-
-HEADROOM_BITS = 8
-"""A state holds 2^HEADROOM_BITS products of full scale before it saturates, unless it forgets."""
-
-MEAN_BITS = 8
-"""Fraction bits of the mean value counts that a head passes on."""
-
-RECIPROCALS = tuple(round(2**16 / (2 * index + 1)) for index in range(128, 256))
-"""2^15 / x at the middle of [index, index + 1): 128 entries of 8 bits."""
-
-
-def level_bits(timesteps: int) -> int:
-    """The least b with ``T <= 2^b``, the scale of a count."""
-    return math.ceil(math.log2(timesteps))
-
-
-def witness(timesteps: int) -> int:
-    """The count 2^level_bits that stands for the 1 in [v, 1], the full scale of a value."""
-    return 1 << level_bits(timesteps)
 
 
 def write_shift(timesteps: int, shift: Tensor) -> Tensor:
@@ -178,11 +160,6 @@ def age_weights(shift: Tensor, present: Tensor, length: int) -> Tensor:
     keep = (1 - torch.exp2(-shift.float()))[:, None, None]
     past = (keep ** (age - 1).clamp_min(0)).tril(-1)
     return past + present[:, None, None] * torch.eye(length, device=shift.device)
-
-
-def qkv_sizes(width: int) -> tuple[int, int, int]:
-    """How many query, key and value neurons (rows of `c_attn`, in this order) a block has."""
-    return KEY_EXPANSION * width, KEY_EXPANSION * width, width
 
 
 def ssa_weights(query: Tensor, key: Tensor, forgetting: tuple[Tensor, Tensor]) -> Tensor:

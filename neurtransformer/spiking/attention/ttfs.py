@@ -36,33 +36,22 @@ import torch
 from spikingjelly.activation_based.neuron import IFNode
 from torch import Tensor, nn
 
+from neurtransformer.codes import (
+    COARSE,
+    END_BITS,
+    FINE_STEPS,
+    GAIN_LIMIT,
+    KEY_LIMIT,
+    MEAN_BITS,
+    REACH,
+    STATE_BITS,
+    gain_shift,
+    level_bits,
+)
 from neurtransformer.errors import UserError
 from neurtransformer.recipe import Code
 from neurtransformer.spiking.attention.base import SpikingSelfAttention, State, decoded
-from neurtransformer.spiking.attention.linear import MEAN_BITS, STATE_BITS, level_bits, normalise
-
-END_BITS = 12
-"""The race is over when the sum of weights, in units of the last one, has reached 2^END_BITS."""
-
-KEY_LIMIT = 127
-"""Largest magnitude of a key synapse: 8 bits with sign."""
-
-GAIN_LIMIT = 254
-"""The gain of the key channel of a head that weighs most."""
-
-REACH = 64
-"""Scores beyond +-REACH octaves saturate."""
-
-COARSE = 8
-"""Octaves that the threshold falls in a step of the coarse descent."""
-
-FINE_STEPS = COARSE + END_BITS
-"""Steps of the fine race: someone fires in the first COARSE, and d doubles from then on."""
-
-
-def gain_shift(most: int) -> int:
-    """Bits by which a key count times its gain is shifted right. most: the largest count."""
-    return level_bits(most) + 1
+from neurtransformer.spiking.attention.linear import normalise
 
 
 def key_synapses(key: Tensor, gain: Tensor, most: int) -> Tensor:
@@ -118,7 +107,8 @@ def race_steps(score: Tensor, octave: Tensor, there: Tensor) -> tuple[Tensor, Te
     current of one octave drives all membranes. Returns spikes (FINE_STEPS, batch, heads, i, j) and
     whether the race of a row still runs in a step, (FINE_STEPS, batch, heads, i, 1).
     """
-    width = octave[:, None].expand(score.shape[:-1])[..., None]
+    # thresholds of wide octaves need more than the 24 bits of a float32
+    width = octave.double()[:, None].expand(score.shape[:-1])[..., None]
     membrane = (score + torch.floor(width / 2)).clamp(-REACH * width, REACH * width - 1)
     membrane = membrane.masked_fill(~there, float("-inf"))
     base = torch.full_like(width, -REACH)
@@ -134,8 +124,8 @@ def race_steps(score: Tensor, octave: Tensor, there: Tensor) -> tuple[Tensor, Te
     spikes, runs = [], []
     for _ in range(FINE_STEPS):
         running = (sent < 2.0**END_BITS) & found
-        fired = neuron(current) * running
-        sent = torch.where(running, 2 * sent + fired.sum(-1, keepdim=True), sent)
+        fired = (neuron(current) * running).to(score.dtype)
+        sent = torch.where(running, 2 * sent + fired.sum(-1, keepdim=True, dtype=sent.dtype), sent)
         spikes.append(fired)
         runs.append(running)
     return torch.stack(spikes), torch.stack(runs)
@@ -202,7 +192,8 @@ class RaceAttention(SpikingSelfAttention):
     def __init__(self, width: int, heads: int, code: Code) -> None:
         super().__init__(width, heads, code)
         dim = width // heads
-        if code.most * KEY_LIMIT * dim >= 2 ** (STATE_BITS - 1):
+        # half of the state, so that half an octave fits beside it
+        if code.most * KEY_LIMIT * dim > 2 ** (STATE_BITS - 2):
             raise UserError(
                 f"scores of heads {dim} wide do not fit {STATE_BITS} bits at T = {code.timesteps} "
                 f"of {code.coding} coding: give fewer timesteps"
