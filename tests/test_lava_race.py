@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from test_lava import compare, entering
+from test_lava import compare
 
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.loihi import netlist
 from neurtransformer.loihi.nodes import Spikes
 from neurtransformer.recipe import Coding
-from neurtransformer.spiking.attention.ttfs import RaceAttention
 from neurtransformer.spiking.model import SpikingGPT2Config, SpikingGPT2LMHeadModel
 
 
@@ -22,8 +22,8 @@ def lava() -> None:
 
 
 def random_race(seed: int, heads: int, dim: int, timesteps: int, coding: Coding) -> IntegerGPT2:
-    """One block; the race's octaves are such that scores lie some octaves apart. timesteps, coding:
-    of the attention."""
+    """One block with thresholds and octaves for which neurons count all that they can, and scores
+    lie many octaves apart. timesteps, coding: of the attention."""
     rng = torch.Generator().manual_seed(seed)
     width = heads * dim
     config = SpikingGPT2Config(
@@ -45,14 +45,29 @@ def random_race(seed: int, heads: int, dim: int, timesteps: int, coding: Coding)
             parameter.copy_(torch.randn(parameter.shape, generator=rng) * size)
             if name.endswith("threshold"):
                 parameter.abs_().clamp_(min=0.01)
-        attention = spiking.blocks[0].attn
-        assert isinstance(attention, RaceAttention)
-        for neuron in (attention.query, attention.key, attention.value):
-            neuron.threshold.mul_(4)
-        reach = float((attention.query.spike_value * attention.key.spike_value).mean())
-        reach *= attention.query.most**2 * dim
-        attention.scaling.fill_(12 / reach)
-    return IntegerGPT2.from_spiking(spiking)
+    model = IntegerGPT2.from_spiking(spiking)
+    for quantity, threshold, steps in (
+        ("encode.u", "encode.theta", 2),
+        ("qkv.u", "qkv.theta", 2),
+        ("race.score", "race.octave", 20),
+        ("merged.u", "merged.theta", 2),
+    ):
+        found = model.attention[0].steps(stream(model, 33), timesteps + 36, timesteps)[quantity][
+            :, -1
+        ]
+        size = np.abs(found).reshape(33, heads, -1).mean((0, 2))
+        shape = model.tensors[f"h.0.attn.{threshold}"].shape
+        parts = size if threshold == "race.octave" else size[0] / model.config.attention_code.most
+        new = np.full(shape, parts * 2 / steps).clip(1, 2**15).astype(np.int32)
+        model = IntegerGPT2(model.config, {**model.tensors, f"h.0.attn.{threshold}": new})
+    return model
+
+
+def stream(model: IntegerGPT2, tokens: int) -> np.ndarray:
+    """A residual stream (tokens, width) of all magnitudes."""
+    rng = np.random.default_rng(0)
+    size = 2.0 ** rng.uniform(4, 20, (tokens, 1))
+    return np.rint(rng.standard_normal((tokens, model.config.width)) * size).astype(np.int64)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +93,7 @@ def test_lava_is_the_integer_model(
     network = found.manifest.networks[1]
     slots = timesteps if spikes == "binary" else 1
     assert (network.slots, network.phase) == (slots, slots + 36)
-    tally = compare(found, network, entering(found, network, 0, tokens))
+    tally = compare(found, network, stream(model, tokens))
     assert tally.mismatches == 0, tally
     assert tally.compared > tokens * network.phase * 16
 
