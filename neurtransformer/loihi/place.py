@@ -11,8 +11,8 @@ layer only, as Lava's compiler has it. The rules:
   one that needs the fewest cores; a layer that only the host feeds has its own. So a chip with less
   of anything never needs fewer cores.
 - An output axon is the way of one neuron to one core: a neuron has as many as parts hear it.
-- A head of spiking self-attention stays whole if a core can hold it. Of one that is split, each
-  part computes the divisor anew.
+- A head of attention stays whole if a core can hold it. Of one that is split, each part computes
+  the divisor anew.
 - Cores follow each other over the chips in the order of the network: neighbours stay together.
 """
 

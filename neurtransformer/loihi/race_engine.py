@@ -35,11 +35,14 @@ from lava.proc.io.source import RingBuffer
 from neurtransformer.codes import COARSE, COARSE_STEPS, END_BITS, FINE_STEPS, REACH
 from neurtransformer.errors import UserError
 from neurtransformer.integer.arithmetic import Integers
+from neurtransformer.integer.attention.ttfs import RaceAttention, key_synapses
 from neurtransformer.loihi import runner
+from neurtransformer.loihi.attention.ttfs import RACE_STEPS
 from neurtransformer.loihi.learning import PRODUCT_SHIFT
 from neurtransformer.loihi.microcode import Clock, Microcode, Words
 from neurtransformer.loihi.plastic_synapses import hebbian_rule, plastic_synapses
 from neurtransformer.loihi.processes import LogFile, Population
+from neurtransformer.loihi.simulate import Tally
 
 WRITE_POSITIVE, WRITE_NEGATIVE, READ, RACE = range(4)
 """Steps of a phase; the race begins with the last, when what a query reads has arrived."""
@@ -164,6 +167,22 @@ def run_head(head: Sequence, octave: int) -> tuple[Integers, Integers, Integers]
     ends = slice(PHASE - 1, None, PHASE)
     reads = read[PHASE::PHASE].astype(np.int64)
     return reads, key[ends].astype(np.int64) >> 1, value[ends].swapaxes(1, 2).astype(np.int64) >> 1
+
+
+def compare(attention: RaceAttention, x: Integers, heads: range) -> Tally:
+    """Some heads of one attention network on a residual stream (tokens, width), from empty
+    synapses: every read, and every synapse after every token, beside the integer model's."""
+    query, key, value = (counts[0] for counts in attention.heads_of(x[None]))
+    synapses = key_synapses(key, attention.gain, attention.qkv.most)
+    trace = attention.steps(x, 1 + RACE_STEPS, 1)
+    tally = Tally()
+    for head in heads:
+        sent = Sequence(query[head], synapses[head], value[head])
+        reads, keys, values = run_head(sent, int(attention.octave[head]))
+        tally.add(f"{head}.read", trace["race.read"][:, -1, head], reads)
+        tally.add(f"{head}.keys", trace["race.keys"][:, head], keys)
+        tally.add(f"{head}.values", trace["race.values"][:, head], values)
+    return tally
 
 
 def _sent(head: Sequence, steps: int) -> tuple[Words, Words, Words]:
