@@ -1,6 +1,7 @@
 """`neurtx convert`: a dense GPT-2 becomes a spiking run."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -11,7 +12,9 @@ from .output import answer, json_option
 @click.argument("model")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option("--config", type=click.Path(path_type=Path), help="A recipe, see configs/.")
-@click.option("--timesteps", type=int, help="T of the code, 1 to 64.")
+@click.option("--attention", help="ttfs: a race of token neurons. linear: fast weights.")
+@click.option("--coding", type=click.Choice(["rate", "phase"]), help="One code for all of it.")
+@click.option("--timesteps", type=int, help="T of the code, 1 to 64; 1 to 8 of phase coding.")
 @click.option("--text", help="Text to calibrate on: a file, - or a hub data set.")
 @click.option("--force", is_flag=True, help="Replace a run that stands at --out.")
 @json_option
@@ -19,6 +22,8 @@ def command(
     model: str,
     out: Path | None,
     config: Path | None,
+    attention: str | None,
+    coding: Literal["rate", "phase"] | None,
     timesteps: int | None,
     text: str | None,
     force: bool,
@@ -27,8 +32,9 @@ def command(
     """Turn the dense GPT-2 MODEL into a spiking run.
 
     MODEL is a short name (`neurtx models`), a hub id or a local folder. Softmax attention becomes
-    spiking self-attention in every layer, the feed-forward blocks are rate coded, thresholds are
-    calibrated on text; nothing is trained yet (`neurtx finetune`).
+    spiking self-attention in every layer: a race of token neurons in phase-coded spikes. The
+    feed-forward blocks are rate coded. Thresholds are calibrated on text; nothing is trained yet
+    (`neurtx finetune`).
     """
     import sys
     import time
@@ -39,7 +45,7 @@ def command(
     from neurtransformer.recipe import load_recipe
 
     # what can be wrong is found before anything heavy is imported
-    recipe = load_recipe(config, timesteps)
+    recipe = load_recipe(config, timesteps, attention=attention, coding=coding)
     check_folder(locate(model))
     target = out or runs.default_folder("run", model)
     with runs.new_folder(target, force=force) as folder:
@@ -63,6 +69,8 @@ def command(
                 source,
                 on_block=lambda: advance(1, ""),
                 coding=recipe.coding,
+                attention=recipe.attention,
+                attention_code=recipe.attention_code,
             )
         spiking.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -70,6 +78,9 @@ def command(
             "model": model,
             "timesteps": recipe.timesteps,
             "coding": recipe.coding,
+            "attention": recipe.attention,
+            "attention_timesteps": recipe.attention_code.timesteps,
+            "attention_coding": recipe.attention_code.coding,
             "parameters": spiking.num_parameters(),
             "calibration_tokens": blocks.numel(),
             "seconds": time.monotonic() - started,

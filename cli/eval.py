@@ -37,6 +37,7 @@ def command(run: str | None, text: str | None, limit: int, mode: str, as_json: b
     from neurtransformer.measure.energy import estimate
     from neurtransformer.measure.position import doubled, loss_by_position
     from neurtransformer.measure.quality import counting_spikes, evaluate
+    from neurtransformer.measure.race import one_race
     from neurtransformer.spiking.load import load_run, load_teacher
     from neurtransformer.text import load_blocks
 
@@ -64,9 +65,12 @@ def command(run: str | None, text: str | None, limit: int, mode: str, as_json: b
     }
     values = {"run": folder, "mode": mode, "text": text, **values, **saved}
     values["loss_by_position"] = curve
+    race = one_race(model, dense, tokenizer)
+    if race is not None:
+        values["race"] = race
     runs.update_report(folder, "eval", {k: v for k, v in values.items() if k != "run"})
-    # what the report draws: rates layer by layer, losses position by position
-    drawn = ("spike_rate_by_layer", "loss_by_position")
+    # what the report draws: rates layer by layer, losses position by position, one race
+    drawn = ("spike_rate_by_layer", "loss_by_position", "race")
     rows = [
         (f"{name}, ESTIMATE" if name in saved else name, value)
         for name, value in values.items()

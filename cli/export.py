@@ -20,8 +20,11 @@ _TOKENS, _BLOCK = 2048, 256
 @click.option("--target", type=click.Choice(["loihi2", "nir"]), required=True)
 @click.option(
     "--spikes",
-    type=click.Choice(["rate", "graded"]),
-    default="rate",
+    type=click.Choice(["binary", "graded", "rate"]),
+    # the word of old, which also names a code, is still taken
+    callback=lambda ctx, option, word: "binary" if word == "rate" else word,
+    metavar="[binary|graded]",
+    default="binary",
     show_default=True,
     help="A count as T binary spikes, or as one graded spike (Loihi 2).",
 )
@@ -50,7 +53,7 @@ def command(
     from neurtransformer import runs
     from neurtransformer.errors import UserError
 
-    if target == "nir" and spikes != "rate":
+    if target == "nir" and spikes != "binary":
         raise UserError("--spikes is for --target loihi2: a NIR graph takes counts either way")
     if target == "nir" and text is not None:
         raise UserError("--text is for --target loihi2: nothing is measured of a NIR graph")

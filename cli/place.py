@@ -9,7 +9,7 @@ import click
 from .output import answer, json_option, rows_table
 
 if TYPE_CHECKING:
-    from neurtransformer.loihi.nodes import Network
+    from neurtransformer.loihi.network import Network
 
 _SHOWN = ("cores", "chips", "bottleneck", "lower_bound_chips", "bound_factor")
 

@@ -36,7 +36,8 @@ from neurtransformer.integer.arithmetic import (
     Integers,
     fire_counts,
 )
-from neurtransformer.integer.blocks import IntegerAttention, IntegerFeedForward
+from neurtransformer.integer.attention import IntegerAttention
+from neurtransformer.integer.blocks import IntegerFeedForward
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.integer.parts import GeluNeurons
 from neurtransformer.runs import write_json
@@ -184,24 +185,28 @@ def _index_in_run(*keys: Integers) -> Integers:
 # --- chains ---
 
 
-def qkv_chain(attention: IntegerAttention, most: int, timesteps: int) -> Chain:
-    """encode counts, up to `most` -> c_attn -> the spikes of query, key and value neurons.
+def qkv_chain(attention: IntegerAttention) -> Chain:
+    """encode counts -> c_attn -> the spikes of query, key and value neurons.
 
-    A value is a pair: its count is that of `value` less that of `value_negative`.
+    A signed channel is a pair: its count is that of `value`, say, less that of `value_negative`.
     """
     weight, bias = attention.c_attn.weight.astype(np.int64), attention.c_attn.bias
     signed, theta = attention.qkv_signed, attention.qkv_theta
     synapses, neurons = level_neurons(
         np.concatenate([weight, -weight[signed]]),
         np.concatenate([bias, -bias[signed]]),
-        rate_levels(np.concatenate([theta, theta[signed]]), timesteps),
-        most,
+        rate_levels(np.concatenate([theta, theta[signed]]), attention.qkv.most),
+        attention.code.most,
     )
-    ends = 0, attention.key_start, attention.value_start, len(theta), len(theta) + signed.sum()
-    names = "query", "key", "value", "value_negative"
+    ends = [0, attention.key_start, attention.value_start, len(theta)]
+    names = ["query", "key", "value"]
+    for name, (start, end) in zip(list(names), pairwise(list(ends)), strict=True):
+        if signed[start:end].all():
+            names.append(f"{name}_negative")
+            ends.append(ends[-1] + end - start)
     output = dict(zip(names, pairwise(ends), strict=True))
     graph = _sequence(synapses=synapses, neurons=neurons)
-    return Chain(graph, weight.shape[1], timesteps, output)
+    return Chain(graph, weight.shape[1], attention.qkv.most, output)
 
 
 def feedforward_chain(mlp: IntegerFeedForward, most: int, hidden_most: int) -> Chain:
@@ -282,7 +287,7 @@ def write(
     for block, (attention, mlp) in enumerate(zip(model.attention, model.feedforward, strict=True)):
         progress(f"writing block {block + 1} of {config.layers}")
         chains = {
-            "attn.qkv": qkv_chain(attention, config.most, config.timesteps),
+            "attn.qkv": qkv_chain(attention),
             "attn.c_proj": c_proj_chain(attention),
             "mlp": feedforward_chain(mlp, config.most, config.hidden_most),
         }

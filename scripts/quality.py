@@ -31,7 +31,7 @@ from neurtransformer.measure.energy import estimate
 from neurtransformer.measure.quality import counting_spikes, evaluate
 from neurtransformer.recipe import Coding, Finetune, load_recipe
 from neurtransformer.runs import BUNDLED, read_json, write_json, write_text
-from neurtransformer.spiking.attention import SpikingSelfAttention
+from neurtransformer.spiking.attention.linear import SpikingSelfAttention
 from neurtransformer.spiking.calibrate import calibration_text
 from neurtransformer.spiking.convert import carry_over, convert
 from neurtransformer.spiking.feedforward import SpikingFeedForward

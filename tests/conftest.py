@@ -116,7 +116,7 @@ def tiny_netlist(
     folder = tmp_path_factory.mktemp("netlists") / "tiny"
     folder.mkdir()
     model = IntegerGPT2.from_spiking(load_run(tiny_run)[0])
-    netlist.write(folder, model, nano_tokenizer, "rate")
+    netlist.write(folder, model, nano_tokenizer, "binary")
     return folder
 
 
@@ -130,7 +130,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("fuzz") / "whole"
     folder.mkdir()
-    netlist.write(folder, IntegerGPT2(CONFIG, tensors_of(0)), small_tokenizer(), "rate")
+    netlist.write(folder, IntegerGPT2(CONFIG, tensors_of(0)), small_tokenizer(), "binary")
     return folder
 
 

@@ -7,7 +7,6 @@ the chip.
 """
 
 import contextlib
-import itertools
 import json
 import os
 import resource
@@ -30,7 +29,6 @@ from neurtransformer.errors import UserError
 from neurtransformer.integer.arithmetic import LIMIT
 from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.integer.layout import check, layout
-from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.loihi import netlist
 from neurtransformer.loihi.simulate import prompt_ids, simulate
 
@@ -192,7 +190,7 @@ def sound(found: netlist.TextNetlist | None) -> None:
     with bounded():
         values = simulate(found, ids, "integer")
         assert values["mismatches"] == 0 and values["same_text"], values
-        fits(found.model, ids)
+        fits(found, ids)
         try:
             ids = prompt_ids(found, "x y", 1)
         except UserError:  # another tokenizer may make nothing of it, or too much
@@ -200,16 +198,14 @@ def sound(found: netlist.TextNetlist | None) -> None:
         simulate(found, ids, "integer")
 
 
-def fits(model: IntegerGPT2, ids: list[int]) -> None:
+def fits(found: netlist.TextNetlist, ids: list[int]) -> None:
     """No spike and no state of any time step leaves 24 bits."""
-    x = model.embedding.steps(np.array(ids))["stream.x"][:, -1]
-    traces = []
-    for attention, feedforward in zip(model.attention, model.feedforward, strict=True):
-        for block in (attention, feedforward):
-            traces.append(block.steps(x, model.config.timesteps))
-            x = traces[-1]["residual.x"][:, -1]
-    for name, values in itertools.chain(*(t.items() for t in (*traces, model.head.steps(x)))):
-        assert np.abs(values).max() <= LIMIT, name
+    x = np.array(ids)
+    for network in found.manifest.networks:
+        trace = found.model.networks[network.name].steps(x, network.phase, network.slots)
+        for name, values in trace.items():
+            assert np.abs(values).max() <= LIMIT, f"{network.name}.{name}"
+        x = trace[network.result][:, -1]
 
 
 def refused_by_the_command(neurtx: Any, folder: Path) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from spikingjelly.activation_based.surrogate import MultiLevelSpikeCount
 from torch import Tensor
 
+from neurtransformer import codes
 from neurtransformer.recipe import Coding
 from neurtransformer.spiking import coding
 from neurtransformer.spiking.neuron import CodingNeuron, SpikeLinear
@@ -56,7 +57,7 @@ def test_phase_spikes_are_the_digits_of_the_count(
     z = totals([*values, 2.0**timesteps - 1, 2.0**timesteps])
     spikes = coding.phase_spikes_from_total(z, timesteps, signed)
     assert set(spikes.unique().tolist()) <= ({-1.0, 0.0, 1.0} if signed else {0.0, 1.0})
-    most = coding.largest_count(timesteps, "phase")
+    most = codes.largest_count(timesteps, "phase")
     counts = coding.counts_from_total(z, most, signed)
     digits = [f"{int(n):0{timesteps}b}" for n in counts.abs()]
     expected = torch.tensor([[float(digit) for digit in row] for row in digits]).T
@@ -190,7 +191,7 @@ def test_neurons_count_in_training_as_they_do_in_use(
         neuron.center.normal_()
     counts = neuron.train()(x)
     assert torch.equal(counts, neuron.eval()(x))
-    expected = (x - neuron.center) * coding.largest_count(timesteps, name, per_step)
+    expected = (x - neuron.center) * codes.largest_count(timesteps, name, per_step)
     expected = coding.counts_from_total(expected / neuron.threshold, neuron.most, signed)
     assert float((counts - expected).detach().abs().max()) <= 1  # they divide in another order
     assert float(counts.detach().abs().max()) <= neuron.most

@@ -87,7 +87,7 @@ def test_phase_coding_all_the_way(neurtx: Any, tiny_dense_folder: Path, tmp_path
     for values in results:
         del values["mode"]
     assert results[0] == results[1]
-    for transport in ("rate", "graded"):
+    for transport in ("binary", "graded"):
         words = ("--target", "loihi2", "--spikes", transport, "--out", transport)
         assert neurtx("export", *words).returncode == 0
         done = neurtx("simulate", "--prompt", "a word", "--backend", "integer", "--json")

@@ -15,13 +15,15 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.activations import ACT2FN
 
 from neurtransformer.checkpoint import ACTIVATIONS
+from neurtransformer.codes import NO_FORGETTING
 from neurtransformer.dense import load_dense
 from neurtransformer.errors import UserError
 from neurtransformer.measure.quality import counting_spikes, evaluate
 from neurtransformer.recipe import Coding
 from neurtransformer.spiking import calibrate
-from neurtransformer.spiking.attention import NO_FORGETTING, age_weights, ssa_parallel
-from neurtransformer.spiking.calibrate import fit_forgetting, fit_threshold, softmax_weights, tapped
+from neurtransformer.spiking.attention import linear
+from neurtransformer.spiking.attention.linear import age_weights, fit_forgetting
+from neurtransformer.spiking.calibrate import fit_threshold, softmax_weights, tapped
 from neurtransformer.spiking.coding import counts_from_total
 from neurtransformer.spiking.convert import carry_over, check_timesteps, convert
 from neurtransformer.spiking.feedforward import SpikingFeedForward
@@ -104,7 +106,7 @@ def test_timesteps_have_ends(coding: Coding, most: int) -> None:
 
 def test_every_forgetting_is_found_again() -> None:
     """Of a head that looks back as an SSA does, whatever its shift and present."""
-    kinds = [k for k in product(calibrate.SHIFTS, calibrate.PRESENTS) if k != (0, 0.0)]
+    kinds = [k for k in product(linear.SHIFTS, linear.PRESENTS) if k != (0, 0.0)]
     assert {0, 1, 7, NO_FORGETTING} <= {s for s, _ in kinds} and len(kinds) == 44
     shift, present = (torch.tensor(x) for x in zip(*kinds, strict=True))
     weights = age_weights(shift, present, 128)
@@ -209,8 +211,7 @@ def test_each_code_is_as_good_as_it_was(
         x, attention = tap["attn_in"], ours.attn
         query, key, value = attention.code(x)
         exact = theirs.attn.c_attn(x).chunk(3, dim=-1)
-        forgetting = attention.shift, attention.present
-        mean = attention.merge(ssa_parallel(query, key, value, forgetting, timesteps))
+        mean = attention.merge(attention.parallel(query, key, value))
         found = {
             "query": off(signed(query, attention.query.spike_value), exact[0]),
             "key": off(signed(key, attention.key.spike_value), exact[1]),

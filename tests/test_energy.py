@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neurtransformer.measure.counts import LayerSpikes, Ops, Shape, total
 from neurtransformer.measure.energy import (
     ALTERNATIVES,
     FLOAT,
@@ -24,9 +25,6 @@ from neurtransformer.measure.energy import (
     reduction_percent,
 )
 from neurtransformer.measure.operations import (
-    LayerSpikes,
-    Ops,
-    Shape,
     dense_attention,
     dense_feed_forward,
     graded,
@@ -34,35 +32,63 @@ from neurtransformer.measure.operations import (
     shared,
     spiking_attention,
     spiking_feed_forward,
-    total,
 )
+from neurtransformer.recipe import Code
 
 # 2 heads of 4, contexts of 1 to 5 tokens: 3 on average
 SMALL = Shape(
-    width=8, heads=2, hidden=32, layers=1, vocab=100, context=5, timesteps=4, coding="rate"
+    width=8,
+    heads=2,
+    hidden=32,
+    layers=1,
+    vocab=100,
+    context=5,
+    code=Code(4, "rate"),
+    attention=Code(4, "rate"),
+    kind="linear",
 )
+RACE = replace(SMALL, kind="ttfs", attention=Code(4, "phase"))
 SPIKES = LayerSpikes(
-    encode=10, query=6, key=5, written=4, present=3, value=7, merged=9, mlp_encode=11, hidden=20
+    encode=10,
+    query=6,
+    key=5,
+    value=7,
+    merged=9,
+    mlp_encode=11,
+    hidden=20,
+    # of the linear kind; of the race, whose token neurons were counted on text of 3 tokens on
+    # average, as many as `SMALL` has
+    events={"written": 4, "present": 3, "seen": 6, "race": 5, "steps": 30, "compared": 90},
 )
-SILENT = LayerSpikes(*[0.0] * 9)
+POPULATIONS = [field.name for field in fields(LayerSpikes)][:7]
+SILENT = LayerSpikes(**dict.fromkeys(POPULATIONS, 0.0), events={"seen": 6.0})
 
 counts = st.floats(0, 1e6)
-layers = st.builds(LayerSpikes, *[counts] * 9)
+layers = st.builds(
+    LayerSpikes,
+    *[counts] * 7,
+    st.fixed_dictionaries(
+        dict.fromkeys(("written", "present", "race", "steps", "compared"), counts)
+        | {"seen": st.just(6.0)}
+    ),
+)
 ops = st.builds(Ops, counts, counts, counts)
 shapes = st.builds(
-    lambda heads, head_dim, hidden, context, timesteps, coding: Shape(
+    lambda heads, head_dim, hidden, context, timesteps, coding, kind: Shape(
         width=heads * head_dim,
         heads=heads,
         hidden=hidden,
         layers=1,
         vocab=50,
         context=context,
-        timesteps=timesteps,
-        coding=coding,
+        code=Code(timesteps, coding),
+        attention=Code(timesteps, coding),
+        kind=kind,
     ),
     *[st.integers(1, 16), st.integers(1, 64), st.integers(1, 256), st.integers(1, 1024)],
     st.integers(1, 64),
     st.sampled_from(["rate", "phase"]),
+    st.sampled_from(["linear", "ttfs"]),
 )
 
 
@@ -105,12 +131,12 @@ def test_phase_coding_by_hand() -> None:
 
     Graded spikes carry a count, so nothing doubles then, and a phase is one step.
     """
-    phase = replace(SMALL, coding="phase")
+    phase = replace(SMALL, code=Code(4, "phase"), attention=Code(4, "phase"))
     rate, found = (spiking_attention(s, SPIKES)["neurons"] for s in (SMALL, phase))
     assert found == replace(rate, ac=rate.ac + 4 * (2 * 16 + 8))
     hidden = spiking_feed_forward(phase, SPIKES)["neurons"]
     assert hidden.ac == 4 * (3 * 8 + 3 * 32) + 11 + 20
-    active = LayerSpikes(*range(1, 10))
+    active = LayerSpikes(1, 2, 3, 6, 7, 8, 9, {"written": 4, "present": 5, "seen": 6})
     parts = operations(phase, [SPIKES], [active])
     attention, mlp = (parts[name]["graded"] for name in ("attention", "feed_forward"))
     assert astuple(attention["c_attn"]) == (1 * 40, 0, 1 * 40)
@@ -138,7 +164,35 @@ def test_sizes_come_from_the_config() -> None:
     config = SpikingGPT2Config(**sizes, timesteps=4)
     assert Shape.of(config) == SMALL
     config = SpikingGPT2Config(**sizes, timesteps=3, n_inner=7, coding="phase")
-    assert Shape.of(config) == replace(SMALL, hidden=7, timesteps=3, coding="phase")
+    assert Shape.of(config) == replace(
+        SMALL, hidden=7, code=Code(3, "phase"), attention=Code(3, "phase")
+    )
+
+
+def test_race_by_hand() -> None:
+    """Left out the race or the doubling of membranes, and this fails."""
+    assert {name: (ops.mac, ops.ac) for name, ops in spiking_attention(RACE, SPIKES).items()} == {
+        "c_attn": (0, 10 * 24),
+        "write": (8, 6 + 5 + 7),
+        # a query spike reaches 3 token neurons; 2 heads of 3 are doubled in 3 of 4 steps
+        "scores": (0, 6 * 3 + 3 * 6),
+        # 90 comparisons; 30 steps in which a threshold falls and 4 values and the witness double
+        "race": (0, 90 + 30 * (1 + 5)),
+        "values": (0, 5 * 5),
+        "normalise": (8, 2 * 8 + 3 * 2),
+        "c_proj": (0, 9 * 8),
+        # 5 signed populations of 8 at 3 ACs a step, 3 of them doubling, and a reset per spike
+        "neurons": (0, 4 * (5 * 8 * 3 + 3 * 8) + 10 + 6 + 5 + 7 + 9),
+    }
+
+
+def test_the_race_is_scaled_to_the_whole_context() -> None:
+    """Counted on short text, token neurons and their spikes are those of the mean position."""
+    longer = spiking_attention(replace(RACE, context=11), SPIKES)
+    short = spiking_attention(RACE, SPIKES)
+    assert longer["values"].ac == 2 * short["values"].ac
+    assert longer["scores"].ac == 2 * short["scores"].ac
+    assert longer["race"].ac == short["race"].ac + 90
 
 
 def test_spiking_feed_forward_by_hand() -> None:
@@ -163,7 +217,9 @@ def test_even_a_silent_network_forgets_and_updates() -> None:
 
 @given(shapes, layers)
 def test_twice_the_spikes_are_twice_the_work(s: Shape, n: LayerSpikes) -> None:
-    double = LayerSpikes(*(2 * value for value in astuple(n)))
+    fixed = n.events["seen"]
+    events = {**{name: 2 * x for name, x in n.events.items()}, "seen": fixed}
+    double = replace(n, **{name: 2 * getattr(n, name) for name in POPULATIONS}, events=events)
     for count in (spiking_attention, spiking_feed_forward):
         # what does not depend on spikes is what a silent network costs
         still, once, twice = (total([count(s, spikes)]) for spikes in (SILENT, n, double))
@@ -171,9 +227,16 @@ def test_twice_the_spikes_are_twice_the_work(s: Shape, n: LayerSpikes) -> None:
         assert twice.mac - still.mac == pytest.approx(2 * (once.mac - still.mac), rel=1e-6)
 
 
-@given(shapes, layers, st.sampled_from([field.name for field in fields(LayerSpikes)]))
-def test_every_population_costs(s: Shape, n: LayerSpikes, name: str) -> None:
-    more = replace(n, **{name: getattr(n, name) + 1000})
+EVENTS = {"linear": ["written", "present"], "ttfs": ["race", "steps", "compared"]}
+
+
+@given(shapes, layers, st.data())
+def test_every_population_costs(s: Shape, n: LayerSpikes, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(POPULATIONS + EVENTS[s.kind]))
+    if name in POPULATIONS:
+        more = replace(n, **{name: getattr(n, name) + 1000})
+    else:
+        more = replace(n, events={**n.events, name: n.events[name] + 1000})
     parts = operations(s, [n], [n]), operations(s, [more], [more])
     before, after = (total(forms["spiking"] for forms in part.values()) for part in parts)
     assert after.ac + after.mac > before.ac + before.mac
@@ -190,7 +253,8 @@ def test_graded_spikes_multiply_and_cost_no_more_than_their_products(
         total([part]).mac + total([part]).ac
     )
     assert turned["c_attn"].ac == 0
-    assert turned["forget"] == part["forget"]
+    own = "forget" if s.kind == "linear" else "race"
+    assert turned[own] == part[own]
 
 
 @given(ops, ops, st.floats(0, 10), st.floats(0, 10), st.floats(0, 100))
@@ -253,10 +317,10 @@ def test_measured_spikes_are_the_neurons_own(loaded: Any) -> None:
     assert first.query == pytest.approx(float(query.sum()) / 30)
     assert first.value == pytest.approx(float(value.abs().sum()) / 30)
     assert first.key == pytest.approx(float(key.sum()) / 30)
-    assert first.written == pytest.approx(float((key > 0).sum()) / 30)
-    assert active.key == pytest.approx(first.written) and active.written == first.written
-    assert first.present == pytest.approx(float((key[:, 1] > 0).sum()) / 30)
-    assert all(a <= b for a, b in zip(astuple(active), astuple(first), strict=True))
+    assert first.events["written"] == pytest.approx(float((key > 0).sum()) / 30)
+    assert active.key == pytest.approx(first.events["written"]) and active.events == first.events
+    assert first.events["present"] == pytest.approx(float((key[:, 1] > 0).sum()) / 30)
+    assert all(a <= b for a, b in zip(astuple(active)[:7], astuple(first)[:7], strict=True))
     for name, layer in {
         "encode": "attn.encode",
         "merged": "attn.merged",

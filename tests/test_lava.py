@@ -14,8 +14,9 @@ from neurtransformer.integer.arithmetic import LIMIT
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.integer.parts import Trace
 from neurtransformer.loihi import netlist, netx
-from neurtransformer.loihi.nodes import Network, Spikes
-from neurtransformer.loihi.simulate import Tally, _steps, pairs, prompt_ids, simulate
+from neurtransformer.loihi.network import Network
+from neurtransformer.loihi.nodes import Spikes
+from neurtransformer.loihi.simulate import Tally, pairs, prompt_ids, simulate
 from neurtransformer.recipe import MAX_PHASE_TIMESTEPS, Coding
 from neurtransformer.spiking.load import load_run
 from neurtransformer.spiking.model import SpikingGPT2Config, SpikingGPT2LMHeadModel
@@ -136,7 +137,7 @@ def random_spiking(
 def compare(found: netlist.TextNetlist, network: Network, x: np.ndarray) -> Tally:
     from neurtransformer.loihi.runner import run_network
 
-    ours = _steps(found.model, network, x)
+    ours = found.model.networks[network.name].steps(x, network.phase, network.slots)
     theirs, steps = run_network(found, network, ours)
     assert steps == len(x) * network.phase + network.latency
     tally = Tally()
@@ -177,10 +178,10 @@ def check_random(
 @pytest.mark.parametrize(
     ("case", "spikes", "coding"),
     [
-        ((1, 2, 8, 5, 4), "rate", "rate"),
+        ((1, 2, 8, 5, 4), "binary", "rate"),
         ((2, 3, 5, 64, 3), "graded", "rate"),
-        ((3, 1, 4, 1, 6), "rate", "rate"),
-        ((4, 2, 6, 8, 4), "rate", "phase"),
+        ((3, 1, 4, 1, 6), "binary", "rate"),
+        ((4, 2, 6, 8, 4), "binary", "phase"),
         ((5, 2, 6, 5, 4), "graded", "phase"),
     ],
 )
@@ -200,7 +201,7 @@ def test_projections_that_need_a_silent_input(
 ) -> None:
     spiking = random_spiking(4, 2, 8, 4)
     spiking.blocks[0].attn.c_proj.weight.data.fill_(value)
-    netlist.write(tmp_path, IntegerGPT2.from_spiking(spiking), nano_tokenizer, "rate")
+    netlist.write(tmp_path, IntegerGPT2.from_spiking(spiking), nano_tokenizer, "binary")
     found = netlist.read_text(tmp_path)
     network = found.manifest.networks[1]
     tally = compare(found, network, entering(found, network, 4, 3))
@@ -217,7 +218,7 @@ def test_projections_that_need_a_silent_input(
         st.sampled_from([1, 2, 3, 4, 8, 16, 64]),
         st.integers(1, 6),
     ),
-    st.sampled_from(["rate", "graded"]),
+    st.sampled_from(["binary", "graded"]),
     st.sampled_from(["rate", "phase"]),
 )
 def test_lava_is_the_integer_model_anywhere(
@@ -239,7 +240,7 @@ def test_simulate_a_prompt(
     # a residual stream of 20 bits, whose squares take 40
     spiking.lm_head.weight.data.mul_(500)
     model = IntegerGPT2.from_spiking(spiking)
-    netlist.write(tmp_path, model, nano_tokenizer, "rate")
+    netlist.write(tmp_path, model, nano_tokenizer, "binary")
     found = netlist.read_text(tmp_path)
     heard: list[str] = []
     ids = prompt_ids(found, "a word or two", 3)
@@ -276,7 +277,7 @@ def test_a_difference_is_counted(
         entered = sent[source][:, 0]
         if network.name == "embed":
             entered = entered[:, : which.model.config.vocabulary].argmax(-1)
-        ours = _steps(which.model, network, entered)
+        ours = which.model.networks[network.name].steps(entered, network.phase, network.slots)
         trace: Trace = {k: x.copy() for k, x in ours.items() if k != source}
         if "ssa.state" in trace:
             trace["ssa.state"] = trace["ssa.state"][:, None].copy()
@@ -302,7 +303,8 @@ def children() -> set[int]:
 def test_a_dead_process_is_an_error_and_not_a_wait(tmp_path: Path, when: str) -> None:
     from lava.proc.io.source import RingBuffer
 
-    from neurtransformer.loihi.processes import Norm
+    from neurtransformer.loihi.microcode import Clock, Norm
+    from neurtransformer.loihi.processes import LogFile, Population
     from neurtransformer.loihi.runner import LavaFailed, run_lava
 
     log = tmp_path / "y.npy"
@@ -310,7 +312,8 @@ def test_a_dead_process_is_an_error_and_not_a_wait(tmp_path: Path, when: str) ->
         np.save(log, np.zeros((2, 4), np.int32))
     before = children()
     source = RingBuffer(data=np.zeros((4, 9), int))
-    norm = Norm(width=4, epsilon=1, phase=1, start=0, logs={"y": log})
+    code = Norm(Clock(1, 1, 0), width=4, epsilon=1, shifts=(0,), roots=[1], fraction_bits=14)
+    norm = Population(code, {"y": LogFile(log)})
     source.s_out.connect(norm.x_in)
     with pytest.raises(LavaFailed):
         run_lava([source, norm], 9)

@@ -17,7 +17,8 @@ from neurtransformer.errors import UserError
 from neurtransformer.measure.position import doubled, loss_by_position
 from neurtransformer.measure.quality import counting_spikes, evaluate
 from neurtransformer.recipe import Coding, load_recipe
-from neurtransformer.spiking.calibrate import fit_forgetting, fit_threshold
+from neurtransformer.spiking.attention.linear import LinearAttention, fit_forgetting
+from neurtransformer.spiking.calibrate import fit_threshold
 from neurtransformer.spiking.config import SpikingGPT2Config
 from neurtransformer.spiking.convert import carry_over, convert
 from neurtransformer.spiking.finetune import Step, batch_at, finetune
@@ -206,7 +207,7 @@ def test_thresholds_of_what_is_squared_leave_room_for_peaks(
 ) -> None:
     dense, _ = load_dense(str(tiny_dense_folder))
     roomy = convert(dense, tokens(1, 32), 4, "tiny").blocks[0].attn
-    monkeypatch.setattr("neurtransformer.spiking.calibrate.PEAK_ROOM", 1.0)
+    monkeypatch.setattr(LinearAttention, "threshold_room", 1.0)
     tight = convert(dense, tokens(1, 32), 4, "tiny").blocks[0].attn
     assert torch.allclose(roomy.query.threshold, 1.3 * tight.query.threshold)
     assert torch.allclose(roomy.key.threshold, 1.3 * tight.key.threshold)

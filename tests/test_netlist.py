@@ -22,6 +22,8 @@ from neurtransformer.errors import UserError
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.loihi import netlist, netx
 from neurtransformer.loihi import simulate as simulation
+from neurtransformer.loihi.attention.linear import SSA
+from neurtransformer.loihi.nodes import Synapses
 from neurtransformer.loihi.simulate import prompt_ids
 from neurtransformer.runs import read_json, write_json
 from neurtransformer.spiking.load import load_run
@@ -125,7 +127,7 @@ def test_what_netx_would_spoil_is_refused(tmp_path: Path, weight: list, message:
 # --- whole folders ---
 
 
-@pytest.mark.parametrize("spikes", ["rate", "graded"])
+@pytest.mark.parametrize("spikes", ["binary", "graded"])
 def test_round_trip(model: IntegerGPT2, nano_tokenizer: Any, tmp_path: Path, spikes: Any) -> None:
     manifest = netlist.write(tmp_path, model, nano_tokenizer, spikes)
     found = netlist.read_text(tmp_path)
@@ -138,7 +140,7 @@ def test_round_trip(model: IntegerGPT2, nano_tokenizer: Any, tmp_path: Path, spi
     assert manifest.totals.synapses == SYNAPSES
     # encode, five for each channel of c_attn's input, merged; encode, hidden; before the LM head
     assert manifest.totals.neurons == 2 * (64 + 5 * 64 + 64 + 64 + 256) + 64
-    (ssa,) = [node for node in manifest.networks[1].nodes if node.kind == "ssa"]
+    (ssa,) = [node for node in manifest.networks[1].nodes if isinstance(node, SSA)]
     assert (ssa.heads, ssa.dim, ssa.key_dim) == (2, 32, 64)
     files = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
     assert files == manifest.files.keys() | {"manifest.json"}
@@ -151,8 +153,8 @@ def test_a_network_without_attention_output_survives(
     spiking = load_run(tiny_run)[0]
     spiking.blocks[0].attn.c_proj.weight.data.zero_()
     silent = IntegerGPT2.from_spiking(spiking)
-    manifest = netlist.write(tmp_path, silent, nano_tokenizer, "rate")
-    by_file = {n.file: n for net in manifest.networks for n in net.nodes if n.kind == "synapses"}
+    manifest = netlist.write(tmp_path, silent, nano_tokenizer, "binary")
+    by_file = {n.file: n for net in manifest.networks for n in net.nodes if isinstance(n, Synapses)}
     assert by_file["netx/h.0.attn.c_proj.net"].silent_inputs == 1
     assert not netlist.read_text(tmp_path).model.tensors["h.0.attn.c_proj.weight"].any()
 

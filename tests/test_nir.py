@@ -133,7 +133,7 @@ def test_rate_neurons(seed: int, inputs: int, outputs: int, most: int) -> None:
         **dict(zip("ab", nir_export.level_neurons(weight, bias, levels, most), strict=True))
     )
     graph = nir.dict2NIRNode(graph.to_dict())
-    trains, _ = arithmetic.fire_steps(u, theta, most, False, most, "rate")
+    trains, _ = arithmetic.fire_steps(u, theta, most, False, most, most, "rate")
     for out in (
         *fired(graph, counts[None], most),
         *fired(graph, binary_spikes(counts, most), most),
@@ -206,7 +206,7 @@ def test_gelu_neurons(seed: int, neurons: int, most: int) -> None:
 def chains_of(model: IntegerGPT2, block: int) -> dict[str, nir_export.Chain]:
     config, attention = model.config, model.attention[block]
     return {
-        "qkv": nir_export.qkv_chain(attention, config.most, config.timesteps),
+        "qkv": nir_export.qkv_chain(attention),
         "c_proj": nir_export.c_proj_chain(attention),
         "mlp": nir_export.feedforward_chain(
             model.feedforward[block], config.most, config.hidden_most

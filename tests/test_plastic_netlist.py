@@ -176,7 +176,7 @@ def test_stock_netx_reads_kernels_as_torch_has_them(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     config = sizes(7, 2, (2, 5), (3, 3))
     weight = 2 * rng.integers(-127, 128, (3, 2, 3, 3)).astype(np.int16)
-    node = plastic_networks(config, "rate")[0].nodes[3]
+    node = plastic_networks(config, "binary")[0].nodes[3]
     assert isinstance(node, Convolution) and node.side == 4
     made = netx.convolution(weight.shape, node.side, node.stride, node.padding)
     netx.write_layer(tmp_path / "a.net", made, weight, np.zeros(3), None, T)
@@ -196,9 +196,9 @@ def test_stock_netx_reads_kernels_as_torch_has_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "spikes", "seed"),
     [
-        (sizes(6, 3, (3, 5), (4, 3)), "rate", 0),
+        (sizes(6, 3, (3, 5), (4, 3)), "binary", 0),
         (sizes(5, 2, (2, 3), (3, 1), (2, 3)), "graded", 1),
-        (sizes(1, 1, (1, 1)), "rate", 2),
+        (sizes(1, 1, (1, 1)), "binary", 2),
     ],
 )
 def test_lava_is_the_integer_model(
@@ -211,7 +211,7 @@ def test_lava_is_the_integer_model(
 @pytest.mark.usefixtures("lava")
 @pytest.mark.slow
 @settings(max_examples=25)
-@given(configs, st.sampled_from(["rate", "graded"]), SEEDS, st.integers(1, 8))
+@given(configs, st.sampled_from(["binary", "graded"]), SEEDS, st.integers(1, 8))
 def test_lava_is_the_integer_model_anywhere(
     tmp_path_factory: pytest.TempPathFactory,
     config: PlasticConfig,
@@ -243,7 +243,7 @@ def test_lava_saturates_as_the_integer_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("lava")
-@pytest.mark.parametrize("spikes", ["rate", "graded"])
+@pytest.mark.parametrize("spikes", ["binary", "graded"])
 def test_lava_meets_a_threshold_exactly(tmp_path: Path, spikes: Spikes) -> None:
     """Membranes one below, at and one above what makes a count of 1, 2, 63, 64, and far beyond."""
     model = random_model(sizes(1, 1, (15, 1)), 0)
@@ -269,7 +269,7 @@ def test_a_difference_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     config = sizes(4, 2, (2, 3))
     model = random_model(config, 0)
-    netlist.write(tmp_path, model, None, "rate")
+    netlist.write(tmp_path, model, None, "binary")
 
     def wrong(found: netlist.Netlist, network: Any, sent: dict[str, np.ndarray]) -> Any:
         sources = {f"{name}.spikes" for name in network.sources}
@@ -285,7 +285,7 @@ def test_a_difference_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_steps_that_are_not_the_counts_are_told(tmp_path: Path) -> None:
     config = sizes(4, 2, (2, 3))
-    netlist.write(tmp_path, random_model(config, 0), None, "rate")
+    netlist.write(tmp_path, random_model(config, 0), None, "binary")
     found = netlist.read_plastic(tmp_path)
     keys, (ink, _) = found.model.keys, sequence(config, 0, 3)
     found.model.keys = lambda ink: keys(ink) ^ 1  # type: ignore[method-assign]
@@ -299,7 +299,7 @@ def test_steps_that_are_not_the_counts_are_told(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plastic")
-    netlist.write(folder, random_model(sizes(6, 3, (3, 5), (4, 3)), 0), None, "rate")
+    netlist.write(folder, random_model(sizes(6, 3, (3, 5), (4, 3)), 0), None, "binary")
     return folder
 
 
@@ -385,7 +385,7 @@ def test_tensors_out_of_range_are_refused() -> None:
 
 def test_too_large_an_episode_is_refused(tmp_path: Path) -> None:
     model = random_model(sizes(1, 4096, (64, 1)), 0)
-    netlist.write(tmp_path, model, None, "rate")
+    netlist.write(tmp_path, model, None, "binary")
     with pytest.raises(UserError, match="too many to compare"):
         simulate_episode(netlist.read_plastic(tmp_path), *sequence(model.config, 0, 40), "integer")
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from neurtransformer.codes import level_bits, witness
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.loihi import learning
 from neurtransformer.loihi.learning import FORMS, NO_FORGETTING, SHIFTS, WEIGHT_LIMITS
-from neurtransformer.spiking.attention import level_bits, witness
 
 T = 8
 SEEDS = st.integers(0, 2**32 - 1)

@@ -183,9 +183,9 @@ def test_every_range_by_hand(coding: str, most: int, hidden: int) -> None:
 
 # coding, T, spikes -> bits of what encode, qkv, ssa, merged and hidden neurons send, with sign
 PAYLOADS: dict[tuple[Coding, int, Spikes], tuple[int, int, int, int, int]] = {
-    ("rate", 8, "rate"): (2, 2, 13, 2, 2),  # +-1, and 0..2
+    ("rate", 8, "binary"): (2, 2, 13, 2, 2),  # +-1, and 0..2
     ("rate", 8, "graded"): (5, 5, 13, 5, 5),  # +-8, and 0..16
-    ("phase", 5, "rate"): (2, 2, 13, 2, 1),
+    ("phase", 5, "binary"): (2, 2, 13, 2, 1),
     ("phase", 5, "graded"): (6, 4, 13, 6, 5),  # +-31, +-5, and 0..31
 }
 
@@ -204,7 +204,7 @@ def test_payloads_have_the_bits_that_they_need(key: tuple[Coding, int, Spikes]) 
     assert tuple(inside[name].payload_bits for name in names) == PAYLOADS[key]
     assert nodes["encode"].payload_bits == 8  # of the head
     assert nodes["norm"].payload_bits == 16  # +-1.01 of 2^14
-    assert inside["residual"].delay == {"rate": 3, "graded": 4}[spikes]
+    assert inside["residual"].delay == {"binary": 3, "graded": 4}[spikes]
 
 
 # a projection, the largest count that drives it, how many inputs spike, thresholds beside it

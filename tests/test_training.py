@@ -18,7 +18,14 @@ from neurtransformer.spiking.load import load_run, load_teacher
 from neurtransformer.text import load_blocks, write_text
 
 RECIPE = load_recipe().finetune.changed(
-    steps=5, batch=2, match_share=0.4, match_rate=0.01, distil_rate=0.002, train="blocks"
+    steps=5,
+    batch=2,
+    match_share=0.4,
+    match_rate=0.01,
+    distil_rate=0.002,
+    threshold_share=3.0,
+    rest_share=0.3,
+    train="blocks",
 )
 
 
@@ -66,7 +73,7 @@ def test_thresholds_take_larger_steps_and_what_is_no_attention_smaller_ones(tiny
     names = {id(p): name.split(".", 3)[-1] for name, p in model.named_parameters()}
 
     def scales(train: str) -> dict[str, float]:
-        groups = trainable(model, train)
+        groups = trainable(model, RECIPE.changed(train=train))
         found = {names[id(p)]: group["scale"] for group in groups for p in group["params"]}
         marked = {names[id(p)] for p in model.parameters() if p.requires_grad}
         assert found.keys() == marked
@@ -88,7 +95,7 @@ def test_a_training_is_the_one_written_out(tiny_run: Path) -> None:
     model, steps = trained_run(tiny_run, RECIPE)
     other, _ = load_run(tiny_run)
     distiller = Distiller(other, load_teacher(other))
-    groups = trainable(other, "blocks")
+    groups = trainable(other, RECIPE)
     params = [(p, group["scale"]) for group in groups for p in group["params"]]
     before = [p.detach().clone() for p, _ in params]
     other.train()

@@ -325,7 +325,7 @@ def test_the_shipped_run_loads_as_it_is_and_gives_the_same_numbers(
         expected = model(text)
     assert torch.equal(output.logits, expected.logits)
     assert output.logits.dtype == torch.float32
-    assert all(matrix.dtype == torch.float32 for matrix in output[CACHE].matrices)
+    assert all(part.dtype == torch.float32 for state in output[CACHE].states for part in state)
     for name, spikes in whole.spikes.items():
         assert torch.equal(spikes, halves.spikes[name])
     ours, theirs = (IntegerGPT2.from_spiking(network) for network in (plain, model))

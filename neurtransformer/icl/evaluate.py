@@ -70,7 +70,7 @@ class Evaluation:
         if not is_comparable(config, drawings.shape[1], phase=config.timesteps):
             return None
         with temporary_folder() as folder:
-            write(folder, self.model, None, "rate")
+            write(folder, self.model, None, "binary")
             netlist = read_plastic(folder)
             for shown, label in zip(drawings[:number], labels[:number], strict=True):
                 found = simulate_episode(netlist, self.ink[shown], label, "lava")

@@ -25,12 +25,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch.nn import functional as F
 
+from neurtransformer.codes import HIDDEN_SPIKES
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import LIMIT, WEIGHT_LIMIT, Integers
-from neurtransformer.integer.layout import Entry, check_entries
+from neurtransformer.integer.entries import Entry, check_entries
 from neurtransformer.integer.parts import Accumulator, Tensors, Trace, at_the_end, integers
 from neurtransformer.integer.quantise import worst_sums
-from neurtransformer.spiking.feedforward import HIDDEN_SPIKES
 
 STRIDE = 2
 
@@ -222,15 +222,17 @@ class IntegerPlasticTransformer:
         x = (in_rate.astype(np.int64) if phase > 1 else ink[None])[:, :, None]
         trace = {"ink.spikes": in_line(x)}
         for i, theta in enumerate(self.thetas):
-            u = arithmetic.integrate(self._synapses(i, x), self.biases[i], "rate")
-            x, v = arithmetic.fire_steps(u[-1], theta, most, False, phase, "rate")
+            u = arithmetic.integrate(self._synapses(i, x), self.biases[i], "rate", phase)
+            x, v = arithmetic.fire_steps(u[-1], theta, most, False, phase, phase, "rate")
             found = {"u": u, "spikes": x, "v": v}
             trace |= {f"neurons{i}.{name}": in_line(y) for name, y in found.items()}
-        u = arithmetic.integrate(self._synapses(len(self.thetas), x), self.biases[-1], "rate")
+        u = arithmetic.integrate(
+            self._synapses(len(self.thetas), x), self.biases[-1], "rate", phase
+        )
         stream = self.membranes.add(in_line(u[-1]))
         trace |= {"membranes.u": in_line(u), "membranes.x": at_the_end(stream, phase)}
         y = at_the_end(arithmetic.normed(stream, self.epsilon), phase)
-        z = arithmetic.integrate(y << KEY_SHIFT, self.center, "rate")
+        z = arithmetic.integrate(y << KEY_SHIFT, self.center, "rate", phase)
         trace |= {"norm.y": y, "keys.u": z}
         trace |= self._attention_steps(z[-1], labels, phase)
         return {name: x.swapaxes(0, 1) for name, x in trace.items()}

@@ -30,11 +30,12 @@ from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.integer.plastic import IntegerPlasticTransformer, PlasticConfig
 from neurtransformer.loihi import netx
 from neurtransformer.loihi.graph import networks
+from neurtransformer.loihi.network import Network
 from neurtransformer.loihi.nodes import (
-    AnyNode,
+    CodingNeurons,
     Convolution,
     Count,
-    Network,
+    Matrix,
     Silent,
     Spikes,
     Strict,
@@ -43,7 +44,7 @@ from neurtransformer.loihi.nodes import (
 from neurtransformer.loihi.plastic_graph import plastic_networks
 from neurtransformer.runs import read_json, write_json
 
-VERSION: Literal[6] = 6
+VERSION: Literal[7] = 7
 CHIP, TOKENIZER = "chip.safetensors", "tokenizer"
 Progress = Callable[[str], None]
 Config = IntegerConfig | PlasticConfig
@@ -55,13 +56,12 @@ _TEACHER = (
     "synapses, and takes the largest logit of a drawing without label as what it is; before a new "
     "context it sets the plastic weights to 0"
 )
-_FIRING = ("coding_neurons", "gelu_neurons", "key_neurons")
 _TRANSPORT: dict[Spikes, str] = {
-    "rate": "in a block a phase is T steps; a neuron sends at most one spike a step, of payload "
-    "+1, or -1 or +1 where it is signed (a graded spike of one bit and sign), or 1 or 2 behind a "
-    "GELU if counts are rate coded; of phase-coded counts it sends the binary digits, the highest "
-    "first",
-    "graded": "in a block a phase is one step; a neuron sends one graded spike that carries its "
+    "binary": "in a block neurons fire in the first T steps of a phase, its slots; a neuron sends "
+    "at most one spike a slot, of payload +1, or -1 or +1 where it is signed (a graded spike of "
+    "one bit and sign), or 1 or 2 behind a GELU if counts are rate coded; of phase-coded counts it "
+    "sends the binary digits, the highest first",
+    "graded": "in a block a phase has one slot; a neuron sends one graded spike that carries its "
     "count: rate coded 0..T, -T..T where it is signed, or 0..2T behind a GELU; phase coded up to "
     "2^T - 1",
 }
@@ -69,8 +69,8 @@ _TRANSPORT: dict[Spikes, str] = {
 
 
 _PLASTIC_TRANSPORT: dict[Spikes, str] = {
-    "rate": "a phase is T steps; a drawing comes as at most one spike a step, hidden neurons send "
-    "spikes of 0, 1 or 2",
+    "binary": "a phase is T steps; a drawing comes as at most one spike a step, hidden neurons "
+    "send spikes of 0, 1 or 2",
     "graded": "a phase is one step; a drawing comes as graded spikes of 0..T, hidden neurons send "
     "graded spikes of 0..2T",
 }
@@ -96,7 +96,7 @@ class Manifest(Strict):
     """manifest.json."""
 
     format: Literal["neurtx netlist"] = "neurtx netlist"
-    version: Literal[6] = VERSION
+    version: Literal[7] = VERSION
     config: Annotated[Config, Field(discriminator="model")]
     spikes: Spikes
     transport: str
@@ -162,9 +162,9 @@ def write(
             name = f"{network.name}.{node.name}"
             weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
             # those of GELU neurons are in another unit than what the synapses add up
-            fires = behind.kind == "coding_neurons"
+            fires = isinstance(behind, CodingNeurons)
             theta = tensors[f"{network.name}.{behind.name}.theta"] if fires else None
-            stock = bias, theta, network.phase
+            stock = bias, theta, network.slots
             if isinstance(node, Convolution):
                 file = _netx_layout(node, weight.shape)
                 netx.write_layer(folder / node.file, file, weight, *stock)
@@ -215,16 +215,9 @@ def checksum(manifest: Manifest) -> str:
 def _totals(graph: list[Network]) -> Totals:
     nodes = [node for network in graph for node in network.nodes]
     return Totals(
-        synapses=sum(_synapses(node) for node in nodes),
-        neurons=sum(node.outputs for node in nodes if node.kind in _FIRING),
+        synapses=sum(node.in_files for node in nodes if isinstance(node, Matrix)),
+        neurons=sum(node.firing for node in nodes),
     )
-
-
-def _synapses(node: AnyNode) -> int:
-    """Weights that stand in files: those of a kernel count once."""
-    if isinstance(node, Convolution):
-        return node.out_channels * node.fan_in
-    return node.inputs * node.outputs if isinstance(node, Synapses) else 0
 
 
 def _entries(folder: Path) -> dict[str, FileEntry]:

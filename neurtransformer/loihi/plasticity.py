@@ -40,6 +40,7 @@ from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 from lava.proc.io.source import RingBuffer
 
+from neurtransformer.codes import NO_FORGETTING
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.loihi import runner
@@ -57,7 +58,6 @@ from neurtransformer.loihi.learning import (
 )
 from neurtransformer.loihi.plastic_synapses import hebbian_rule, plastic_synapses
 from neurtransformer.loihi.processes import SPIKES_IN, SPIKES_OUT, STATE
-from neurtransformer.spiking.attention import NO_FORGETTING
 
 
 def learning_rule(shift: int, exponent: int) -> Loihi3FLearningRule:

@@ -151,6 +151,7 @@ def pictures(
     energy, curve = section(report, "energy"), section(report, "finetune").get("curve")
     quality = section(report, "eval")
     losses = quality.get("loss_by_position") or []
+    race = section(quality, "race")
     rates = section(quality, "spike_rate_by_layer") or section(energy, "spike_rate_by_layer")
     drawn: list[tuple[str, str, Any, Callable[[], bytes]]] = [
         (
@@ -159,6 +160,14 @@ def pictures(
             " in every step.",
             rates,
             lambda: figures.spike_rates(rates),
+        ),
+        (
+            "A race",
+            "How the last token of a sentence attends to those before it. Every token is a neuron;"
+            " the query drives them, a threshold that they share falls, and each fires once. A"
+            " spike that is n steps late counts 2 to the power of -n, which is softmax in base 2.",
+            race,
+            lambda: figures.race(race),
         ),
         (
             "Forgetting",

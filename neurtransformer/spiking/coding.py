@@ -32,11 +32,6 @@ FLOAT32_BITS = 24
 CURRENT_BITS = 14
 
 
-def largest_count(timesteps: int, coding: Coding, per_step: int = 1) -> int:
-    """The largest count that a channel sends in T steps. per_step: 2 for a staggered pair."""
-    return timesteps * per_step if coding == "rate" else 2**timesteps - 1
-
-
 def counts_from_total(z: Tensor, most: int, signed: bool) -> Tensor:
     """Spike counts of rate-coding neurons; no gradient.
 

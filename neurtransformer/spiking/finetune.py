@@ -43,12 +43,6 @@ log = logging.getLogger(__name__)
 Stage = Literal["match", "distil"]
 WARM_UP = 10
 CHECKPOINT_EVERY = 50
-THRESHOLD_RATE = 3.0
-"""Thresholds are of the size of activations, weights a hundredth of it: they take larger steps."""
-
-REST_RATE = 0.3
-"""The same for weights outside the SSA: they are pretrained for what they do, the SSA is not."""
-
 GRADIENT_NORM = {"match": 5.0, "distil": 1.0}
 
 
@@ -117,24 +111,27 @@ def training_text(
     return torch.cat([blocks, write_text(teacher, *written, seed)])
 
 
-def trainable(model: SpikingGPT2LMHeadModel, train: str) -> list[dict[str, Any]]:
+def trainable(model: SpikingGPT2LMHeadModel, recipe: Finetune) -> list[dict[str, Any]]:
     """Mark what is trained: the SSA and all thresholds of every block, or all of every block.
 
     Returns an optimizer's groups of parameters, `scale` of each being its share of the rate.
     """
     model.requires_grad_(False)
-    model.transformer["h"].requires_grad_(train == "blocks")
+    model.transformer["h"].requires_grad_(recipe.train == "blocks")
     for block in model.blocks:
         block.attn.requires_grad_(True)
         for module in block.modules():
             if isinstance(module, CodingNeuron):
                 module.requires_grad_(True)
-    groups: dict[float, list[nn.Parameter]] = {1.0: [], THRESHOLD_RATE: [], REST_RATE: []}
+    attention: list[nn.Parameter] = []
+    thresholds: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            rest = 1.0 if ".attn." in name else REST_RATE
-            groups[THRESHOLD_RATE if name.endswith(".threshold") else rest].append(parameter)
-    return [{"params": params, "scale": scale} for scale, params in groups.items() if params]
+            where = attention if ".attn." in name else rest
+            (thresholds if name.endswith(".threshold") else where).append(parameter)
+    shares = (attention, 1.0), (thresholds, recipe.threshold_share), (rest, recipe.rest_share)
+    return [{"params": params, "scale": share} for params, share in shares if params]
 
 
 def trained(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -196,7 +193,7 @@ def finetune(
     # thresholds of the feed-forward blocks take no part in the first stage
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[unused])
-    groups = trainable(model, recipe.train)
+    groups = trainable(model, recipe)
     distiller = accelerator.prepare(Distiller(model, teacher))
     model.train()
     text = hashlib.sha256(blocks.numpy().tobytes()).hexdigest()

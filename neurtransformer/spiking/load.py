@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -14,6 +14,7 @@ from neurtransformer.dense import load_dense
 from neurtransformer.errors import UserError
 from neurtransformer.recipe import Coding
 from neurtransformer.runs import read_json
+from neurtransformer.spiking.attention import KINDS
 from neurtransformer.spiking.config import SpikingGPT2Config
 from neurtransformer.spiking.convert import check_timesteps
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
@@ -27,12 +28,7 @@ def load_run(run: Path) -> tuple[SpikingGPT2LMHeadModel, PreTrainedTokenizerBase
     values = read_json(run / "config.json")
     if values.get("model_type") != SpikingGPT2Config.model_type:
         raise UserError(f"{run} holds a {values.get('model_type')} model, not a spiking GPT-2")
-    timesteps, coding = values.get("timesteps"), values.get("coding", "rate")
-    if coding not in get_args(Coding):
-        raise UserError(f"{run}/config.json: coding must be {' or '.join(get_args(Coding))}")
-    if not isinstance(timesteps, int):
-        raise UserError(f"{run}/config.json: timesteps must be a whole number")
-    check_timesteps(timesteps, coding)
+    _check_codes(run, values)
     if not (run / "model.safetensors").is_file():
         raise UserError(f"{run}/model.safetensors is missing: convert the model again")
     try:
@@ -56,6 +52,21 @@ def load_run(run: Path) -> tuple[SpikingGPT2LMHeadModel, PreTrainedTokenizerBase
         if not torch.isfinite(tensor).all():
             raise UserError(f"{run}: {name} holds NaN or infinite values")
     return model.eval(), tokenizer
+
+
+def _check_codes(run: Path, values: dict[str, Any]) -> None:
+    kind = values.get("attention", "linear")
+    if kind not in KINDS:
+        raise UserError(f"{run}/config.json: attention must be {' or '.join(KINDS)}")
+    timesteps, coding = values.get("timesteps"), values.get("coding", "rate")
+    own = values.get("attention_timesteps"), values.get("attention_coding")
+    codes = (timesteps, coding), (own[0] or timesteps, own[1] or coding)
+    for steps, name in codes:
+        if name not in get_args(Coding):
+            raise UserError(f"{run}/config.json: coding must be {' or '.join(get_args(Coding))}")
+        if not isinstance(steps, int):
+            raise UserError(f"{run}/config.json: timesteps must be a whole number")
+        check_timesteps(steps, name)
 
 
 def load_teacher(model: SpikingGPT2LMHeadModel) -> GPT2LMHeadModel:
