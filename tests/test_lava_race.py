@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_lava import compare
 
+from neurtransformer.integer.attention.ttfs import RaceAttention
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.loihi import netlist
 from neurtransformer.loihi.nodes import Spikes
@@ -104,6 +105,8 @@ def test_the_learning_engine_is_the_integer_model() -> None:
 
     model = random_race(0, 3, 8, 5, "phase")
     x = model.embedding.counts(torch.randint(4096, (10,)).numpy())
-    tally = compare_engine(model.attention[0], x, range(2))
+    attention = model.attention[0]
+    assert isinstance(attention, RaceAttention)
+    tally = compare_engine(attention, x, range(2))
     assert tally.mismatches == 0, tally
     assert tally.compared == 2 * (10 * 9 + 10 * 10 * (8 + 9))
