@@ -412,7 +412,7 @@ def complain(complaint: str) -> None:
 
 def test_the_layout_is_what_quantising_makes(model: IntegerGPT2) -> None:
     assert layout(model.config).keys() == model.tensors.keys()
-    check(model.config, model.tensors, complain)
+    check(model.config, dict(model.tensors), complain)
 
 
 def _add(amount: int) -> Callable[[np.ndarray], np.ndarray]:
