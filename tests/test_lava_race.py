@@ -1,7 +1,7 @@
 """The attention that is a race, in Lava: every spike time and state, and the learning engine."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +101,8 @@ def test_the_learning_engine_is_the_integer_model() -> None:
 
     model = random_race(0, 3, 8, 5, "phase")
     x = model.embedding.counts(torch.randint(4096, (10,)).numpy())
-    tally = compare_engine(cast(RaceAttention, model.attention[0]), x, range(2))
+    attention = model.attention[0]
+    assert isinstance(attention, RaceAttention)
+    tally = compare_engine(attention, x, range(2))
     assert tally.mismatches == 0, tally
     assert tally.compared == 2 * (10 * 9 + 10 * 10 * (8 + 9))

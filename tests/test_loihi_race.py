@@ -97,7 +97,7 @@ def test_microcode_of_the_race_is_its_closed_form(
     wanted = case.reads()
     scaled = wanted.copy()
     scaled[..., -1] <<= case.bits
-    mean = arithmetic.normalise(scaled, 1 << case.bits).reshape(7, -1)
+    mean = arithmetic.normalise(scaled, case.bits).reshape(7, -1)
     for now in range(2 + 8 * phase):
         step, token = code.clock.step(now), code.clock.token(now)
         arriving = np.zeros(code.inputs["s_in"], dtype=np.int32)

@@ -128,14 +128,13 @@ def test_a_sum_of_squares_at_the_limit(total: int) -> None:
     assert (int(e[0]) == 0) == (total == LIMIT)
 
 
-@given(SEEDS, st.integers(1, 64))
-def test_mean_of_is_normalise(seed: int, timesteps: int) -> None:
+@given(SEEDS, st.integers(0, 8))
+def test_mean_of_is_normalise(seed: int, bits: int) -> None:
     rng = np.random.default_rng(seed)
     divisor = np.abs(anywhere(rng, 20))[:, None]
     values = rng.integers(-divisor, divisor + 1, (20, 5))
     read = np.concatenate([values, divisor], axis=-1)
-    bits = arithmetic.level_bits(timesteps)
-    assert (mean_of(words(read), bits) == arithmetic.normalise(read, timesteps)).all()
+    assert (mean_of(words(read), bits) == arithmetic.normalise(read, bits)).all()
 
 
 # --- populations, token after token ---

@@ -407,3 +407,15 @@ def test_lava_is_imported_only_when_needed() -> None:
         "sys.exit('lava' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_reading_a_netlist_needs_no_torch(whole: Path) -> None:
+    """The integers are a specification of their own: NumPy is enough."""
+    code = (
+        "import sys; from pathlib import Path;"
+        "from neurtransformer.loihi import netlist, place;"
+        "netlist.read(Path(sys.argv[1]));"
+        "print({'torch', 'spikingjelly', 'transformers', 'lava'} & sys.modules.keys())"
+    )
+    command = [sys.executable, "-c", code, str(whole)]
+    assert subprocess.check_output(command, text=True).strip() == "set()"

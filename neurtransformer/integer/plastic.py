@@ -21,9 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import Annotated, Literal
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch.nn import functional as F
 
 from neurtransformer.codes import HIDDEN_SPIKES
 from neurtransformer.integer import arithmetic
@@ -156,9 +154,7 @@ class IntegerPlasticTransformer:
         self.tensors = tensors
         own = {name.removeprefix("decoder."): x for name, x in tensors.items()}
         numbers = range(len(config.convolutions))
-        self.weights = [
-            torch.from_numpy(own[f"conv{i}.weight"].astype(np.float32)) for i in numbers
-        ]
+        self.weights = [own[f"conv{i}.weight"].astype(np.float32) for i in numbers]
         self.biases = [integers(own, f"conv{i}.bias")[:, None, None] for i in numbers]
         self.thetas = [integers(own, f"neurons{i}.theta")[:, None, None] for i in numbers[:-1]]
         self.membranes = Accumulator.of(own, "membranes")
@@ -178,10 +174,13 @@ class IntegerPlasticTransformer:
 
     def _synapses(self, i: int, x: Integers) -> Integers:
         """What spikes or counts (..., channels, side, side) add to membranes."""
-        # sums of less than 2^23 are exact in float32
+        # for a fast convolution; sums of less than 2^23 are exact in float32
+        import torch
+        from torch.nn.functional import conv2d
+
         pictures = torch.from_numpy(x.reshape(-1, *x.shape[-3:]).astype(np.float32))
         padding = self.config.convolutions[i].padding
-        u = F.conv2d(pictures, self.weights[i], stride=STRIDE, padding=padding)
+        u = conv2d(pictures, torch.from_numpy(self.weights[i]), stride=STRIDE, padding=padding)
         return u.long().numpy().reshape(*x.shape[:-3], *u.shape[1:])
 
     def reads(self, counts: Integers, labels: Integers) -> tuple[Integers, Integers]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import STATE_BITS
+from neurtransformer.integer.attention import KINDS as INTEGERS
 from neurtransformer.integer.config import FINAL_MOST, IntegerConfig
 from neurtransformer.loihi import attention
 from neurtransformer.loihi.network import Network, in_line, timed, wired
@@ -118,21 +119,21 @@ def _embedding(config: IntegerConfig, silent: Silent) -> Network:
 
 
 def _attention(config: IntegerConfig, name: str, spikes: Spikes, silent: Silent) -> Network:
-    kind = attention.KINDS[config.attention]
+    kind, integers = attention.KINDS[config.attention], INTEGERS[config.attention]
     width, code = config.width, config.attention_code
     slots = _slots(code.timesteps, spikes)
-    qkv = kind.qkv(config)
+    rows, qkv = sum(integers.sizes(width)), integers.qkv_code(code)
     nodes = [
         *_stream_in(config, code.most, code.coding, slots),
-        _synapses(name, "c_attn", (qkv.neurons, width), silent),
+        _synapses(name, "c_attn", (rows, width), silent),
         CodingNeurons(
             name="qkv",
-            outputs=qkv.neurons,
-            payload_bits=spike_bits(qkv.code.most, slots, qkv.code.coding, signed=True),
+            outputs=rows,
+            payload_bits=spike_bits(qkv.most, slots, qkv.coding, signed=True),
             receives=code.coding,
-            sends=qkv.code.coding,
-            most=qkv.code.most,
-            unsigned=qkv.unsigned,
+            sends=qkv.coding,
+            most=qkv.most,
+            unsigned=integers.unsigned(width),
             input_shift=0,
             bias="c_attn.bias",
         ),

@@ -12,16 +12,16 @@ believed only after every hash, shape, range and wire has been checked.
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from neurtransformer.errors import UserError, shortened
 from neurtransformer.integer import layout, plastic
@@ -43,6 +43,9 @@ from neurtransformer.loihi.nodes import (
 )
 from neurtransformer.loihi.plastic_graph import plastic_networks
 from neurtransformer.runs import read_json, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 VERSION: Literal[7] = 7
 CHIP, TOKENIZER = "chip.safetensors", "tokenizer"
@@ -121,10 +124,14 @@ class Netlist:
 
 @dataclass(frozen=True)
 class TextNetlist(Netlist):
-    """Of a GPT-2."""
+    """Of a GPT-2. Its tokenizer, a library of its own, is read when it is first asked for."""
 
     model: IntegerGPT2
-    tokenizer: PreTrainedTokenizerBase
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Raises UserError if it does not load, or does not fit the model."""
+        return _tokenizer(self.folder, self.model.config.vocabulary)
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,7 @@ class PlasticNetlist(Netlist):
 def write(
     folder: Path,
     model: Model,
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: "PreTrainedTokenizerBase | None",
     spikes: Spikes,
     *,
     made_from: Path | None = None,
@@ -260,17 +267,18 @@ def read(folder: Path) -> TextNetlist | PlasticNetlist:
         plastic.check(config, tensors, complain)
         return PlasticNetlist(folder, manifest, IntegerPlasticTransformer(config, tensors))
     layout.check(config, tensors, complain)
-    tokenizer = _tokenizer(folder, config.vocabulary)
-    return TextNetlist(folder, manifest, IntegerGPT2(config, tensors), tokenizer)
+    return TextNetlist(folder, manifest, IntegerGPT2(config, tensors))
 
 
 def read_text(folder: Path) -> TextNetlist:
-    """Read the netlist of a GPT-2. Raises UserError, also if it is of another network."""
+    """Read the netlist of a GPT-2, tokenizer included. Raises UserError, also if it is of another
+    network."""
     found = read(folder)
     if not isinstance(found, TextNetlist):
         raise UserError(
             f"{folder} reads drawings, not text: give --data FOLDER in place of --prompt"
         )
+    _ = found.tokenizer
     return found
 
 
@@ -282,7 +290,9 @@ def read_plastic(folder: Path) -> PlasticNetlist:
     return found
 
 
-def _tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
+def _tokenizer(folder: Path, vocabulary: int) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder / TOKENIZER, local_files_only=True, trust_remote_code=False

@@ -2,7 +2,7 @@
 mean value counts go out; what is between is its own, and so is how long a phase takes."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 
@@ -10,27 +10,14 @@ from neurtransformer.codes import MEAN_BITS, RECIPROCALS
 from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.loihi.microcode import Words, length, rounded, words
 from neurtransformer.loihi.nodes import Node
-from neurtransformer.recipe import Code
-
-
-class Qkv(NamedTuple):
-    """The neurons that send query, key and value, in this order. unsigned: the first so many."""
-
-    neurons: int
-    unsigned: int
-    code: Code
 
 
 class Attention(ABC):
-    """One kind. All of it hangs on the sizes of the model alone."""
+    """One kind. All of it hangs on the sizes of the model alone; which neurons send query, key and
+    value is said on the integer floor."""
 
     nodes: ClassVar[tuple[type[Node], ...]]
     """The kinds of node that no other attention has."""
-
-    @staticmethod
-    @abstractmethod
-    def qkv(config: IntegerConfig) -> Qkv:
-        """The neurons that drive it."""
 
     @staticmethod
     def phase(slots: int) -> int:

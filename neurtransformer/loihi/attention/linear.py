@@ -19,10 +19,10 @@ from neurtransformer.codes import (
     MEAN_BITS,
     STATE_BITS,
     level_bits,
-    qkv_sizes,
 )
+from neurtransformer.integer.arithmetic import PRESENT_BITS
 from neurtransformer.integer.config import IntegerConfig
-from neurtransformer.loihi.attention.base import Attention, Qkv, mean_of
+from neurtransformer.loihi.attention.base import Attention, mean_of
 from neurtransformer.loihi.chip import Chip, Layer, Way
 from neurtransformer.loihi.microcode import (
     Clock,
@@ -34,9 +34,6 @@ from neurtransformer.loihi.microcode import (
     words,
 )
 from neurtransformer.loihi.nodes import Count, Log, Node, Programmed, Setting
-from neurtransformer.recipe import Code
-
-PRESENT_BITS = 2
 
 
 class SSACode(Microcode):
@@ -188,13 +185,6 @@ class Linear(Attention):
     """`attention: linear`."""
 
     nodes = (SSA,)
-
-    @staticmethod
-    def qkv(config: IntegerConfig) -> Qkv:
-        """Counted, whatever the code of the rest: products of others would not fit the state."""
-        queries, keys, values = qkv_sizes(config.width)
-        code = Code(config.attention_code.timesteps, "rate")
-        return Qkv(queries + keys + values, queries + keys, code)
 
     @staticmethod
     def between(config: IntegerConfig) -> list[Node]:

@@ -29,10 +29,11 @@ from neurtransformer.codes import (
     KEY_LIMIT,
     MEAN_BITS,
     REACH,
+    gain_shift,
     level_bits,
 )
 from neurtransformer.integer.config import IntegerConfig
-from neurtransformer.loihi.attention.base import Attention, Qkv, mean_of
+from neurtransformer.loihi.attention.base import Attention, mean_of
 from neurtransformer.loihi.chip import Chip, Layer, Way
 from neurtransformer.loihi.microcode import Clock, Microcode, Words, rounded, words
 from neurtransformer.loihi.nodes import Count, Log, Node, Programmed, Setting
@@ -275,10 +276,6 @@ class TTFS(Attention):
         return slots + RACE_STEPS
 
     @staticmethod
-    def qkv(config: IntegerConfig) -> Qkv:
-        return Qkv(3 * config.width, 0, config.attention_code)
-
-    @staticmethod
     def between(config: IntegerConfig) -> list[Node]:
         code = config.attention_code
         bits = level_bits(code.most)
@@ -291,6 +288,6 @@ class TTFS(Attention):
             positions=config.positions,
             receives=code.coding,
             most=code.most,
-            gain_shift=bits + 1,
+            gain_shift=gain_shift(code.most),
         )
         return [race]
