@@ -44,7 +44,12 @@ def counts_from_total(z: Tensor, most: int, signed: bool) -> Tensor:
 
 
 def soft_reset_neuron() -> Any:
-    """SpikingJelly's `IFNode` with soft reset and a threshold of 1, which steps are made of.
+    """A neuron with soft reset and a threshold of 1, which steps are made of: see `if_node`."""
+    return if_node(1.0, None)
+
+
+def if_node(threshold: float, reset: float | None) -> Any:
+    """SpikingJelly's `IFNode`. reset: to what, None for soft reset.
 
     SpikingJelly is imported here and nowhere else: counts, all of training among them, do without.
     Raises UserError if it is not installed.
@@ -58,7 +63,7 @@ def soft_reset_neuron() -> Any:
             "SpikingJelly, which simulates time steps, is not installed: type "
             "`neurtx install spikingjelly`"
         ) from error
-    return IFNode(v_threshold=1.0, v_reset=None, step_mode="s")
+    return IFNode(v_threshold=threshold, v_reset=reset, step_mode="s")
 
 
 def spikes_from_total(z: Tensor, timesteps: int, signed: bool, per_step: int = 1) -> Tensor:

@@ -33,7 +33,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from spikingjelly.activation_based.neuron import IFNode
 from torch import Tensor, nn
 
 from neurtransformer.codes import (
@@ -52,6 +51,7 @@ from neurtransformer.errors import UserError
 from neurtransformer.recipe import Code
 from neurtransformer.spiking.attention.base import SpikingSelfAttention, State, decoded
 from neurtransformer.spiking.attention.linear import normalise
+from neurtransformer.spiking.coding import if_node
 
 
 def key_synapses(key: Tensor, gain: Tensor, most: int) -> Tensor:
@@ -105,7 +105,8 @@ def race_steps(score: Tensor, octave: Tensor, there: Tensor) -> tuple[Tensor, Te
     score: membranes (batch, heads, i, j). octave: (heads,). there: as in `race_weights`.
     The neurons are SpikingJelly's `IFNode`: that the threshold falls is the same as that a constant
     current of one octave drives all membranes. Returns spikes (FINE_STEPS, batch, heads, i, j) and
-    whether the race of a row still runs in a step, (FINE_STEPS, batch, heads, i, 1).
+    whether the race of a row still runs in a step, (FINE_STEPS, batch, heads, i, 1). Raises
+    UserError without SpikingJelly.
     """
     # thresholds of wide octaves need more than the 24 bits of a float32
     width = octave.double()[:, None].expand(score.shape[:-1])[..., None]
@@ -117,7 +118,7 @@ def race_steps(score: Tensor, octave: Tensor, there: Tensor) -> tuple[Tensor, Te
         reached = (membrane >= level * width).any(-1, keepdim=True) & ~found
         base = torch.where(reached, base.new_tensor(float(level)), base)
         found = found | reached
-    neuron = IFNode(v_threshold=0.0, v_reset=-1e30, step_mode="s")
+    neuron = if_node(0.0, -1e30)
     neuron.v = membrane - (base + COARSE) * width
     current = width.expand_as(membrane)
     sent = torch.zeros_like(width)
