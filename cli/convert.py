@@ -35,24 +35,25 @@ def command(
 
     from neurtransformer import runs
     from neurtransformer.checkpoint import check_folder
-    from neurtransformer.dense import ALIASES, KNOWN, load_dense, locate
+    from neurtransformer.dense import load_dense, locate
     from neurtransformer.recipe import load_recipe
 
     # what can be wrong is found before anything heavy is imported
     recipe = load_recipe(config, timesteps)
     check_folder(locate(model))
-    target = out or runs.default_folder("run", model)
-    with runs.new_folder(target, force=force) as folder:
+    place = runs.Place("run", model, out)
+    with runs.new_folder(place, force=force) as folder:
+        from neurtransformer.provenance import model_sha256, stamp, text_sha256
         from neurtransformer.spiking.calibrate import calibration_text
         from neurtransformer.spiking.convert import convert
+        from neurtransformer.spiking.load import source_name
 
         from .progress import bar
 
         started = time.monotonic()
         dense, tokenizer = load_dense(model)
         blocks = calibration_text(dense, tokenizer, text, recipe.calibration)
-        local = model not in KNOWN and Path(model).is_dir()
-        source = str(Path(model).resolve()) if local else ALIASES.get(model, model)
+        source = source_name(model)
         # short enough that a log needs no lines of it
         quiet = not sys.stderr.isatty()
         with bar("calibrating", dense.config.n_layer, "blocks", quiet=quiet) as advance:
@@ -74,8 +75,16 @@ def command(
             "calibration_tokens": blocks.numel(),
             "seconds": time.monotonic() - started,
         }
-        report = {"convert": {**values, "text": text}, "recipe": recipe.model_dump()}
+        provenance = stamp(
+            weights_sha256=model_sha256(spiking),
+            teacher=source,
+            teacher_sha256=spiking.config.dense_sha256,
+            text_sha256=text_sha256(blocks),
+            seed=0,
+        )
+        made = {**values, "text": text, "provenance": provenance}
+        report = {"convert": made, "recipe": recipe.model_dump()}
         runs.write_json(folder / "report.json", report)
-    run = target.resolve()
+    run = place.made
     runs.remember("run", run)
     answer({"run": run, **values}, as_json=as_json, title="converted")

@@ -6,11 +6,11 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from .output import json_option
+from .output import json_option, teacher_option
 
 # which options each task has; its function in the file of its name takes just these
 TASKS: dict[str, set[str]] = {
-    "induction": {"run", "text", "limit", "picture"},
+    "induction": {"run", "text", "limit", "picture", "teacher"},
     "regression": {"picture"},
     "omniglot": {"run", "data", "ways", "shots", "episodes"},
 }
@@ -46,6 +46,7 @@ _ALL = {"task", "force", "as_json"}
     show_default=True,
     help="omniglot: how many of each setting.",
 )
+@teacher_option
 @json_option
 @click.pass_context
 def command(ctx: click.Context, task: str, force: bool, as_json: bool, **options: Any) -> None:

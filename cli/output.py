@@ -77,6 +77,12 @@ json_option = click.option(
     help="Print one JSON object on standard output and nothing else.",
 )
 
+teacher_option = click.option(
+    "--teacher",
+    metavar="NAME_OR_FOLDER",
+    help="The dense model of RUN, if it is no longer where it was, or another one.",
+)
+
 
 def utf8(_ctx: click.Context, _option: click.Parameter, value: str | None) -> str | None:
     """A click callback: text that a tokenizer will read has to be text."""

@@ -14,7 +14,8 @@ from .output import answer, rows_table
 def command(run: str | None, out: Path | None, force: bool) -> None:
     """Gather what is known of RUN in one HTML page that needs nothing else to be read.
 
-    What has not been measured yet is named there, with the command that measures it.
+    What has not been measured yet is named there, with the command that measures it. What was
+    measured on earlier weights, before a training, is left out and named.
     """
     from neurtransformer import runs
     from neurtransformer.errors import UserError
@@ -34,8 +35,13 @@ def command(run: str | None, out: Path | None, force: bool) -> None:
 
     from neurtransformer.measure.report import page
     from neurtransformer.measure.summary import summary_rows
+    from neurtransformer.provenance import current, remarks, run_sha256
 
     runs.write_text(target, page(folder))
-    rows = summary_rows(runs.read_json(folder / "report.json"))
+    report, config = (runs.read_json(folder / f"{name}.json") for name in ("report", "config"))
+    weights = run_sha256(folder, config)
+    rows = summary_rows(current(report, weights))
     answer({}, as_json=False, table=lambda: rows_table(("", "number", "meaning"), rows))
+    for sentence in remarks(report, config, weights):
+        click.echo(f"{sentence[0].upper()}{sentence[1:]}.")
     click.echo(target)

@@ -11,6 +11,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from transformers.pytorch_utils import Conv1D
 
 from neurtransformer.errors import UserError
+from neurtransformer.provenance import model_sha256
 from neurtransformer.recipe import MAX_PHASE_TIMESTEPS, MAX_TIMESTEPS, Coding
 from neurtransformer.spiking.calibrate import calibrate
 from neurtransformer.spiking.config import SpikingGPT2Config
@@ -44,7 +45,13 @@ def convert(
     values = dense.config.to_dict()
     for name in ("model_type", "architectures", "dtype", "transformers_version"):
         values.pop(name, None)
-    config = SpikingGPT2Config(**values, timesteps=timesteps, coding=coding, dense=source)
+    config = SpikingGPT2Config(
+        **values,
+        timesteps=timesteps,
+        coding=coding,
+        dense=source,
+        dense_sha256=model_sha256(dense),
+    )
     model = SpikingGPT2LMHeadModel(config).eval()
     model.generation_config = copy.deepcopy(dense.generation_config)
     carry_over(model, dense)
