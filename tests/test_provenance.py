@@ -244,12 +244,13 @@ def test_without_its_teacher_a_run_is_still_exported_and_continues_prompts(
         assert "has changed" in done.stderr
     report = read_json(run / "report.json")
     assert report["generate"]["dense_text"] is None and "ppl_dense" not in report["integer"]
-    for words in (
+    refused: tuple[tuple[str, ...], ...] = (
         ("export", str(run), "--target", "nir"),
         ("export", "omniglot-plastic", "--target", "loihi2"),
         ("icl", "regression"),
-    ):
-        assert "--teacher" in neurtx(*words, "--teacher", str(teacher)).mistake()
+    )
+    for given in refused:
+        assert "--teacher" in neurtx(*given, "--teacher", str(teacher)).mistake()
 
 
 # --- what belongs to which weights ---
