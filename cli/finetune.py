@@ -50,11 +50,15 @@ def command(
             f"{run} ships with neurtx and stays as it is: make a run of your own with "
             "`neurtx convert gpt2-nano`, or copy the folder " + str(folder)
         )
-    if not os.access(folder, os.W_OK):  # not after hours of training
+    # said now, and not after hours of training
+    if not os.access(folder, os.W_OK):
         raise UserError(f"{folder} cannot be written to: copy it to a place that can")
     # of several processes one holds the run for all; whoever comes second is told at once
     if os.environ.get("RANK", "0") == "0":
         click.get_current_context().with_resource(training(folder))
+    weights = folder / "model.safetensors"
+    if weights.is_file() and shutil.disk_usage(folder).free < weights.stat().st_size:
+        raise UserError(f"no space left for the trained weights beside {weights}: free some")
     report = runs.read_json(folder / "report.json")
     recipe = Recipe.from_report(report, folder).finetune
     recipe = recipe.changed(steps=steps, train=train)

@@ -34,6 +34,8 @@ def quiet() -> None:
         os.environ.setdefault(name, value)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+    # it says at length that there is no home directory to keep its cache in
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("neurtx: %(message)s"))
     ours = logging.getLogger("neurtransformer")

@@ -28,6 +28,8 @@ def command(run: str | None, out: Path | None, force: bool) -> None:
     target = (out or own).expanduser().resolve()
     if target.is_dir():
         raise UserError(f"{target} is a folder: --out names a file, such as report.html")
+    if out is not None and out.exists() and not out.is_file():  # as /dev/stdout is
+        raise UserError(f"{out} is no ordinary file: --out names one, such as report.html")
     if not target.parent.is_dir():
         raise UserError(f"{target.parent} does not exist: name a place that does")
     if target.exists() and target != own and not force:

@@ -315,7 +315,7 @@ def default_folder(kind: Kind, name: str) -> Path:
 def remember(kind: Kind, folder: Path) -> None:
     """Note `folder` as the last one made here, for `latest`."""
     # a convenience: a folder that cannot be written to must not fail work that is done
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UserError):
         note = _note(kind)
         note.parent.mkdir(exist_ok=True)
         write_text(note, f"{folder.resolve()}\n")
@@ -484,11 +484,18 @@ def _opened_report(run: Path) -> Iterator[dict[str, Any]]:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`; the old file stays until the new one is complete."""
+    # names of files may be bytes that are no UTF-8: they come out as they were
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """The same for `content`. Raises UserError if something that is no file stands at `path`."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no ordinary file: name another one")  # /dev/null, or a folder
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with stop.held():
         try:
-            # names of files may be bytes that are no UTF-8: they come out as they were
-            fresh.write_text(text, encoding="utf-8", errors="surrogateescape")
+            fresh.write_bytes(content)
             try:
                 fresh.replace(path)
             except OSError as error:

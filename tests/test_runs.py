@@ -248,6 +248,15 @@ def test_a_file_that_is_mounted_is_written_in_its_place(
     assert list(here.iterdir()) == [here / "file"]
 
 
+def test_what_is_no_file_is_not_replaced(here: Path) -> None:
+    """The administrator may rename a file to /dev/null, and then there is none."""
+    os.mkfifo(here / "pipe")
+    with pytest.raises(UserError, match="no ordinary file"):
+        runs.write_text(here / "pipe", "new")
+    assert (here / "pipe").is_fifo()
+    assert list(here.iterdir()) == [here / "pipe"]
+
+
 def test_there_need_be_no_home(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
