@@ -219,6 +219,9 @@ def test_a_trained_linear_layer_does_a_gradient_step(monkeypatch: pytest.MonkeyP
     assert first["difference"]["linear"]["gradient step"] < 0.01
     assert first["difference"]["linear"]["2 gradient steps"] > 0.1
     assert first["mse"]["linear"] == pytest.approx(first["mse"]["gradient step"], rel=0.05)
+    # least squares know the target where there is no noise
+    known = {name: found["least squares"] for name, found in first["difference"].items()}
+    assert known == pytest.approx({name: first["mse"][name] for name in known})
     # in units of what it is to say nothing
     drawn = draw_tasks(np.random.default_rng(5), 2000, 5, 10, queries=1)
     algorithm, best = regression_learned.algorithms(drawn)["gradient step"]
