@@ -87,6 +87,11 @@ def test_force_replaces_only_folders_of_ours(here: Path, monkeypatch: pytest.Mon
     (here / "file").write_text("x")
     with pytest.raises(UserError, match="is a file"):
         make(here / "file", force=True)
+    make(here / "run")
+    (here / "run" / "below").mkdir()
+    monkeypatch.chdir(here / "run" / "below")
+    with pytest.raises(UserError, match="holds"):
+        make(here / "run", force=True)
     assert (home / "thesis.txt").exists()
 
 
