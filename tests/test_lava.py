@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neurtransformer.errors import UserError
 from neurtransformer.integer.arithmetic import LIMIT
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.integer.parts import Trace
