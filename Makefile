@@ -12,12 +12,13 @@ PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 CPU_TORCH := --no-deps --timeout 15 --retries 1 \
   --extra-index-url https://download.pytorch.org/whl/cpu torch
 
-.PHONY: help setup test slow demo
+.PHONY: help setup test slow demo latest
 
 help:
 	@echo "make setup   Python 3.11 environment in .venv with everything in it"
 	@echo "make test    ruff, mypy and the tests"
 	@echo "make slow    the tests that take minutes"
+	@echo "make latest  the tests with the newest versions that pyproject.toml allows, in .venv-latest"
 	@echo "make demo    the whole way on the bundled model, from text to netlist"
 
 setup: $(READY)
@@ -43,3 +44,12 @@ slow: setup
 
 demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
+
+# What users get who install without constraints.txt, once versions have moved on.
+latest:
+	$(PYTHON) -m venv --clear .venv-latest
+	.venv-latest/bin/python -m pip install --quiet $(CPU_TORCH)==2.13.*
+	.venv-latest/bin/python -m pip install --quiet --editable ".[dev]"
+	.venv-latest/bin/neurtx install
+	.venv-latest/bin/python -m pip list
+	.venv-latest/bin/python -m pytest -q -n 2

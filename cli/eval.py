@@ -2,7 +2,7 @@
 
 import click
 
-from .output import answer, json_option, rows_table
+from .output import answer, json_option, rows_table, teacher_option
 
 _BUCKETS = 16  # of positions, for the report's picture
 
@@ -18,8 +18,11 @@ _BUCKETS = 16  # of positions, for the report's picture
     help="Tokens to evaluate on.",
 )
 @click.option("--mode", type=click.Choice(["counts", "steps"]), default="counts", show_default=True)
+@teacher_option
 @json_option
-def command(run: str | None, text: str | None, limit: int, mode: str, as_json: bool) -> None:
+def command(
+    run: str | None, text: str | None, limit: int, mode: str, teacher: str | None, as_json: bool
+) -> None:
     """Compare RUN with the dense model it was made from, on the same tokens.
 
     `--mode steps` simulates every time step with SpikingJelly's neurons; its numbers equal those of
@@ -38,7 +41,8 @@ def command(run: str | None, text: str | None, limit: int, mode: str, as_json: b
     from neurtransformer.measure.position import doubled, loss_by_position
     from neurtransformer.measure.quality import counting_spikes, evaluate
     from neurtransformer.measure.race import one_race
-    from neurtransformer.spiking.load import load_run, load_teacher
+    from neurtransformer.provenance import model_sha256, stamp, text_sha256
+    from neurtransformer.spiking.load import load_run, teacher_of
     from neurtransformer.text import load_blocks
 
     from .progress import bar
@@ -47,7 +51,14 @@ def command(run: str | None, text: str | None, limit: int, mode: str, as_json: b
     blocks = load_blocks(
         text, tokenizer, model.config.n_positions, split="heldout", limit_tokens=limit
     )
-    dense, long = load_teacher(model), doubled(blocks)
+    found, long = teacher_of(folder, model, teacher), doubled(blocks)
+    dense = found.dense
+    provenance = stamp(
+        weights_sha256=model_sha256(model),
+        teacher=found.source,
+        teacher_sha256=found.sha256,
+        text_sha256=text_sha256(blocks),
+    )
     with bar(f"evaluating ({mode})", blocks.numel() + long.numel(), "tokens") as advance:
         model.steps = mode == "steps"
         with counting_spikes(model) as counter:
@@ -68,7 +79,8 @@ def command(run: str | None, text: str | None, limit: int, mode: str, as_json: b
     race = one_race(model, dense, tokenizer)
     if race is not None:
         values["race"] = race
-    runs.update_report(folder, "eval", {k: v for k, v in values.items() if k != "run"})
+    told = {name: value for name, value in values.items() if name != "run"}
+    runs.update_report(folder, "eval", told, provenance)
     # what the report draws: rates layer by layer, losses position by position, one race
     drawn = ("spike_rate_by_layer", "loss_by_position", "race")
     rows = [

@@ -5,11 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .output import answer, json_option
+from .output import answer, json_option, teacher_option
 
 if TYPE_CHECKING:
     from neurtransformer.loihi.netlist import Manifest
     from neurtransformer.loihi.nodes import Spikes
+    from neurtransformer.runs import Place
+
+    Written = tuple[Manifest, dict[str, Any], dict[str, Any]]
+    """The manifest, what the integers cost, and the record of that."""
 
 # held-out text that the loss of the integers is measured on
 _TOKENS, _BLOCK = 2048, 256
@@ -31,6 +35,7 @@ _TOKENS, _BLOCK = 2048, 256
 @click.option("--text", help="Text to measure the integers on: a file, - or a hub data set.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the netlist.")
 @click.option("--force", is_flag=True, help="Replace a netlist that stands at --out.")
+@teacher_option
 @json_option
 def command(
     run: str | None,
@@ -39,6 +44,7 @@ def command(
     text: str | None,
     out: Path | None,
     force: bool,
+    teacher: str | None,
     as_json: bool,
 ) -> None:
     """Write RUN as a netlist for Loihi 2, or what NIR can hold of it as NIR graphs.
@@ -57,34 +63,42 @@ def command(
         raise UserError("--spikes is for --target loihi2: a NIR graph takes counts either way")
     if target == "nir" and text is not None:
         raise UserError("--text is for --target loihi2: nothing is measured of a NIR graph")
+    if target == "nir" and teacher is not None:
+        raise UserError("--teacher is for --target loihi2: a NIR graph is compared with nothing")
     folder = runs.resolve("run", run)
     if target == "nir":
-        values = _nir(folder, out or runs.default_folder("nir", str(folder)), force)
+        values = _nir(folder, runs.Place("nir", str(folder), out), force)
     else:
-        netlist = (out or runs.default_folder("netlist", str(folder))).expanduser().resolve()
-        values = _loihi2(folder, netlist, spikes, text, force)
+        place = runs.Place("netlist", str(folder), out)
+        values = _loihi2(folder, place, spikes, text, teacher, force)
     answer(values, as_json=as_json, title="exported")
 
 
 def _loihi2(
-    folder: Path, netlist: Path, spikes: "Spikes", text: str | None, force: bool
+    folder: Path,
+    place: "Place",
+    spikes: "Spikes",
+    text: str | None,
+    teacher: str | None,
+    force: bool,
 ) -> dict[str, Any]:
     from neurtransformer import runs
     from neurtransformer.errors import UserError
 
     plastic = runs.is_plastic(folder)
-    if plastic and text is not None:
-        raise UserError(f"--text is for a GPT-2: {folder} reads drawings")
-    with runs.new_folder(netlist, force=force) as fresh:
+    for option, given in (("--text", text), ("--teacher", teacher)):
+        if plastic and given is not None:
+            raise UserError(f"{option} is for a GPT-2: {folder} reads drawings and has no teacher")
+    with runs.new_folder(place, force=force) as fresh:
         if plastic:
-            manifest, cost = _write_plastic(folder, fresh, spikes)
+            manifest, cost, provenance = _write_plastic(folder, fresh, spikes)
         else:
-            manifest, cost = _write_gpt2(folder, fresh, spikes, text)
-    runs.remember("netlist", netlist)
+            manifest, cost, provenance = _write_gpt2(folder, fresh, spikes, text, teacher)
+    runs.remember("netlist", place.made)
     if cost:
-        runs.update_report(folder, "integer", cost)
+        runs.update_report(folder, "integer", cost, provenance)
     return {
-        "netlist": netlist,
+        "netlist": place.made,
         "run": folder,
         "target": "loihi2",
         "spikes": spikes,
@@ -96,32 +110,37 @@ def _loihi2(
     }
 
 
-def _write_plastic(
-    folder: Path, fresh: Path, spikes: "Spikes"
-) -> "tuple[Manifest, dict[str, Any]]":
+def _write_plastic(folder: Path, fresh: Path, spikes: "Spikes") -> "Written":
     """Write the netlist of a plastic transformer; its accuracy is what `icl omniglot` measures."""
     from neurtransformer.icl.plastic import load, quantised
     from neurtransformer.loihi.netlist import write
+    from neurtransformer.provenance import run_sha256
+    from neurtransformer.runs import read_json
 
     from .progress import status
 
     with status("exporting") as note:
+        sha256 = run_sha256(folder, read_json(folder / "config.json"))
         encoders, _ = load(folder)
         note("quantising")
         model = quantised(encoders["float"])
-        return write(fresh, model, None, spikes, made_from=folder, progress=note), {}
+        manifest = write(
+            fresh, model, None, spikes, made_from=folder, run_sha256=sha256, progress=note
+        )
+        return manifest, {}, {}
 
 
 def _write_gpt2(
-    folder: Path, fresh: Path, spikes: "Spikes", text: str | None
-) -> "tuple[Manifest, dict[str, Any]]":
+    folder: Path, fresh: Path, spikes: "Spikes", text: str | None, teacher: str | None
+) -> "Written":
     """Write the netlist of a spiking GPT-2, and measure what the integers cost on `text`, for None
     on CPython's, if the tokenizer reads English."""
     from neurtransformer.errors import UserError
     from neurtransformer.integer.model import IntegerGPT2
     from neurtransformer.integer.quality import evaluate_integer
     from neurtransformer.loihi.netlist import write
-    from neurtransformer.spiking.load import load_run, load_teacher
+    from neurtransformer.provenance import model_sha256, stamp, text_sha256
+    from neurtransformer.spiking.load import load_run, teacher_of
     from neurtransformer.text import UnreadableText, load_blocks
 
     from .progress import status
@@ -129,6 +148,8 @@ def _write_gpt2(
     with status("exporting") as note:
         note("reading the run")
         spiking, tokenizer = load_run(folder)
+        # whoever names a teacher wants to hear of a mistake before the long work
+        found = None if teacher is None else teacher_of(folder, spiking, teacher)
         note("quantising")
         model = IntegerGPT2.from_spiking(spiking)
         # before the long work, in which nobody wants to be told of a mistake
@@ -140,23 +161,30 @@ def _write_gpt2(
                 raise
             blocks = None
             click.echo(f"neurtx: what the integers cost is not measured: {error}", err=True)
-        manifest = write(fresh, model, tokenizer, spikes, made_from=folder, progress=note)
+        sha256 = model_sha256(spiking)
+        manifest = write(
+            fresh, model, tokenizer, spikes, made_from=folder, run_sha256=sha256, progress=note
+        )
         if blocks is None:
-            return manifest, {}
+            return manifest, {}, {}
         note("measuring what the integers cost")
+        provenance = stamp(weights_sha256=sha256, text_sha256=text_sha256(blocks))
         try:
-            dense = load_teacher(spiking)
-        except UserError:  # the netlist does not need it
-            dense = None
-        return manifest, evaluate_integer(model, spiking, dense, blocks)
+            found = found or teacher_of(folder, spiking, None)
+        except UserError as error:  # the netlist does not need it
+            click.echo(f"neurtx: not compared with the dense model: {error}", err=True)
+            return manifest, evaluate_integer(model, spiking, None, blocks), provenance
+        provenance |= {"teacher": found.source, "teacher_sha256": found.sha256}
+        return manifest, evaluate_integer(model, spiking, found.dense, blocks), provenance
 
 
-def _nir(folder: Path, target: Path, force: bool) -> dict[str, Any]:
+def _nir(folder: Path, place: "Place", force: bool) -> dict[str, Any]:
     from neurtransformer import runs
 
-    with runs.new_folder(target, force=force) as fresh:
+    with runs.new_folder(place, force=force) as fresh:
         from neurtransformer import nir_export
         from neurtransformer.integer.model import IntegerGPT2
+        from neurtransformer.provenance import model_sha256
         from neurtransformer.spiking.load import load_run
 
         from .progress import status
@@ -166,10 +194,16 @@ def _nir(folder: Path, target: Path, force: bool) -> dict[str, Any]:
             spiking, _ = load_run(folder)
             note("quantising")
             model = IntegerGPT2.from_spiking(spiking)
-            manifest = nir_export.write(fresh, model, made_from=folder, progress=note)
+            manifest = nir_export.write(
+                fresh,
+                model,
+                made_from=folder,
+                run_sha256=model_sha256(spiking),
+                progress=note,
+            )
     # not remembered as the last netlist: `simulate` and `place` read those for Loihi 2
     return {
-        "netlist": target.expanduser().resolve(),
+        "netlist": place.made,
         "run": folder,
         "target": "nir",
         "files": len(manifest["graphs"]) + 1,

@@ -34,6 +34,8 @@ def quiet() -> None:
         os.environ.setdefault(name, value)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+    # it says at length that there is no home directory to keep its cache in
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("neurtx: %(message)s"))
     ours = logging.getLogger("neurtransformer")
@@ -75,6 +77,12 @@ json_option = click.option(
     is_eager=True,
     callback=_on_json,
     help="Print one JSON object on standard output and nothing else.",
+)
+
+teacher_option = click.option(
+    "--teacher",
+    metavar="NAME_OR_FOLDER",
+    help="The dense model of RUN, if it is no longer where it was, or another one.",
 )
 
 

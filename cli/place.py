@@ -31,6 +31,7 @@ def command(netlist: str | None, description: Path | None, out: Path | None, as_
     sizes are all that is needed. Limits of the chip that Intel has not published are assumed;
     configs/loihi2.yaml says which.
     """
+    from neurtransformer import runs
     from neurtransformer.errors import UserError
 
     if out is not None:
@@ -53,7 +54,8 @@ def command(netlist: str | None, description: Path | None, out: Path | None, as_
         from neurtransformer.measure.figures import core_utilisation
 
         names = [name.replace("_", " ") for name in Resources._fields]
-        out.write_bytes(core_utilisation(utilisation(placement), names, chip.cores_per_chip))
+        picture = core_utilisation(utilisation(placement), names, chip.cores_per_chip)
+        runs.write_bytes(out, picture)
         values["picture"] = out
     answer(values, as_json=as_json, table=lambda: _tables(values))
 

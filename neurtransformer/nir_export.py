@@ -276,11 +276,12 @@ def write(
     model: IntegerGPT2,
     *,
     made_from: Path | None = None,
+    run_sha256: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Write all chains and manifest.json into an empty folder. Returns the manifest.
 
-    made_from: the run, noted for whoever wonders.
+    made_from, run_sha256: the run and the hash of its weights, noted for whoever wonders.
     """
     config = model.config
     graphs = []
@@ -297,6 +298,7 @@ def write(
         "version": 1,
         "nir": nir.__version__,
         "run": made_from,
+        "run_sha256": run_sha256,
         "config": config.model_dump(),
         "totals": {
             "synapses": sum(graph["synapses"] for graph in graphs),

@@ -19,6 +19,7 @@ import stat
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -30,6 +31,8 @@ if sys.platform == "win32":
 import fcntl
 
 from neurtransformer import stop
+from neurtransformer.lock import in_training
+from neurtransformer.provenance import provenance_of, run_sha256
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +63,27 @@ _OLD = ".neurtx-old-"
 _UNDONE = ".neurtx-undone"
 
 
+@dataclass
+class Place:
+    """Where a new folder is to stand: at `folder`, or where that is None at the default for `name`
+    (`default_folder`) that is free when the folder is done. `new_folder` notes where that was."""
+
+    kind: Kind
+    name: str
+    folder: Path | None = None
+
+    @property
+    def made(self) -> Path:
+        """Where the folder stands, once it is made."""
+        assert self.folder is not None
+        return self.folder
+
+
 # --- writing a folder whole or not at all ---
 
 
 @contextlib.contextmanager
-def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
+def new_folder(target: Path | Place, *, force: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside `target` that becomes `target` when the block ends well.
 
     On an exception, Ctrl-C or SIGTERM it is removed and whatever stood at `target` stays.
@@ -72,8 +91,10 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
 
     Raises UserError if `target` exists and may not be replaced, or its name is not UTF-8.
     """
+    place = target if isinstance(target, Place) else Place("run", "", target)
+    named = place.folder is not None
     # a link to a folder stays a link: the folder behind it is the one that is written
-    target = target.expanduser().resolve()
+    target = (place.folder or default_folder(place.kind, place.name)).expanduser().resolve()
     _check_name(target)
     _check_free(target, force)
     parent = target.parent
@@ -93,10 +114,15 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
             parent.mkdir(parents=True, exist_ok=True)
             with _locked(parent):
                 _clean(parent)
-                fresh.mkdir()
+                # whoever made the parent and failed may just have taken it away
+                fresh.mkdir(parents=True)
                 lock = _try_lock(fresh, wait=False)
             yield fresh
-            _put_in_place(fresh, target, force)
+            if named:
+                _put_in_place(fresh, target, force)
+                place.folder = target
+            else:
+                place.folder = _put_where_free(fresh, place)
         finally:
             remove()
             if lock is not None:
@@ -124,6 +150,8 @@ def _check_free(target: Path, force: bool) -> None:
             f"{target} is neither a run nor a netlist, so --force does not replace it: "
             "name another folder"
         )
+    if in_training(target):
+        raise UserError(f"{target} is being trained: name another folder, or wait until it is done")
     for place in (Path.cwd, Path.home):
         with contextlib.suppress(FileNotFoundError, RuntimeError):  # not everybody has one
             if (keep := place()).resolve().is_relative_to(target):
@@ -185,6 +213,19 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(path)
         elif path.name != _UNDONE:
             path.unlink()
+
+
+def _put_where_free(fresh: Path, place: Place) -> Path:
+    """Put a folder under its default name, or the next if somebody was quicker; returns that."""
+    with _locked(fresh.parent):
+        while True:
+            target = default_folder(place.kind, place.name).resolve()
+            try:
+                return fresh.rename(target)
+            except OSError as error:
+                # without locks, or by somebody who asks for none, it was taken just now
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise
 
 
 def _clean(parent: Path) -> None:
@@ -274,7 +315,7 @@ def default_folder(kind: Kind, name: str) -> Path:
 def remember(kind: Kind, folder: Path) -> None:
     """Note `folder` as the last one made here, for `latest`."""
     # a convenience: a folder that cannot be written to must not fail work that is done
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UserError):
         note = _note(kind)
         note.parent.mkdir(exist_ok=True)
         write_text(note, f"{folder.resolve()}\n")
@@ -384,31 +425,77 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def update_report(run: Path, section: str, values: Mapping[str, Any]) -> None:
+def update_report(
+    run: Path,
+    section: str,
+    values: Mapping[str, Any],
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
     """Set `values` in one section of the run's report.json; other keys and sections stay.
 
+    provenance: what `provenance.stamp` says of values that were measured together. They replace
+    the section, unless it is of the run's present weights and they are not.
     The report of a run that ships with the package stays as it was shipped. One that cannot be
     written is a warning: what was measured is still to be said.
     """
     if is_bundled(run):
         return
-    path = run / "report.json"
+    with _opened_report(run) as report:
+        old = report.get(section) or {}
+        if provenance is None:
+            report[section] = {**old, **values}
+        elif _is_of_now(old, provenance, run):
+            log.info("%s keeps the %s of its present weights, which are others", run, section)
+        else:
+            report[section] = {**values, "provenance": provenance}
+
+
+def add_training(run: Path, values: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+    """Make `values` the section `finetune` of report.json; the training that stood there becomes
+    the last of `earlier_trainings`."""
+    with _opened_report(run) as report:
+        last = report.get("finetune")
+        # killed just after it was recorded, and then resumed: the same training
+        again = provenance_of(last).get("weights_sha256") == provenance["weights_sha256"]
+        if last and not again:
+            report["earlier_trainings"] = [*(report.get("earlier_trainings") or []), last]
+        report["finetune"] = {**values, "provenance": provenance}
+
+
+def _is_of_now(old: Any, provenance: Mapping[str, Any], run: Path) -> bool:
+    """Whether a section is of the run's present weights, and what would replace it is not."""
+    before, after = (x.get("weights_sha256") for x in (provenance_of(old), provenance))
+    if before is None or before == after:
+        return False
+    return before == run_sha256(run, read_json(run / "config.json"))
+
+
+@contextlib.contextmanager
+def _opened_report(run: Path) -> Iterator[dict[str, Any]]:
     with _locked(run):
+        path = run / "report.json"
         report = read_json(path)
-        report[section] = {**(report.get(section) or {}), **values}
+        yield report
         try:
             write_json(path, report)
         except OSError as error:
-            log.warning("%s is not noted in %s: %s", section, path, error.strerror)
+            log.warning("what was found is not noted in %s: %s", path, error.strerror)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`; the old file stays until the new one is complete."""
+    # names of files may be bytes that are no UTF-8: they come out as they were
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """The same for `content`. Raises UserError if something that is no file stands at `path`."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no ordinary file: name another one")  # /dev/null, or a folder
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with stop.held():
         try:
-            # names of files may be bytes that are no UTF-8: they come out as they were
-            fresh.write_text(text, encoding="utf-8", errors="surrogateescape")
+            fresh.write_bytes(content)
             try:
                 fresh.replace(path)
             except OSError as error:

@@ -146,7 +146,7 @@ def test_normalise_divides(total: int, part: int, timesteps: int) -> None:
         * 2.0**-MEAN_BITS
     )
     exact = witness(timesteps) * part / (total + 1)
-    assert abs(float(mean[0]) - exact) <= abs(exact) / 200 + 2 * 2.0**-MEAN_BITS
+    assert abs(float(mean[0]) - exact) <= abs(exact) / 200 + 2.0**-7.5
 
 
 def test_a_head_can_see_just_the_token_before() -> None:

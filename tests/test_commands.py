@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -164,6 +165,18 @@ def test_nothing_is_overwritten(neurtx: Any, tiny_dense_folder: Path, tmp_path: 
 def test_no_run_and_no_checkpoint(neurtx: Any, tiny_run: Path) -> None:
     assert "convert" in neurtx("eval").mistake()
     assert "--resume" in neurtx("finetune", str(tiny_run), "--resume").mistake()
+
+
+@pytest.mark.parametrize("obstacle", ["read-only", "full"])
+def test_what_cannot_be_written_is_said_before_training(
+    neurtx: Any, tiny_run: Path, copy_of: Callable[[Path], Path], monkeypatch: Any, obstacle: str
+) -> None:
+    if obstacle == "full":
+        monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    else:  # the administrator, as whom tests may run, can write everywhere
+        monkeypatch.setattr("os.access", lambda path, mode: False)
+    line = neurtx("finetune", str(copy_of(tiny_run)), "--steps", "9").mistake()
+    assert ("no space left" if obstacle == "full" else "cannot be written to") in line
 
 
 def test_prompt_that_does_not_fit(neurtx: Any, tiny_run: Path) -> None:

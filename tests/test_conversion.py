@@ -139,6 +139,14 @@ def test_the_threshold_is_the_best_of_those_tried(signed: bool) -> None:
     assert torch.equal(found[1][:3], centers[0 if signed else 1][:3])
 
 
+def test_what_unsigned_neurons_cannot_tell_is_no_reason_for_coarse_ones() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(500, 1)
+    x[0] = -200
+    threshold, _ = fit_threshold(x, [torch.zeros(1)], 8, signed=False)
+    assert 1.5 < float(threshold) < 4  # the largest is 4.1
+
+
 def test_softmax_weights_are_transformers_own(odd: GPT2LMHeadModel) -> None:
     ids = drawn(2, 16)
     with torch.no_grad(), tapped(odd) as taps:

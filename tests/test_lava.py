@@ -1,6 +1,8 @@
 """Lava: stock netx reads our files unchanged, and our processes equal the integer model."""
 
+import errno
 import os
+import signal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neurtransformer.errors import UserError
 from neurtransformer.integer.arithmetic import LIMIT
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.integer.parts import Trace
@@ -318,3 +321,60 @@ def test_a_dead_process_is_an_error_and_not_a_wait(tmp_path: Path, when: str) ->
     with pytest.raises(LavaFailed):
         run_lava([source, norm], 9)
     assert len(children() - before) <= 1  # multiprocessing's resource tracker stays
+
+
+def test_no_room_for_what_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before Lava starts, for at a mapped file without room it would be killed."""
+    from neurtransformer.loihi import runner
+
+    def full(path: Path) -> None:
+        raise UserError("no room")
+
+    monkeypatch.setattr(runner, "reserve", full)
+    with pytest.raises(UserError, match="no room"):
+        runner.new_log(tmp_path / "log.npy", (3, 4))
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "/dev/shm"),
+        (errno.EACCES, "/dev/shm"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.EAGAIN, "ulimit -u"),
+        (errno.ENOMEM, "memory"),
+    ],
+)
+def test_what_the_system_does_not_give(
+    monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    from lava.magma.compiler.channels import pypychannel
+    from lava.proc.io.source import RingBuffer
+
+    from neurtransformer.loihi.runner import run_lava
+
+    def refuse(value: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(pypychannel, "Semaphore", refuse)
+    before = children()
+    with pytest.raises(UserError, match=words):
+        run_lava([RingBuffer(data=np.zeros((4, 9), int))], 9)
+    assert not children() - before
+
+
+def test_a_process_that_is_killed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lava.proc.io.source import RingBuffer
+
+    from neurtransformer.loihi.lava_runtime import LavaFailed, LavaRuntime
+    from neurtransformer.loihi.runner import run_lava
+
+    wait = LavaRuntime.wait_until_done
+
+    def killed(runtime: LavaRuntime) -> None:
+        os.kill(runtime.actors[0].pid, signal.SIGKILL)
+        wait(runtime)
+
+    monkeypatch.setattr(LavaRuntime, "wait_until_done", killed)
+    with pytest.raises(LavaFailed, match="SIGKILL"):
+        run_lava([RingBuffer(data=np.zeros((4, 99_999), int))], 99_999)

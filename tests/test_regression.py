@@ -90,6 +90,10 @@ def test_a_state_at_its_limit_is_told() -> None:
     state, met = regression.integer_step(full, full, np.zeros((1, 1), dtype=np.int64), 0)
     assert met and int(state[0, 0]) == LIMIT
     assert regression.integer_read(state, np.array([[-2]]))[1]
+    silent = np.zeros((3, 1), dtype=np.int64)
+    for start, expected in ((2**13, (LIMIT, True)), (2**12, (2**22, False))):
+        state, met = regression.integer_step(silent, silent, np.array([[start]]), 10)
+        assert (int(state[0, 0]), met) == expected
 
 
 @pytest.mark.parametrize("bits", [regression.INTEGER_BITS, 8])
@@ -215,6 +219,16 @@ def test_a_trained_linear_layer_does_a_gradient_step(monkeypatch: pytest.MonkeyP
     assert first["difference"]["linear"]["gradient step"] < 0.01
     assert first["difference"]["linear"]["2 gradient steps"] > 0.1
     assert first["mse"]["linear"] == pytest.approx(first["mse"]["gradient step"], rel=0.05)
+    # least squares know the target where there is no noise
+    known = {name: found["least squares"] for name, found in first["difference"].items()}
+    assert known == pytest.approx({name: first["mse"][name] for name in known})
+    # in units of what it is to say nothing
+    drawn = draw_tasks(np.random.default_rng(5), 2000, 5, 10, queries=1)
+    algorithm, best = regression_learned.algorithms(drawn)["gradient step"]
+    x, y, query, target = regression_learned.tensors(drawn)
+    error = algorithm(x, y, query, best) - target
+    share = float((error**2).mean() / (target**2).mean())
+    assert first["mse"]["gradient step"] == pytest.approx(share, rel=0.15)
     assert first["mse"]["linear, engine, lava"] < 1.2 * first["mse"]["linear"]
     assert first["mse"]["linear, integer"] < 1.2 * first["mse"]["linear"]
     (layer,) = regression_learned.train(1, False, 5, 0.0)

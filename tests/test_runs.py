@@ -87,6 +87,11 @@ def test_force_replaces_only_folders_of_ours(here: Path, monkeypatch: pytest.Mon
     (here / "file").write_text("x")
     with pytest.raises(UserError, match="is a file"):
         make(here / "file", force=True)
+    make(here / "run")
+    (here / "run" / "below").mkdir()
+    monkeypatch.chdir(here / "run" / "below")
+    with pytest.raises(UserError, match="holds"):
+        make(here / "run", force=True)
     assert (home / "thesis.txt").exists()
 
 
@@ -246,6 +251,15 @@ def test_a_file_that_is_mounted_is_written_in_its_place(
     runs.write_text(here / "file", "new")
     assert (here / "file").read_text() == "new"
     assert list(here.iterdir()) == [here / "file"]
+
+
+def test_what_is_no_file_is_not_replaced(here: Path) -> None:
+    """The administrator may rename a file to /dev/null, and then there is none."""
+    os.mkfifo(here / "pipe")
+    with pytest.raises(UserError, match="no ordinary file"):
+        runs.write_text(here / "pipe", "new")
+    assert (here / "pipe").is_fifo()
+    assert list(here.iterdir()) == [here / "pipe"]
 
 
 def test_there_need_be_no_home(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

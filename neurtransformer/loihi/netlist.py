@@ -106,6 +106,8 @@ class Manifest(Strict):
     host: str
     run: str | None = None
     """The run it was made from, not needed any more."""
+    run_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """Of the run's weights then (`provenance.run_sha256`)."""
     totals: Totals
     networks: list[Network]
     files: dict[str, FileEntry]
@@ -151,9 +153,11 @@ def write(
     spikes: Spikes,
     *,
     made_from: Path | None = None,
+    run_sha256: str | None = None,
     progress: Progress = lambda _: None,
 ) -> Manifest:
-    """Write all files of a netlist into an empty folder. made_from: the run, noted for reports.
+    """Write all files of a netlist into an empty folder. made_from, run_sha256: the run and the
+    hash of its weights, noted for reports.
 
     Raises UserError for weights that netx would not read back as they are.
     """
@@ -190,6 +194,7 @@ def write(
         transport=(_PLASTIC_TRANSPORT if learns else _TRANSPORT)[spikes],
         host=_TEACHER if learns else _HOST,
         run=None if made_from is None else str(made_from),
+        run_sha256=run_sha256,
         totals=_totals(graph),
         networks=_graph(config, spikes, silent),
         files=_entries(folder),
@@ -216,7 +221,10 @@ def _netx_layout(node: Convolution, shape: tuple[int, ...]) -> netx.Layout:
 
 def checksum(manifest: Manifest) -> str:
     """SHA-256 of what the manifest says, but for the checksum itself."""
-    return hashlib.sha256(manifest.model_dump_json(exclude={"checksum"}).encode()).hexdigest()
+    left_out = {"checksum"}
+    if manifest.run_sha256 is None:
+        left_out.add("run_sha256")  # manifests were written before there was one
+    return hashlib.sha256(manifest.model_dump_json(exclude=left_out).encode()).hexdigest()
 
 
 def _totals(graph: list[Network]) -> Totals:

@@ -8,9 +8,11 @@ from neurtransformer.recipe import Code, Coding
 
 
 class SpikingGPT2Config(GPT2Config):
-    """A GPT-2 config plus the kind of attention, the codes, and `dense`, what was converted.
+    """A GPT-2 config plus the kind of attention, the codes, and the teacher.
 
     attention_timesteps, attention_coding: None where the attention has the code of the rest.
+    dense: the teacher's name or folder; dense_sha256: the hash of its weights
+    (`provenance.model_sha256`).
     """
 
     model_type = "spiking_gpt2"
@@ -26,6 +28,7 @@ class SpikingGPT2Config(GPT2Config):
     attention_timesteps: int | None = None
     attention_coding: Coding | None = None
     dense: str | None = None
+    dense_sha256: str | None = None
 
     @property
     def code(self) -> Code:

@@ -11,6 +11,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from transformers.pytorch_utils import Conv1D
 
 from neurtransformer.errors import UserError
+from neurtransformer.provenance import model_sha256
 from neurtransformer.recipe import MAX_PHASE_TIMESTEPS, MAX_TIMESTEPS, Code, Coding
 from neurtransformer.spiking.attention import KINDS
 from neurtransformer.spiking.calibrate import calibrate
@@ -60,6 +61,7 @@ def convert(
         attention_timesteps=code.timesteps,
         attention_coding=code.coding,
         dense=source,
+        dense_sha256=model_sha256(dense),
     )
     model = SpikingGPT2LMHeadModel(config).eval()
     model.generation_config = copy.deepcopy(dense.generation_config)

@@ -12,7 +12,6 @@ What happens in a step depends on the seed and the number of the step alone, so 
 stopped and resumed ends with the same weights as one that was not.
 """
 
-import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from torch.nn import functional as F
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from neurtransformer.errors import UserError
+from neurtransformer.provenance import text_sha256
 from neurtransformer.recipe import Finetune
 from neurtransformer.runs import new_folder, read_json, write_json
 from neurtransformer.spiking.calibrate import tapped
@@ -196,11 +196,11 @@ def finetune(
     groups = trainable(model, recipe)
     distiller = accelerator.prepare(Distiller(model, teacher))
     model.train()
-    text = hashlib.sha256(blocks.numpy().tobytes()).hexdigest()
     plan = {
         "recipe": recipe.model_dump(),
         "seed": seed,
-        "text_sha256": text,
+        "teacher_sha256": model.config.dense_sha256,
+        "text_sha256": text_sha256(blocks),
         "processes": accelerator.num_processes,
     }
     match_steps = round(recipe.steps * recipe.match_share)
@@ -269,9 +269,13 @@ def read_checkpoint(
 ) -> list[Step]:
     """Put model and optimizer where the checkpoint left them; returns the steps done by then."""
     report = read_json(folder / "report.json")
-    if report.get("plan") != plan:
+    was = report.get("plan")
+    # checkpoints of earlier versions do not say which teacher they had
+    known = {"teacher_sha256": plan["teacher_sha256"], **was} if isinstance(was, dict) else was
+    if known != plan:
         raise UserError(
-            "the checkpoint was made with other settings, text or processes: give the same again"
+            "the checkpoint was made with other settings, text, teacher or processes: "
+            "give the same again"
         )
     try:
         tensors = load_file(folder / "checkpoint.safetensors")
