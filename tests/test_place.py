@@ -276,8 +276,8 @@ def one_ssa(heads: int, dim: int, key_dim: int) -> list[Network]:
 def test_what_a_model_by_name_asks_for() -> None:
     graph: list[Any] = graph_of(KNOWN["gpt2-small"])
     weights = sum(n.inputs * n.outputs for net in graph for n in net.nodes if n.kind == "synapses")
-    # c_attn has a query and a key for each value: the default is the race
-    block = 768 * (3 * 768 + 768 + 2 * 3072)
+    # c_attn has two queries and two keys for each value
+    block = 768 * (5 * 768 + 768 + 2 * 3072)
     assert weights == 12 * block + 768 * (50257 + 1024) + 50257 * 768
     assert {n.most for net in graph for n in net.nodes if n.kind == "gelu_neurons"} == {16}
 
@@ -426,7 +426,7 @@ def test_place_by_name(neurtx: Callable[..., Any]) -> None:
     assert found["fits"] == {"one chip": False, "Kapoho Point": False, "Hala Point": True}
     shown = neurtx("place", "gpt2-nano").stdout
     assert "fits Kapoho Point" in shown
-    assert "h.attn.race.keys" in shown
+    assert "h.attn.ssa" in shown
 
 
 def test_a_chip_of_ones_own(neurtx: Callable[..., Any], tmp_path: Path) -> None:
