@@ -91,6 +91,8 @@ def open_streams() -> None:
     sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     said = sys.stderr
+    if said and not hasattr(said, "buffer"):
+        return  # somebody reads it in this process
     sys.stderr = _Forgiving(
         said.buffer if said else os.fdopen(2, "wb", closefd=False),
         encoding=said.encoding if said else "utf-8",

@@ -440,7 +440,7 @@ def update_report(
     """
     if is_bundled(run):
         return
-    with _opened_report(run) as report:
+    with _opened_report(run, section) as report:
         old = report.get(section) or {}
         if provenance is None:
             report[section] = {**old, **values}
@@ -453,7 +453,7 @@ def update_report(
 def add_training(run: Path, values: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
     """Make `values` the section `finetune` of report.json; the training that stood there becomes
     the last of `earlier_trainings`."""
-    with _opened_report(run) as report:
+    with _opened_report(run, "finetune") as report:
         last = report.get("finetune")
         # killed just after it was recorded, and then resumed: the same training
         again = provenance_of(last).get("weights_sha256") == provenance["weights_sha256"]
@@ -471,7 +471,7 @@ def _is_of_now(old: Any, provenance: Mapping[str, Any], run: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _opened_report(run: Path) -> Iterator[dict[str, Any]]:
+def _opened_report(run: Path, section: str) -> Iterator[dict[str, Any]]:
     with _locked(run):
         path = run / "report.json"
         report = read_json(path)
@@ -479,7 +479,7 @@ def _opened_report(run: Path) -> Iterator[dict[str, Any]]:
         try:
             write_json(path, report)
         except OSError as error:
-            log.warning("what was found is not noted in %s: %s", path, error.strerror)
+            log.warning("%s is not noted in %s: %s", section, path, error.strerror)
 
 
 def write_text(path: Path, text: str) -> None:

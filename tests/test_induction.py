@@ -19,7 +19,7 @@ from neurtransformer.spiking.load import load_run
 def test_a_perfect_induction_head_scores_one_and_its_neighbours_nothing() -> None:
     ids = induction.repeated(50, 8)
     assert torch.equal(ids[:, :8], ids[:, 8:])
-    assert bool((induction.repeated(2, 8) == 1).all())  # token 0 starts documents
+    assert bool((induction.repeated(3, 8) >= 1).all())  # token 0 starts documents
     weights = torch.zeros(1, 3, len(ids), 16, 16)
     for q in range(8, 16):
         weights[0, 0, :, q, q - 7] = 1  # what followed the earlier occurrence

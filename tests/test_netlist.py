@@ -361,9 +361,9 @@ def test_steps_that_are_not_the_counts_are_told(
     whole = simulation._counts
     assert simulation.simulate(original, [1, 2], "integer")["mismatches"] == 0
 
-    def other(model: IntegerGPT2, network: Any, x: Any) -> Any:
-        counts = whole(model, network, x)
-        counts[-1, 0] += network.name == "h.0.attn"
+    def other(model: IntegerGPT2, name: str, x: Any) -> Any:
+        counts = whole(model, name, x)
+        counts[-1, 0] += name == "h.0.attn"
         return counts
 
     monkeypatch.setattr(simulation, "_counts", other)
