@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neurtransformer.codes import level_bits
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import LIMIT, Integers
 from neurtransformer.integer.parts import GeluNeurons as Gelu
 from neurtransformer.integer.quantise import SHIFT_RANGE
 from neurtransformer.loihi import microcode
 from neurtransformer.loihi.attention.base import mean_of
+from neurtransformer.loihi.attention.linear import SSACode
 from neurtransformer.loihi.microcode import Clock, Microcode, words
 from neurtransformer.recipe import Coding
 
@@ -197,6 +199,41 @@ def test_accumulators_wait_for_their_stream(seed: int, phase: int, start: int) -
     wanted = arithmetic.saturate(x + arithmetic.rescale(u, mantissa, shift))
     assert (sent.reshape(tokens, phase, n)[:, -1] == wanted).all()
     assert not sent.reshape(tokens, phase, n)[:, :-1].any()
+
+
+@given(SEEDS, st.sampled_from([1, 3, 8, 64]), st.booleans(), st.integers(1, 3))
+def test_linear_attention(seed: int, timesteps: int, graded: bool, heads: int) -> None:
+    """Reads in every step, and states, for every way of forgetting."""
+    rng = np.random.default_rng(seed)
+    tokens, dim, key_dim, phase = 4, 3, 5, 1 if graded else timesteps
+    shift, present = rng.choice([*range(9), 24], heads), rng.integers(0, 9, heads)
+    full = timesteps // phase
+    query, key = rng.integers(0, full + 1, (2, tokens, phase, heads, key_dim))
+    value = rng.integers(-full, full + 1, (tokens, phase, heads, dim))
+    flat = [x.reshape(tokens * phase, -1) for x in (query, key, value)]
+    line = np.concatenate([np.concatenate(flat, axis=1), np.zeros((phase, heads * 13), int)])
+    code = SSACode(
+        Clock(phase, phase, 0),
+        shift=shift,
+        present=present,
+        dim=dim,
+        key_dim=key_dim,
+        bits=level_bits(timesteps),
+    )
+    found = run(code, {"s_in": line}, {"read": phase, "state": phase})
+    state = np.zeros((heads, dim + 1, key_dim), dtype=np.int64)
+    for i in range(tokens):
+        counts = arithmetic.with_witness(value[i].sum(0), timesteps)
+        written = arithmetic.ssa_written(key[i].sum(0), counts, shift, timesteps)
+        payloads = arithmetic.facilitated(query[i])
+        visible = arithmetic.ssa_visible(state, written, present, payloads.sum(0))
+        state = arithmetic.ssa_next(state, written, shift)
+        reads = (visible * payloads[:, :, None]).sum(-1).cumsum(0)
+        steps = slice(i * phase, (i + 1) * phase)
+        assert (found["read"][steps] == reads).all()
+        assert (found["state"][steps] == state).all()
+        mean = arithmetic.normalise(reads[-1], level_bits(timesteps)).reshape(-1)
+        assert (found["sent"][(i + 2) * phase - 1] == mean).all()
 
 
 # --- on its own ---
