@@ -52,8 +52,9 @@ class SpikeCounter:
         """Spikes of all neurons of all layers, token neurons that race included, per token."""
         coded = sum(float(s.sum()) / self.tokens[n] for n, s in self.spikes.items())
         raced = sum(
-            events.get("race", 0.0) / self.tokens[f"{block}.attn.key"]
+            events["race"] / self.tokens[f"{block}.attn.key"]
             for block, events in enumerate(self.events)
+            if "race" in events
         )
         return coded + raced
 

@@ -1,14 +1,16 @@
 """One race that a person can read: who fires when, beside the softmax weights it stands for."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
+from neurtransformer.errors import UserError
 from neurtransformer.spiking.attention.ttfs import RaceAttention
 from neurtransformer.spiking.calibrate import softmax_weights, tapped
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+from neurtransformer.text import prompt_ids
 
 SENTENCE = "The captain gave the letter to the old sailor, and the sailor gave it to the captain"
 
@@ -21,11 +23,16 @@ def one_race(
 
     Returns `layer`, `head`, `tokens` (text of each), `step` (of the fine race, from 0, in which the
     neuron of each token fires; None if it does not), `share` (of the race) and `softmax` (of the
-    dense model); None for a model without races or one whose context the sentence does not fit.
+    dense model); None for a model without races, or one that the sentence does not fit.
     """
-    attentions = [cast(RaceAttention, block.attn) for block in model.blocks]
-    ids = tokenizer(SENTENCE, return_tensors="pt", add_special_tokens=False).input_ids
-    if not isinstance(attentions[0], RaceAttention) or ids.shape[1] > model.config.n_positions:
+    attentions = [block.attn for block in model.blocks if isinstance(block.attn, RaceAttention)]
+    if not attentions:
+        return None
+    try:
+        ids = torch.tensor([prompt_ids(tokenizer, SENTENCE)])
+    except UserError:  # a tokenizer of another language
+        return None
+    if ids.shape[1] > model.config.n_positions:
         return None
     races: list[Tensor] = []
 

@@ -172,6 +172,12 @@ class SpikingGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
             mask = self._new_tokens(attention_mask, past, x.shape[1])
             if position_ids is None:
                 position_ids = self._positions(x, attention_mask, past)
+            elif use_cache and past == 0 and attention_mask is None and position_ids.min() > 0:
+                # `generate` with a cache that was lost on the way: text without context
+                raise ValueError(
+                    f"the first token is at position {int(position_ids.min())}, but there is no "
+                    "state of the tokens before it"
+                )
             if int(position_ids.max()) >= self.config.n_positions:
                 raise ValueError(
                     f"sequence reaches position {int(position_ids.max())}; this model has "
@@ -188,8 +194,11 @@ class SpikingGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
             if state is not None:
                 state.tokens_seen = past + x.shape[1]
             x = hidden[-1] = self.transformer["ln_f"](x)
-            keep = slice(-logits_to_keep or None, None)
-            logits = self.lm_head(x[:, logits_to_keep if torch.is_tensor(logits_to_keep) else keep])
+            if isinstance(logits_to_keep, int):
+                kept_positions: slice | Tensor = slice(-logits_to_keep or None, None)
+            else:
+                kept_positions = logits_to_keep
+            logits = self.lm_head(x[:, kept_positions])
             loss = self._loss(logits, labels, num_items_in_batch) if labels is not None else None
         wanted = self._config_or("output_hidden_states", output_hidden_states)
         output = SpikingGPT2Output(
