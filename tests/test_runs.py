@@ -165,7 +165,7 @@ def test_leftovers_of_a_killed_process_go_and_those_of_a_living_one_stay(here: P
     make(here / "other")
     assert len(list(here.glob(".neurtx-new-*"))) == 1
     living.terminate()
-    living.wait(20)
+    living.wait(60)
     assert list(here.iterdir()) == [here / "other"]
 
 
