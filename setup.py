@@ -12,4 +12,6 @@ setup(
         "neurtx",
     ],
     package_dir={"neurtransformer.configs": "configs", "neurtx": "cli"},
+    # in an environment: share/neurtransformer/constraints.txt, for `pip install -c`
+    data_files=[("share/neurtransformer", ["constraints.txt"])],
 )

@@ -1,6 +1,7 @@
 """`neurtx convert`: a dense GPT-2 becomes a spiking run."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -11,7 +12,9 @@ from .output import answer, json_option
 @click.argument("model")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option("--config", type=click.Path(path_type=Path), help="A recipe, see configs/.")
-@click.option("--timesteps", type=int, help="T of the code, 1 to 64.")
+@click.option("--attention", help="ttfs: a race of token neurons. linear: fast weights.")
+@click.option("--coding", type=click.Choice(["rate", "phase"]), help="One code for all of it.")
+@click.option("--timesteps", type=int, help="T of the code, 1 to 64; 1 to 8 of phase coding.")
 @click.option("--text", help="Text to calibrate on: a file, - or a hub data set.")
 @click.option("--force", is_flag=True, help="Replace a run that stands at --out.")
 @json_option
@@ -19,6 +22,8 @@ def command(
     model: str,
     out: Path | None,
     config: Path | None,
+    attention: str | None,
+    coding: Literal["rate", "phase"] | None,
     timesteps: int | None,
     text: str | None,
     force: bool,
@@ -27,31 +32,34 @@ def command(
     """Turn the dense GPT-2 MODEL into a spiking run.
 
     MODEL is a short name (`neurtx models`), a hub id or a local folder. Softmax attention becomes
-    spiking self-attention in every layer, the feed-forward blocks are rate coded, thresholds are
-    calibrated on text; nothing is trained yet (`neurtx finetune`).
+    spiking self-attention in every layer: fast weights, or with `--attention ttfs` a race of token
+    neurons in phase-coded spikes. The feed-forward blocks are rate coded. Thresholds are calibrated
+    on text; nothing is trained yet (`neurtx finetune`).
     """
     import sys
     import time
 
     from neurtransformer import runs
-    from neurtransformer.dense import KNOWN, check_folder, load_dense, locate
+    from neurtransformer.checkpoint import check_folder
+    from neurtransformer.dense import load_dense, locate
     from neurtransformer.recipe import load_recipe
 
     # what can be wrong is found before anything heavy is imported
-    recipe = load_recipe(config, timesteps)
+    recipe = load_recipe(config, timesteps, attention=attention, coding=coding)
     check_folder(locate(model))
-    target = out or runs.default_folder("run", model)
-    with runs.new_folder(target, force=force) as folder:
+    place = runs.Place("run", model, out)
+    with runs.new_folder(place, force=force) as folder:
+        from neurtransformer.provenance import model_sha256, stamp, text_sha256
         from neurtransformer.spiking.calibrate import calibration_text
         from neurtransformer.spiking.convert import convert
+        from neurtransformer.spiking.load import source_name
 
         from .progress import bar
 
         started = time.monotonic()
         dense, tokenizer = load_dense(model)
         blocks = calibration_text(dense, tokenizer, text, recipe.calibration)
-        local = model not in KNOWN and Path(model).is_dir()
-        source = str(Path(model).resolve()) if local else model
+        source = source_name(model)
         # short enough that a log needs no lines of it
         quiet = not sys.stderr.isatty()
         with bar("calibrating", dense.config.n_layer, "blocks", quiet=quiet) as advance:
@@ -62,6 +70,8 @@ def command(
                 source,
                 on_block=lambda: advance(1, ""),
                 coding=recipe.coding,
+                attention=recipe.attention,
+                attention_code=recipe.attention_code,
             )
         spiking.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -69,12 +79,23 @@ def command(
             "model": model,
             "timesteps": recipe.timesteps,
             "coding": recipe.coding,
+            "attention": recipe.attention,
+            "attention_timesteps": recipe.attention_code.timesteps,
+            "attention_coding": recipe.attention_code.coding,
             "parameters": spiking.num_parameters(),
             "calibration_tokens": blocks.numel(),
             "seconds": time.monotonic() - started,
         }
-        report = {"convert": {**values, "text": text}, "recipe": recipe.model_dump()}
+        provenance = stamp(
+            weights_sha256=model_sha256(spiking),
+            teacher=source,
+            teacher_sha256=spiking.config.dense_sha256,
+            text_sha256=text_sha256(blocks),
+            seed=0,
+        )
+        made = {**values, "text": text, "provenance": provenance}
+        report = {"convert": made, "recipe": recipe.model_dump()}
         runs.write_json(folder / "report.json", report)
-    run = target.resolve()
+    run = place.made
     runs.remember("run", run)
     answer({"run": run, **values}, as_json=as_json, title="converted")

@@ -20,6 +20,8 @@ from .output import answer, json_option
 
 _FREE_GB = 2.0
 _REINSTALL = "pip install --force-reinstall --no-deps "
+# PyPI's torch for Linux brings gigabytes of CUDA; with this option pip takes the build for CPUs
+_CPU_BUILDS = "--extra-index-url https://download.pytorch.org/whl/cpu "
 # what to see work -> the code that shows it, and what to type when it does not
 _PROBES = {
     "transformers works": (
@@ -42,20 +44,29 @@ from lava.lib.dl.netx import hdf5
     ),
     "torch works": (
         "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')",
-        f"{_REINSTALL}'torch==2.13.*'",
+        f"{_REINSTALL}{_CPU_BUILDS}'torch==2.13.*'",
     ),
+}
+
+
+# what `neurtx install` fetches -> the probe that shows that it works, and what needs it
+_INSTALLED = {
+    "spikingjelly": ("spikingjelly works", "eval --mode steps"),
+    "lava": ("lava netx works", "simulate --backend lava, and Lava's part of icl"),
 }
 
 
 @dataclass
 class Check:
-    """One thing looked at; `fix` is what to type when it is not `ok`."""
+    """One thing looked at; `fix` is what to type when it is not `ok`. needed_for: the commands that
+    need it, None if all or most do."""
 
     name: str
     wanted: str
     found: str | None
     ok: bool
     fix: str | None = None
+    needed_for: str | None = None
 
 
 @click.command()
@@ -64,8 +75,14 @@ class Check:
 def command(ctx: click.Context, as_json: bool) -> None:
     """What is installed, what is missing, and what to type. Exit code 0 if all is well, else 1."""
     # side by side, for each import takes seconds
-    probes = {name: _start(code) for name, (code, _) in _PROBES.items()}
-    checks = [_python(), *_dependencies(), *_pinned(), _model(), _disk()]
+    pinned = _pinned()
+    absent = {
+        _INSTALLED[name][0]
+        for name, packages in PINS.items()
+        if any(version(package) is None for package in packages)
+    }
+    probes = {name: _start(code) for name, (code, _) in _PROBES.items() if name not in absent}
+    checks = [_system(), _python(), *_dependencies(), *pinned, _model(), _disk()]
     checks += [_finish(name, process) for name, process in probes.items()]
     device = next((c.found for c in checks if c.name == "torch works" and c.ok), None)
     ok = all(check.ok for check in checks)
@@ -81,12 +98,21 @@ def command(ctx: click.Context, as_json: bool) -> None:
 
 def _told(check: Check) -> str:
     line = f"{'ok' if check.ok else '!!'}  {check.name:<18} {check.found or 'missing'}"
-    return line if check.ok else f"{line} (wanted: {check.wanted}); type: {check.fix}"
+    if check.ok:
+        return line
+    only = f", only for {check.needed_for}" if check.needed_for else ""
+    return f"{line} (wanted: {check.wanted}{only}); type: {check.fix}"
+
+
+def _system() -> Check:
+    ok = sys.platform.startswith(("linux", "darwin"))
+    fix = None if ok else "nothing that helps here: neurtx runs on Linux and macOS"
+    return Check("system", "Linux or macOS", platform.system(), ok, fix)
 
 
 def _python() -> Check:
     ok = (3, 11) <= sys.version_info < (3, 13)
-    fix = None if ok else "make setup (with Python 3.11 installed)"
+    fix = None if ok else "python3.11 -m venv .venv, and install neurtx there"
     return Check("python", ">=3.11,<3.13", platform.python_version(), ok, fix)
 
 
@@ -96,7 +122,7 @@ def _dependencies() -> list[Check]:
 
         named = importlib.metadata.requires("neurtransformer") or []
     except importlib.metadata.PackageNotFoundError:
-        return [Check("neurtransformer", "installed", None, False, "make setup")]
+        return [Check("neurtransformer", "installed", None, False, "pip install neurtransformer")]
     except ImportError:
         return [Check("packaging", "installed", None, False, "pip install packaging")]
     checks = []
@@ -105,7 +131,8 @@ def _dependencies() -> list[Check]:
             continue
         found = version(requirement.name)
         ok = found is not None and requirement.specifier.contains(found, prereleases=True)
-        fix = None if ok else f"pip install '{requirement.name}{requirement.specifier}'"
+        index = _CPU_BUILDS if requirement.name == "torch" else ""
+        fix = None if ok else f"pip install {index}'{requirement.name}{requirement.specifier}'"
         wanted = str(requirement.specifier) or "any"
         checks.append(Check(requirement.name, wanted, found, ok, fix))
     return checks
@@ -118,7 +145,7 @@ def _pinned() -> list[Check]:
             found = version(package)
             ok = found == pin
             fix = None if ok else f"neurtx install {name}"
-            checks.append(Check(package, f"=={pin}", found, ok, fix))
+            checks.append(Check(package, f"=={pin}", found, ok, fix, _INSTALLED[name][1]))
     return checks
 
 
@@ -161,7 +188,8 @@ def _finish(name: str, process: subprocess.Popen[str]) -> Check:
         printed, complaint = "", "no answer within 120 s"
     if process.returncode == 0:
         return Check(name, "yes", printed.strip() or "yes", True)
+    needed_for = next((use for probe, use in _INSTALLED.values() if probe == name), None)
     reason = next((line for line in reversed(complaint.splitlines()) if line.strip()), "killed")
     # the registry's torchvision is a CUDA build: beside a CPU torch it breaks transformers
     fix = "pip uninstall -y torchvision" if "torchvision" in complaint else _PROBES[name][1]
-    return Check(name, "yes", reason[:100], False, fix)
+    return Check(name, "yes", reason[:100], False, fix, needed_for)

@@ -37,6 +37,7 @@ def command(run: str | None, text: str | None, limit: int, as_json: bool) -> Non
     folder = runs.resolve("run", run)
 
     from neurtransformer.measure.energy import estimate, measure_spikes
+    from neurtransformer.provenance import model_sha256, stamp, text_sha256
     from neurtransformer.spiking.load import load_run
     from neurtransformer.text import load_blocks
 
@@ -49,7 +50,8 @@ def command(run: str | None, text: str | None, limit: int, as_json: bool) -> Non
     with bar("counting spikes", blocks.numel(), "tokens") as advance:
         counter = measure_spikes(model, blocks, on_tokens=lambda tokens: advance(tokens, ""))
     values = {"text": text, "tokens": blocks.numel(), **estimate(model, counter)}
-    runs.update_report(folder, "energy", values)
+    provenance = stamp(weights_sha256=model_sha256(model), text_sha256=text_sha256(blocks))
+    runs.update_report(folder, "energy", values, provenance)
     values = {"run": folder, **values}
     answer(values, as_json=as_json, table=lambda: _tables(values))
 
@@ -98,6 +100,7 @@ def _tables(values: Mapping[str, Any]) -> Any:
             [tuple(row.values()) for row in values["alternatives"]],
             title="what spiking saves at other prices of the same source",
         ),
-        f" {used['source']}.\n Spikes counted on {values['tokens']:,} tokens of text. Graded spikes"
+        f" {values['run']}\n {used['source']}.\n"
+        f" Spikes counted on {values['tokens']:,} tokens of text. Graded spikes"
         " carry a count: fewer weights read, but each one multiplied.\n",
     )

@@ -2,7 +2,7 @@
 
 import click
 
-from .output import answer, json_option, rows_table
+from .output import answer, json_option, rows_table, teacher_option
 
 _BUCKETS = 16  # of positions, for the report's picture
 
@@ -18,8 +18,11 @@ _BUCKETS = 16  # of positions, for the report's picture
     help="Tokens to evaluate on.",
 )
 @click.option("--mode", type=click.Choice(["counts", "steps"]), default="counts", show_default=True)
+@teacher_option
 @json_option
-def command(run: str | None, text: str | None, limit: int, mode: str, as_json: bool) -> None:
+def command(
+    run: str | None, text: str | None, limit: int, mode: str, teacher: str | None, as_json: bool
+) -> None:
     """Compare RUN with the dense model it was made from, on the same tokens.
 
     `--mode steps` simulates every time step with SpikingJelly's neurons; its numbers equal those of
@@ -29,11 +32,17 @@ def command(run: str | None, text: str | None, limit: int, mode: str, as_json: b
     from neurtransformer import runs
 
     folder = runs.resolve("run", run)
+    if mode == "steps":
+        from neurtransformer.spiking.coding import soft_reset_neuron
+
+        soft_reset_neuron()  # says so if SpikingJelly is missing
 
     from neurtransformer.measure.energy import estimate
     from neurtransformer.measure.position import doubled, loss_by_position
     from neurtransformer.measure.quality import counting_spikes, evaluate
-    from neurtransformer.spiking.load import load_run, load_teacher
+    from neurtransformer.measure.race import one_race
+    from neurtransformer.provenance import model_sha256, stamp, text_sha256
+    from neurtransformer.spiking.load import load_run, teacher_of
     from neurtransformer.text import load_blocks
 
     from .progress import bar
@@ -42,7 +51,14 @@ def command(run: str | None, text: str | None, limit: int, mode: str, as_json: b
     blocks = load_blocks(
         text, tokenizer, model.config.n_positions, split="heldout", limit_tokens=limit
     )
-    dense, long = load_teacher(model), doubled(blocks)
+    found, long = teacher_of(folder, model, teacher), doubled(blocks)
+    dense = found.dense
+    provenance = stamp(
+        weights_sha256=model_sha256(model),
+        teacher=found.source,
+        teacher_sha256=found.sha256,
+        text_sha256=text_sha256(blocks),
+    )
     with bar(f"evaluating ({mode})", blocks.numel() + long.numel(), "tokens") as advance:
         model.steps = mode == "steps"
         with counting_spikes(model) as counter:
@@ -60,9 +76,13 @@ def command(run: str | None, text: str | None, limit: int, mode: str, as_json: b
     }
     values = {"run": folder, "mode": mode, "text": text, **values, **saved}
     values["loss_by_position"] = curve
-    runs.update_report(folder, "eval", {k: v for k, v in values.items() if k != "run"})
-    # what the report draws: rates layer by layer, losses position by position
-    drawn = ("spike_rate_by_layer", "loss_by_position")
+    race = one_race(model, dense, tokenizer)
+    if race is not None:
+        values["race"] = race
+    told = {name: value for name, value in values.items() if name != "run"}
+    runs.update_report(folder, "eval", told, provenance)
+    # what the report draws: rates layer by layer, losses position by position, one race
+    drawn = ("spike_rate_by_layer", "loss_by_position", "race")
     rows = [
         (f"{name}, ESTIMATE" if name in saved else name, value)
         for name, value in values.items()

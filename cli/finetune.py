@@ -2,7 +2,7 @@
 
 import click
 
-from .output import answer, json_option
+from .output import answer, json_option, teacher_option
 
 
 @click.command()
@@ -13,6 +13,7 @@ from .output import answer, json_option
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@teacher_option
 @json_option
 def command(
     run: str | None,
@@ -22,6 +23,7 @@ def command(
     resume: bool,
     device: str,
     seed: int,
+    teacher: str | None,
     as_json: bool,
 ) -> None:
     """Train RUN to follow its dense teacher.
@@ -33,11 +35,13 @@ def command(
     In several processes (`torchrun --nproc-per-node 8 -m neurtx.main finetune`, or `accelerate
     launch`) each takes batches of its own; one of them writes and prints.
     """
+    import os
     import shutil
     import time
 
     from neurtransformer import runs
     from neurtransformer.errors import UserError
+    from neurtransformer.lock import training
     from neurtransformer.recipe import Recipe
 
     folder = runs.resolve("run", run)
@@ -46,6 +50,15 @@ def command(
             f"{run} ships with neurtx and stays as it is: make a run of your own with "
             "`neurtx convert gpt2-nano`, or copy the folder " + str(folder)
         )
+    # said now, and not after hours of training
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder} cannot be written to: copy it to a place that can")
+    # of several processes one holds the run for all; whoever comes second is told at once
+    if os.environ.get("RANK", "0") == "0":
+        click.get_current_context().with_resource(training(folder))
+    weights = folder / "model.safetensors"
+    if weights.is_file() and shutil.disk_usage(folder).free < weights.stat().st_size:
+        raise UserError(f"no space left for the trained weights beside {weights}: free some")
     report = runs.read_json(folder / "report.json")
     recipe = Recipe.from_report(report, folder).finetune
     recipe = recipe.changed(steps=steps, train=train)
@@ -61,8 +74,14 @@ def command(
     import torch
     from accelerate import PartialState
 
+    from neurtransformer.provenance import model_sha256, stamp, text_sha256
     from neurtransformer.spiking.finetune import Step, finetune, training_text
-    from neurtransformer.spiking.load import load_run, load_teacher, replace_weights
+    from neurtransformer.spiking.load import (
+        load_run,
+        remember_teacher,
+        replace_weights,
+        teacher_of,
+    )
 
     if device != "cpu" and not torch.cuda.is_available():
         raise UserError(f"there is no {device} device here: leave --device out")
@@ -70,10 +89,14 @@ def command(
 
     processes = PartialState(cpu=device == "cpu")
     model, tokenizer = load_run(folder)
-    teacher = load_teacher(model)
-    blocks = training_text(
-        teacher, tokenizer, text, recipe, seed, processes=processes.num_processes
-    )
+    trained_from = model_sha256(model)
+    found = teacher_of(folder, model, teacher)
+    dense = found.dense
+    remember_teacher(model, found)
+    blocks = training_text(dense, tokenizer, text, recipe, seed, processes=processes.num_processes)
+    if processes.is_main_process:
+        # not when it is done: by then others may have been made
+        runs.remember("run", folder)
     started = time.monotonic()
     with bar("fine-tuning", recipe.steps, "steps", quiet=not processes.is_main_process) as advance:
         done = 0
@@ -85,7 +108,7 @@ def command(
 
         history = finetune(
             model,
-            teacher,
+            dense,
             blocks,
             recipe,
             seed=seed,
@@ -108,9 +131,16 @@ def command(
     if processes.is_main_process:
         replace_weights(folder, model.cpu())
         curve = [[step.number, step.stage, step.loss] for step in history]
-        runs.update_report(folder, "finetune", {**values, "text": text, "curve": curve})
+        provenance = stamp(
+            weights_sha256=model_sha256(model),
+            trained_from_sha256=trained_from,
+            teacher=found.source,
+            teacher_sha256=found.sha256,
+            text_sha256=text_sha256(blocks),
+            seed=seed,
+        )
+        runs.add_training(folder, {**values, "text": text, "curve": curve}, provenance)
         shutil.rmtree(checkpoint, ignore_errors=True)
-        runs.remember("run", folder)
         answer({"run": folder, **values}, as_json=as_json, title="fine-tuned")
     processes.wait_for_everyone()
     processes.destroy_process_group()

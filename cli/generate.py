@@ -2,16 +2,21 @@
 
 import click
 
+from .output import teacher_option, utf8
+
 
 @click.command()
 @click.argument("run", required=False)
-@click.option("--prompt", required=True, help="The text to continue.")
+@click.option("--prompt", required=True, help="The text to continue.", callback=utf8)
 @click.option("--tokens", type=click.IntRange(min=1), default=60, show_default=True)
 @click.option(
     "--backend", type=click.Choice(["torch", "integer"]), default="torch", show_default=True
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-def command(run: str | None, prompt: str, tokens: int, backend: str, seed: int) -> None:
+@teacher_option
+def command(
+    run: str | None, prompt: str, tokens: int, backend: str, seed: int, teacher: str | None
+) -> None:
     """Continue a prompt with RUN, sampled at temperature 0.8 from the 40 likeliest tokens.
 
     The state is one matrix per head, so memory stays the same however long the text gets. What the
@@ -23,17 +28,27 @@ def command(run: str | None, prompt: str, tokens: int, backend: str, seed: int) 
     folder = runs.resolve("run", run)
 
     from neurtransformer.generate import generate
-    from neurtransformer.spiking.load import load_run, load_teacher
+    from neurtransformer.provenance import model_sha256, stamp
+    from neurtransformer.spiking.load import load_run, teacher_of
 
     model, tokenizer = load_run(folder)
     text = generate(model, tokenizer, prompt, tokens, backend=backend, seed=seed)
-    try:
-        dense = load_teacher(model)
-    except UserError as error:
-        click.echo(f"neurtx: no dense text beside it in the report: {error}", err=True)
-        dense_text = None
-    else:
-        dense_text = generate(dense, tokenizer, prompt, tokens, backend="torch", seed=seed)
-    values = {"prompt": prompt, "text": text, "backend": backend, "dense_text": dense_text}
-    runs.update_report(folder, "generate", values)
+    # the report of a run that ships stays as it is, and only the report wants the dense text
+    if teacher is not None or not runs.is_bundled(folder):
+        provenance = stamp(weights_sha256=model_sha256(model), seed=seed)
+        values = {"prompt": prompt, "text": text, "backend": backend, "dense_text": None}
+        try:
+            found = teacher_of(folder, model, teacher)
+        except UserError as error:
+            if teacher is not None:
+                raise
+            click.echo(f"neurtx: no dense text beside it in the report: {error}", err=True)
+        else:
+            provenance |= {"teacher": found.source, "teacher_sha256": found.sha256}
+            values["dense_text"] = generate(
+                found.dense, tokenizer, prompt, tokens, backend="torch", seed=seed
+            )
+        runs.update_report(folder, "generate", values, provenance)
     click.echo(text)
+    if run is None:
+        click.echo(f"neurtx: written by {folder}, the last run made here", err=True)

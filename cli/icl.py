@@ -6,11 +6,11 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from .output import json_option
+from .output import json_option, teacher_option
 
 # which options each task has; its function in the file of its name takes just these
 TASKS: dict[str, set[str]] = {
-    "induction": {"run", "text", "limit", "picture"},
+    "induction": {"run", "text", "limit", "picture", "teacher"},
     "regression": {"picture"},
     "omniglot": {"run", "data", "ways", "shots", "episodes"},
 }
@@ -46,6 +46,7 @@ _ALL = {"task", "force", "as_json"}
     show_default=True,
     help="omniglot: how many of each setting.",
 )
+@teacher_option
 @json_option
 @click.pass_context
 def command(ctx: click.Context, task: str, force: bool, as_json: bool, **options: Any) -> None:
@@ -71,14 +72,16 @@ def command(ctx: click.Context, task: str, force: bool, as_json: bool, **options
             shown = "RUN" if name == "run" else f"--{name}"
             raise click.UsageError(f"icl {task} takes no {shown}", ctx)
     if options["picture"] is not None:
-        options["picture"] = _free(options["picture"].expanduser().resolve(), force)
+        options["picture"] = _free(options["picture"].expanduser(), force)
     measure = getattr(importlib.import_module(f".icl_{task}", __package__), task)
     measure(**{name: options[name] for name in TASKS[task]}, as_json=as_json)
 
 
 def _free(picture: Path, force: bool) -> Path:
     """`picture`, if a file may be written there: said before anything is measured."""
-    if picture.is_dir() or not picture.parent.is_dir():
+    special = picture.exists() and not picture.is_file()  # a folder, or as /dev/stdout is
+    picture = picture.resolve()
+    if special or not picture.parent.is_dir():
         raise click.UsageError(f"{picture} cannot be a file: name one in a folder that exists")
     if picture.exists() and not force:
         raise click.UsageError(f"{picture} exists already: name another file or add --force")

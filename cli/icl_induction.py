@@ -7,7 +7,13 @@ from .output import answer, rows_table
 
 
 def induction(
-    *, run: str | None, text: str | None, limit: int, picture: Path | None, as_json: bool
+    *,
+    run: str | None,
+    text: str | None,
+    limit: int,
+    picture: Path | None,
+    teacher: str | None,
+    as_json: bool,
 ) -> None:
     """One table of all forms of a run, and one heat map of their heads."""
     from neurtransformer import runs
@@ -17,16 +23,18 @@ def induction(
     from neurtransformer.icl.induction import dense_form, integer_form, measure, spiking_form
     from neurtransformer.integer.model import IntegerGPT2
     from neurtransformer.measure.figures import induction_heads
+    from neurtransformer.provenance import model_sha256, stamp, text_sha256
     from neurtransformer.recipe import load_recipe
     from neurtransformer.spiking.calibrate import calibration_text
     from neurtransformer.spiking.convert import convert
-    from neurtransformer.spiking.load import load_run, load_teacher
+    from neurtransformer.spiking.load import load_run, teacher_of
     from neurtransformer.text import load_blocks
 
     from .progress import status
 
     model, tokenizer = load_run(folder)
-    dense, config = load_teacher(model), model.config
+    known = teacher_of(folder, model, teacher)
+    dense, config = known.dense, model.config
     blocks = load_blocks(text, tokenizer, config.n_positions, split="heldout", limit_tokens=limit)
     found: dict[str, Any] = {}
     with status("measuring") as note:
@@ -44,11 +52,17 @@ def induction(
     if picture is not None:
         heads = {name: values["prefix_matching"] for name, values in found.items()}
         runs.write_text(picture, induction_heads(heads).decode())
-    runs.update_report(folder, "induction", found)
+    provenance = stamp(
+        weights_sha256=model_sha256(model),
+        teacher=known.source,
+        teacher_sha256=known.sha256,
+        text_sha256=text_sha256(blocks),
+    )
+    runs.update_report(folder, "induction", found, provenance)
     columns = ("form", "prefix matching, best head", "layer.head", "its copying", "ICL score")
     rows = [_induction_row(name, values) for name, values in found.items()]
     values = {"task": "induction", "run": folder, "tokens": blocks.numel(), **found}
-    answer(values, as_json=as_json, table=lambda: rows_table(columns, rows))
+    answer(values, as_json=as_json, table=lambda: rows_table(columns, rows, title=str(folder)))
 
 
 def _induction_row(name: str, values: dict[str, Any]) -> tuple[Any, ...]:

@@ -28,8 +28,6 @@ def omniglot(
     one setting, else all of `SETTINGS`. The answer's `ways`, `shots` and `accuracy` are those of
     the first; `settings` has all of them.
     """
-    from importlib.util import find_spec
-
     from neurtransformer import runs
     from neurtransformer.icl import omniglot as drawings
     from neurtransformer.icl import plastic
@@ -38,6 +36,7 @@ def omniglot(
     from .progress import status
 
     folder = runs.resolve("run", run or plastic.SHIPPED.name)
+    lava = _has_lava()
     encoders, trained_on = plastic.load(folder)
     with status("reading drawings") as note:
         if data is None:
@@ -54,7 +53,7 @@ def omniglot(
         for (w, s), setting in zip(chosen, drawn, strict=True):
             note(f"{w}-way {s}-shot")
             found.append({**evaluation.measure(setting), "lava": None})
-            if find_spec("lava"):
+            if lava:
                 note(f"{w}-way {s}-shot in Lava")
                 found[-1]["lava"] = evaluation.in_lava(setting, IN_LAVA)
                 if found[-1]["lava"] is None:
@@ -80,6 +79,18 @@ def omniglot(
     columns = ("accuracy, %", *found[0]["accuracy"], "episodes", "Lava differs")
     title = f"{unseen.size[0]} unseen characters: {', '.join(alphabets)}"
     answer(values, as_json=as_json, table=lambda: rows_table(columns, lines, title=title))
+
+
+def _has_lava() -> bool:
+    """Whether episodes can run in Lava too; without, everything else goes on and this is told."""
+    from neurtransformer.errors import UserError
+
+    try:
+        import neurtransformer.loihi.lava_compat  # noqa: F401
+    except UserError as missing:
+        click.echo(f"neurtx: no episode runs in Lava itself: {missing}", err=True)
+        return False
+    return True
 
 
 def _line(name: str, found: dict[str, Any]) -> tuple[Any, ...]:

@@ -3,11 +3,21 @@
 Nothing heavy may be imported here: `neurtx --help` answers at once.
 """
 
-import errno
-import importlib
 import os
 import sys
+
+from . import process
+
+# Ctrl-C may come while the rest is imported
+if __name__ == "__main__" or os.path.basename(sys.argv[0]) == "neurtx":
+    process.catch_signals()
+
+import errno
+import importlib
+import signal
 import traceback
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -42,10 +52,20 @@ _CALLERS = {
     errno.ENAMETOOLONG,
     errno.ENOSPC,
     errno.EDQUOT,
+    errno.EXDEV,
+    errno.EBUSY,
+    errno.ELOOP,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.EIO,
+    errno.ESTALE,
 }
-_KEPT = "nothing half-written was left"
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # how safetensors, HDF5, torch.save and NumPy put it when the disk is full
 _FULL = (
+    "file too large",
+    "os error 27",
+    "errno = 27",
     "no space left",
     "os error 28",
     "errno = 28",
@@ -92,6 +112,9 @@ def neurtx(ctx: click.Context) -> None:
 
 def main() -> NoReturn:
     """Run the command line and leave with 0 (done), 1 (failed) or 2 (the caller's mistake)."""
+    _refuse_windows()
+    process.catch_signals()
+    process.open_streams()
     output.quiet()
     try:
         code = neurtx.main(prog_name="neurtx", standalone_mode=False)
@@ -106,6 +129,14 @@ def main() -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _refuse_windows() -> None:
+    if sys.platform == "win32":
+        from neurtransformer.errors import NOT_ON_WINDOWS
+
+        click.echo(f"neurtx: error: {NOT_ON_WINDOWS}", err=True)
+        sys.exit(2)
+
+
 def explain(error: BaseException) -> tuple[str, int]:
     """What to tell the caller of `error`, in one line, and the exit code."""
     # whoever raised a UserError has imported it; importing it here would cost `--help` its speed
@@ -113,7 +144,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     if errors is not None and isinstance(error, errors.UserError):
         return f"error: {_line(error)}", 2
     if isinstance(error, click.Abort | KeyboardInterrupt):
-        return f"interrupted: {_KEPT}{_how_to_resume()}", 130
+        return process.farewell(signal.SIGINT), 130
     if isinstance(error, click.ClickException):
         hint = ""
         if isinstance(error, click.UsageError) and error.ctx is not None:
@@ -122,11 +153,28 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, BrokenPipeError):
         return "", 1
     if _disk_is_full(error):
-        return f"error: no space left on the disk: free some or name another place; {_KEPT}", 2
+        return (
+            f"error: no space left on the disk: free some or name another place; {process.KEPT}",
+            2,
+        )
+    if isinstance(error, FileNotFoundError) and _gone():
+        return "error: the current folder does not exist any more: cd into one that does", 2
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return "error: there is no home directory for `~` to name: set HOME", 2
+    if isinstance(error, UnicodeEncodeError) and _surrogates(error.object):
+        return f"error: {_line(error.object)}: a name must be UTF-8 text here: rename it", 2
     if isinstance(error, OSError) and error.errno in _CALLERS:
         return f"error: {error.filename or 'a file'}: {error.strerror}", 2
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        package = error.name.partition(".")[0]
+    if any(_raised_in("torchvision", each) for each in _chain(error)):
+        return (
+            "error: torchvision does not fit the torch that is installed, and transformers does "
+            "not load beside it: type `pip uninstall -y torchvision`, which neurtx does not need",
+            1,
+        )
+    # transformers says only what it wanted itself; what was missing stands in a cause
+    missing = [each.name for each in _chain(error) if isinstance(each, ModuleNotFoundError)]
+    if isinstance(error, ModuleNotFoundError) and any(missing):
+        package = next(name for name in missing if name).partition(".")[0]
         if package in ("lava", "spikingjelly"):
             return f"error: {package} is not installed: type `neurtx install {package}`", 1
         return f"error: {package} is not installed: `neurtx doctor` says what to type", 1
@@ -136,21 +184,40 @@ def explain(error: BaseException) -> tuple[str, int]:
     )
 
 
-def _how_to_resume() -> str:
-    resumes = "finetune" in sys.argv[1:2]
-    return "; `neurtx finetune --resume` goes on from the last checkpoint" if resumes else ""
+def _gone() -> bool:
+    try:
+        return not os.path.isdir(os.getcwd())
+    except FileNotFoundError:
+        return True
+
+
+def _surrogates(text: object) -> bool:
+    """Whether there is a byte in `text` that is no UTF-8, as Python shows those in names."""
+    return isinstance(text, str) and any("\ud800" <= sign <= "\udfff" for sign in text)
 
 
 def _disk_is_full(error: BaseException) -> bool:
     """Whether `error` or what caused it says so: safetensors and HDF5 wrap the system's error."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+    for seen in _chain(error):
+        if isinstance(seen, OSError) and seen.errno in _NO_ROOM:
             return True
         if any(phrase in str(seen).lower() for phrase in _FULL):
             return True
-        seen = seen.__cause__ or seen.__context__
     return False
+
+
+def _raised_in(package: str, error: BaseException) -> bool:
+    """Whether `error` went through a file of `package`."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(package in Path(frame.filename).parts for frame in frames)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """`error`, what caused it, and so on."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
 
 
 def _line(error: object) -> str:

@@ -34,6 +34,8 @@ def quiet() -> None:
         os.environ.setdefault(name, value)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+    # it says at length that there is no home directory to keep its cache in
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("neurtx: %(message)s"))
     ours = logging.getLogger("neurtransformer")
@@ -76,6 +78,19 @@ json_option = click.option(
     callback=_on_json,
     help="Print one JSON object on standard output and nothing else.",
 )
+
+teacher_option = click.option(
+    "--teacher",
+    metavar="NAME_OR_FOLDER",
+    help="The dense model of RUN, if it is no longer where it was, or another one.",
+)
+
+
+def utf8(_ctx: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    """A click callback: text that a tokenizer will read has to be text."""
+    if value and any("\ud800" <= sign <= "\udfff" for sign in value):
+        raise click.BadParameter("this is not UTF-8 text")
+    return value
 
 
 def answer(

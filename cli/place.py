@@ -9,7 +9,7 @@ import click
 from .output import answer, json_option, rows_table
 
 if TYPE_CHECKING:
-    from neurtransformer.loihi.nodes import Network
+    from neurtransformer.loihi.network import Network
 
 _SHOWN = ("cores", "chips", "bottleneck", "lower_bound_chips", "bound_factor")
 
@@ -31,6 +31,7 @@ def command(netlist: str | None, description: Path | None, out: Path | None, as_
     sizes are all that is needed. Limits of the chip that Intel has not published are assumed;
     configs/loihi2.yaml says which.
     """
+    from neurtransformer import runs
     from neurtransformer.errors import UserError
 
     if out is not None:
@@ -53,7 +54,8 @@ def command(netlist: str | None, description: Path | None, out: Path | None, as_
         from neurtransformer.measure.figures import core_utilisation
 
         names = [name.replace("_", " ") for name in Resources._fields]
-        out.write_bytes(core_utilisation(utilisation(placement), names, chip.cores_per_chip))
+        picture = core_utilisation(utilisation(placement), names, chip.cores_per_chip)
+        runs.write_bytes(out, picture)
         values["picture"] = out
     answer(values, as_json=as_json, table=lambda: _tables(values))
 
@@ -61,11 +63,13 @@ def command(netlist: str | None, description: Path | None, out: Path | None, as_
 def _graph(given: str | None) -> "tuple[dict[str, Any], list[Network]]":
     """What NETLIST names, for the answer, and its graph."""
     from neurtransformer import runs
-    from neurtransformer.dense import KNOWN
+    from neurtransformer.dense import ALIASES, KNOWN
     from neurtransformer.loihi.place import graph_of
 
-    if given in KNOWN and not Path(given).exists():
-        return {"model": given}, graph_of(KNOWN[given])
+    if given is not None and not Path(given).exists():
+        model = ALIASES.get(given, given)
+        if model in KNOWN:
+            return {"model": model}, graph_of(KNOWN[model])
     folder = runs.resolve("netlist", given)
 
     from neurtransformer.loihi.netlist import read

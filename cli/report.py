@@ -14,7 +14,8 @@ from .output import answer, rows_table
 def command(run: str | None, out: Path | None, force: bool) -> None:
     """Gather what is known of RUN in one HTML page that needs nothing else to be read.
 
-    What has not been measured yet is named there, with the command that measures it.
+    What has not been measured yet is named there, with the command that measures it. What was
+    measured on earlier weights, before a training, is left out and named.
     """
     from neurtransformer import runs
     from neurtransformer.errors import UserError
@@ -27,6 +28,8 @@ def command(run: str | None, out: Path | None, force: bool) -> None:
     target = (out or own).expanduser().resolve()
     if target.is_dir():
         raise UserError(f"{target} is a folder: --out names a file, such as report.html")
+    if out is not None and out.exists() and not out.is_file():  # as /dev/stdout is
+        raise UserError(f"{out} is no ordinary file: --out names one, such as report.html")
     if not target.parent.is_dir():
         raise UserError(f"{target.parent} does not exist: name a place that does")
     if target.exists() and target != own and not force:
@@ -34,8 +37,13 @@ def command(run: str | None, out: Path | None, force: bool) -> None:
 
     from neurtransformer.measure.report import page
     from neurtransformer.measure.summary import summary_rows
+    from neurtransformer.provenance import current, remarks, run_sha256
 
     runs.write_text(target, page(folder))
-    rows = summary_rows(runs.read_json(folder / "report.json"))
+    report, config = (runs.read_json(folder / f"{name}.json") for name in ("report", "config"))
+    weights = run_sha256(folder, config)
+    rows = summary_rows(current(report, weights))
     answer({}, as_json=False, table=lambda: rows_table(("", "number", "meaning"), rows))
+    for sentence in remarks(report, config, weights):
+        click.echo(f"{sentence[0].upper()}{sentence[1:]}.")
     click.echo(target)

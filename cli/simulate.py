@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from .output import answer, json_option
+from .output import answer, json_option, utf8
 
 if TYPE_CHECKING:
     from neurtransformer.loihi.simulate import Backend
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("netlist", required=False)
-@click.option("--prompt", help="The text to run.")
+@click.option("--prompt", help="The text to run.", callback=utf8)
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
@@ -78,11 +78,13 @@ def _prompt(folder: Path, prompt: str, backend: "Backend", tokens: int) -> dict[
     from neurtransformer import runs
     from neurtransformer.loihi.netlist import read_text
     from neurtransformer.loihi.simulate import prompt_ids, simulate
+    from neurtransformer.provenance import stamp
 
     from .progress import bar
 
     loaded = read_text(folder)
     ids = prompt_ids(loaded, prompt, tokens)
+    exported = loaded.manifest.run_sha256
     networks = len(loaded.manifest.networks)
     with bar(f"simulating ({backend})", networks, "networks") as advance:
         values = simulate(
@@ -91,7 +93,7 @@ def _prompt(folder: Path, prompt: str, backend: "Backend", tokens: int) -> dict[
     if backend == "lava" and loaded.manifest.run is not None:
         run = Path(loaded.manifest.run)
         if runs.is_one("run", run):
-            runs.update_report(run, "simulate", values)
+            runs.update_report(run, "simulate", values, stamp(weights_sha256=exported))
     return values
 
 

@@ -2,12 +2,13 @@
 
 After `import neurtransformer`, run folders load with `AutoModelForCausalLM.from_pretrained`. The
 import itself loads neither torch nor transformers, which take seconds: the model registers itself
-when transformers' auto classes are imported.
+when transformers' auto classes are imported. Where it cannot, transformers goes on without it.
 """
 
+import importlib
 import importlib.abc
-import importlib.util
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -25,30 +26,54 @@ _NEEDS = {
     "transformers.modeling_utils": "PreTrainedModel",
     "transformers.generation.utils": "GenerationMixin",
 }
+_failed = False
 
 
 def _register() -> None:
-    """Import our model, which registers itself at its end, if transformers is ready for it."""
+    """Import our model, which registers itself at its end, if transformers is ready for it.
+
+    Whatever keeps it from that (a package of ours is missing, a torchvision that does not fit
+    torch) is told and no more: who imports transformers may want another model of it.
+    """
+    global _failed
     half = (n in sys.modules and not hasattr(sys.modules[n], a) for n, a in _NEEDS.items())
-    if _AUTO in sys.modules and _MODEL not in sys.modules and not any(half):
+    if _failed or _AUTO not in sys.modules or _MODEL in sys.modules or any(half):
+        return
+    try:
         importlib.import_module(_MODEL)
+    except Exception as error:
+        _failed = True
+        # of a chain of failed imports the first says what is wrong
+        first: BaseException = error
+        while first.__cause__ is not None:
+            first = first.__cause__
+        why = f"{type(first).__name__}: {first}"
+        warnings.warn(
+            f"neurtransformer: spiking models do not load here ({why}): `neurtx doctor` says "
+            "what to type",
+            stacklevel=2,
+        )
 
 
 class _RegisterAfter(importlib.abc.MetaPathFinder):
-    """Calls `_register` right after one module of transformers has been imported."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
+    """Calls `_register` right after a module of `_NEEDS` has been imported."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != self.name:
+        if fullname not in _NEEDS:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is None or spec.loader is None:
-            return spec
+        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
+            find = getattr(finder, "find_spec", None)
+            spec = find(fullname, path, target) if find else None
+            if spec is not None:
+                return _registering(spec)
+        return None
+
+
+def _registering(spec: ModuleSpec) -> ModuleSpec:
+    """`spec`, whose loader calls `_register` when it has run the module."""
+    if spec.loader is not None:
         execute = spec.loader.exec_module
 
         def execute_and_register(module: ModuleType) -> None:
@@ -56,9 +81,9 @@ class _RegisterAfter(importlib.abc.MetaPathFinder):
             _register()
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
-        return spec
+    return spec
 
 
 _register()
-for _name in _NEEDS.keys() - sys.modules.keys():
-    sys.meta_path.insert(0, _RegisterAfter(_name))
+if _MODEL not in sys.modules:
+    sys.meta_path.insert(0, _RegisterAfter())

@@ -6,26 +6,32 @@ Nothing heavy is imported until the files have passed: a mistake is answered at 
 import difflib
 import logging
 import math
-import re
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from neurtransformer import hub
-from neurtransformer.errors import UserError
+from neurtransformer.checkpoint import (
+    FILES,
+    check_config,
+    check_folder,
+    check_tokenizer,
+    expected_shapes,
+    has_tokenizer,
+    weight_files,
+)
+from neurtransformer.errors import UserError, shortened
 from neurtransformer.runs import BUNDLED, read_json
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 DEFAULT = "gpt2-nano"
-ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu")
-# what a folder needs, and all that is fetched: no pickle, no code
-_FILES = ["*.json", "*.safetensors", "merges.txt"]
+ALIASES = {"gpt2": "gpt2-small"}
+"""What others call a model that has a short name here; a folder of that name goes first."""
 
 log = logging.getLogger(__name__)
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ def list_models() -> list[dict[str, Any]]:
                 "heads": known.heads,
                 "context": known.context,
                 "vocabulary": known.vocabulary,
-                "parameters": sum(math.prod(s) for s in _expected(config).values()),
+                "parameters": sum(math.prod(s) for s in expected_shapes(config).values()),
                 "source": known.hub or "bundled",
                 "offline": known.hub is None or _cached(known.hub) is not None,
             }
@@ -80,43 +86,93 @@ def list_models() -> list[dict[str, Any]]:
 def load_dense(name: str) -> "tuple[GPT2LMHeadModel, PreTrainedTokenizerBase]":
     """The dense GPT-2 called `name`, float32 and in eval mode, and its tokenizer.
 
-    `name` is a short name (see KNOWN), a hub id or a local folder.
+    `name` is a short name (see KNOWN), a hub id or a local folder. The model computes what plain
+    transformers makes of the folder; its config says whether head and embedding are one tensor, and
+    neither config nor generation config names a token that the vocabulary lacks.
     Raises UserError for anything that is not a whole, finite GPT-2 of a kind we convert.
     """
     folder = locate(name)
-    config = check_folder(folder)
+    values = check_folder(folder)
 
     import torch
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
     # whatever a damaged file makes these two say is the file's fault, not ours
     try:
-        settings = GPT2Config.from_pretrained(folder)
+        ends = {"bos_token_id": GPT2Config.bos_token_id, "eos_token_id": GPT2Config.eos_token_id}
+        config = GPT2Config.from_dict(_within({**ends, **values}, values["vocab_size"]))
     except Exception as error:
-        raise UserError(f"{folder}/config.json is refused: {_line(error)}") from error
+        raise UserError(f"{folder}/config.json is refused: {shortened(error)}") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
+        check_tokenizer(tokenizer, config.vocab_size, folder)
+    except UserError:
+        raise
     except Exception as error:
-        raise UserError(f"the tokenizer in {folder} does not load: {_line(error)}") from error
-    if not 0 < len(tokenizer) <= config["vocab_size"]:
-        raise UserError(
-            f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model "
-            f"{config['vocab_size']}: they do not belong together"
-        )
-    model = GPT2LMHeadModel.from_pretrained(
+        raise UserError(f"the tokenizer in {folder} does not load: {shortened(error)}") from error
+    model, info = GPT2LMHeadModel.from_pretrained(
         folder,
-        config=settings,
+        config=config,
+        generation_config=_generation_config(folder, config, tokenizer),
         dtype=torch.float32,
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=False,
+        output_loading_info=True,
     )
+    for key in info["missing_keys"]:
+        raise UserError(f"transformers finds no {key} in {folder}: save the model again")
     for key, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise UserError(f"{folder}: {key} holds NaN or infinite weights: fetch the model again")
+    model.config.tie_word_embeddings = model.lm_head.weight is model.transformer.wte.weight
     return model.eval(), tokenizer
+
+
+_TOKENS = {"bos_token_id", "eos_token_id", "pad_token_id"}
+
+
+def _within(values: dict[str, Any], vocabulary: int) -> dict[str, Any]:
+    """`values` with no number of a special token that the vocabulary lacks: it can mean nothing."""
+    found = dict(values)
+    for key in _TOKENS & found.keys():
+        value = found[key]
+        tokens = [] if value is None else value if isinstance(value, list) else [value]
+        if not all(isinstance(token, int) for token in tokens):
+            raise UserError(f"{key} is {value!r}, not the number of a token")
+        tokens = [token for token in tokens if 0 <= token < vocabulary]
+        found[key] = (tokens if isinstance(value, list) else tokens[0]) if tokens else None
+    return found
+
+
+def _generation_config(
+    folder: Path, config: Any, tokenizer: "PreTrainedTokenizerBase"
+) -> "GenerationConfig":
+    """How the model's author has text drawn, for those who call `generate` of a run made from it.
+
+    Nothing of ours is drawn that way (`text.drawn_with`), so settings that make no sense are
+    dropped, and said to be. Tokens that begin and end a text are those of the config or, where it
+    has none, of the tokenizer.
+    """
+    from transformers import GenerationConfig
+
+    found = GenerationConfig()
+    path = folder / "generation_config.json"
+    if path.is_file():
+        try:
+            theirs = GenerationConfig.from_dict(_within(read_json(path), config.vocab_size))
+            theirs.validate(strict=True)
+            found = theirs
+        except Exception as error:
+            log.info("%s is not taken over: %s", path, shortened(error))
+    for key in _TOKENS:
+        if getattr(found, key) is None:
+            setattr(found, key, getattr(config, key))
+        if getattr(found, key) is None:
+            setattr(found, key, getattr(tokenizer, key))
+    return found
 
 
 # --- where the weights come from ---
@@ -130,12 +186,14 @@ def locate(name: str) -> Path:
     known = KNOWN.get(name)
     if known is not None:
         return BUNDLED / name if known.hub is None else _from_hub(name, known.hub)
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))  # unlike Path.expanduser it lets nobody's home be
     if name and folder.is_dir():
         return folder.resolve()
     if name and folder.exists():
         raise UserError(f"{name} is a file: give the folder that holds config.json")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name):
+    if name in ALIASES:
+        return locate(ALIASES[name])
+    if not hub.may_be_id(name):
         raise UserError(f"no model folder at '{name}'; `neurtx models` lists the names")
     return _from_hub(name, name)
 
@@ -164,16 +222,18 @@ def _from_hub(name: str, repository: str) -> Path:
         # the config first: gigabytes of another kind of model need not be fetched to be refused
         check_config(Path(hf_hub_download(repository, "config.json")))
         log.info("fetching %s from %s", repository, hub.endpoint())
-        return Path(snapshot_download(repository, allow_patterns=_FILES, ignore_patterns=["*/*"]))
+        return Path(snapshot_download(repository, allow_patterns=FILES, ignore_patterns=["*/*"]))
     except GatedRepoError:
         raise UserError(f"'{repository}' wants a login: type `hf auth login` first") from None
     except RepositoryNotFoundError:
         _unknown_name(name)
         raise UserError(f"there is no model '{repository}' on {hub.endpoint()}") from None
     except EntryNotFoundError:
-        raise UserError(f"'{repository}' has no config.json: it is not a GPT-2") from None
+        raise UserError(
+            f"'{repository}' has no config.json: it is not a GPT-2 (merge an adapter first)"
+        ) from None
     except (HfHubHTTPError, ConnectionError, TimeoutError) as error:
-        raise UserError(f"could not fetch '{repository}': {_line(error)}; try again") from error
+        raise UserError(f"could not fetch '{repository}': {shortened(error)}; try again") from error
 
 
 def _cached(repository: str) -> Path | None:
@@ -185,177 +245,19 @@ def _cached(repository: str) -> Path | None:
         return None
     folder = Path(config).parent
     try:
-        complete = bool(_weight_files(folder))
+        complete = bool(weight_files(folder))
     except UserError:
         return None
-    return folder if complete and _has_tokenizer(folder) else None
+    return folder if complete and has_tokenizer(folder) else None
 
 
 def _unknown_name(name: str) -> None:
     """Raise UserError if `name` has no owner before a slash, as all but the oldest hub ids have."""
     if name in KNOWN or "/" in name:
         return
-    near = difflib.get_close_matches(name, KNOWN, n=1)
+    near = difflib.get_close_matches(name.lower(), [*KNOWN, *ALIASES], n=1)
     meant = f"did you mean {near[0]}? " if near else ""
     raise UserError(
         f"unknown model '{name}': {meant}`neurtx models` lists the names; "
         "a hub id (owner/name) or a folder works too"
     )
-
-
-# --- checks before belief ---
-
-
-def check_folder(folder: Path) -> dict[str, Any]:
-    """The config of the GPT-2 in `folder`, after reading the headers of its weight files.
-
-    Raises UserError unless config, tokenizer and every tensor are there and fit together.
-    """
-    config = check_config(folder / "config.json")
-    files = _weight_files(folder)
-    if not files:
-        _no_safetensors(folder)
-    if not _has_tokenizer(folder):
-        raise UserError(
-            f"{folder} has no tokenizer: put tokenizer.json (or vocab.json and merges.txt) into it"
-        )
-    found: Shapes = {}
-    for file in files:
-        found |= _shapes(file)
-    if config["n_layer"] > len(found):
-        raise UserError(f"the weights in {folder} lack layers: fetch the model again")
-    expected = _expected(config)
-    if "lm_head.weight" in found or not config.get("tie_word_embeddings", True):
-        expected["lm_head.weight"] = expected["wte.weight"]
-    for key in sorted(expected.keys() | found.keys()):
-        if key not in found:
-            raise UserError(f"the weights in {folder} lack {key}: fetch the model again")
-        if key not in expected:
-            raise UserError(f"the weights in {folder} hold {key}, which no GPT-2 has")
-        if found[key] != expected[key]:
-            raise UserError(
-                f"{key} in {folder} is {found[key]}, but config.json makes it {expected[key]}"
-            )
-    return config
-
-
-def check_config(path: Path) -> dict[str, Any]:
-    """The values of a GPT-2's config.json, defaults filled in.
-
-    Raises UserError if it is another kind of model or asks for what we do not convert.
-    """
-    if not path.is_file():
-        raise UserError(
-            f"{path.parent} has no config.json: give the folder that `save_pretrained` wrote"
-        )
-    config = read_json(path)
-    kind = config.get("model_type")
-    if kind != "gpt2":
-        raise UserError(f"{path} is of model type '{kind}': only gpt2 can be converted")
-    defaults = {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 1024}
-    config = {**defaults, "vocab_size": 50257, "activation_function": "gelu_new", **config}
-    for key in (*defaults, "vocab_size"):
-        value = config[key]
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{path}: {key} is {value!r}, which is not a size")
-    if config["n_embd"] % config["n_head"]:
-        raise UserError(
-            f"{path}: width {config['n_embd']} is no multiple of {config['n_head']} heads"
-        )
-    if config["activation_function"] not in ACTIVATIONS:
-        raise UserError(
-            f"{path}: activation '{config['activation_function']}' cannot be converted, "
-            f"only {', '.join(ACTIVATIONS)}"
-        )
-    for option in ("add_cross_attention", "reorder_and_upcast_attn", "quantization_config"):
-        if config.get(option):
-            raise UserError(f"{path}: a model with {option} cannot be converted")
-    return config
-
-
-def _expected(config: dict[str, Any]) -> Shapes:
-    """Name -> shape of every tensor of a GPT-2, the tied output matrix left out."""
-    width = config["n_embd"]
-    inner = config.get("n_inner") or 4 * width
-    shapes: Shapes = {
-        "wte.weight": (config["vocab_size"], width),
-        "wpe.weight": (config["n_positions"], width),
-        "ln_f.weight": (width,),
-        "ln_f.bias": (width,),
-    }
-    for layer in range(config["n_layer"]):
-        for norm in ("ln_1", "ln_2"):
-            shapes[f"h.{layer}.{norm}.weight"] = (width,)
-            shapes[f"h.{layer}.{norm}.bias"] = (width,)
-        for part, rows, columns in (
-            ("attn.c_attn", width, 3 * width),
-            ("attn.c_proj", width, width),
-            ("mlp.c_fc", width, inner),
-            ("mlp.c_proj", inner, width),
-        ):
-            shapes[f"h.{layer}.{part}.weight"] = (rows, columns)
-            shapes[f"h.{layer}.{part}.bias"] = (columns,)
-    return shapes
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up the model; empty if there are none."""
-    whole = folder / "model.safetensors"
-    if whole.is_file():
-        return [whole]
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return []
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-        raise UserError(f"{index} names no weight files: fetch the model again")
-    files = [folder / name for name in sorted(set(shards.values()))]
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"{file} is missing: fetch the model again")
-    return files
-
-
-def _shapes(file: Path) -> Shapes:
-    """Name -> shape of the tensors in one safetensors file, from its header."""
-    from safetensors import SafetensorError, safe_open
-
-    shapes: Shapes = {}
-    try:
-        with safe_open(file, framework="numpy") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 (not a dict)
-                part = tensors.get_slice(key)
-                name = key.removeprefix("transformer.")
-                # causal masks that old versions of transformers saved as if they were weights
-                if re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", name):
-                    continue
-                if part.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-                    raise UserError(f"{file}: {key} is {part.get_dtype()}, not a float tensor")
-                shapes[name] = tuple(part.get_shape())
-    except SafetensorError as error:
-        raise UserError(
-            f"{file} is cut short or damaged ({_line(error)}): fetch the model again"
-        ) from None
-    return shapes
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return (folder / "tokenizer.json").is_file() or (
-        (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
-    )
-
-
-def _no_safetensors(folder: Path) -> NoReturn:
-    for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5"):
-        for file in sorted(folder.glob(pattern)):
-            raise UserError(
-                f"{folder} has {file.name} but no safetensors, and a pickle can run code when it is"
-                " opened: if you trust it, save it anew with transformers"
-                " (GPT2LMHeadModel.from_pretrained(DIR).save_pretrained(DIR))"
-            )
-    raise UserError(f"{folder} has no model.safetensors: only safetensors weights are read")
-
-
-def _line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,5 +1,7 @@
 """The one exception that means: the caller asked for something that cannot be done."""
 
+NOT_ON_WINDOWS = "neurtx runs on Linux and macOS; on Windows, install it in WSL"
+
 
 class UserError(Exception):
     """A mistake of the caller. The message is one line: what is wrong and how to mend it."""

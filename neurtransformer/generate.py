@@ -5,6 +5,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from neurtransformer.errors import UserError
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+from neurtransformer.text import drawn_with, prompt_ids
 
 TEMPERATURE = 0.8
 TOP_K = 40
@@ -25,34 +26,32 @@ def generate(
     random numbers, so their texts part only where their predictions do.
     Raises UserError if the prompt is empty or the text would outgrow the model's positions.
     """
-    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    ids = torch.tensor([prompt_ids(tokenizer, prompt)])
     check_length(ids.shape[1], tokens, model.config.n_positions)
+    ends = model.generation_config.eos_token_id
+    ends = tokenizer.eos_token_id if ends is None else ends
     torch.manual_seed(seed)
     if backend == "integer":
         from neurtransformer.integer.model import IntegerGPT2
 
         network = IntegerGPT2.from_spiking(model)
-        text = network.generate(
-            ids, tokens, temperature=TEMPERATURE, top_k=TOP_K, stop=tokenizer.eos_token_id
-        )
+        text = network.generate(ids, tokens, temperature=TEMPERATURE, top_k=TOP_K, stop=ends)
     else:
-        text = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=tokens,
-            use_cache=True,
-            do_sample=True,
-            temperature=TEMPERATURE,
-            top_k=TOP_K,
-            pad_token_id=tokenizer.eos_token_id,
-        )
+        with drawn_with(
+            model, do_sample=True, temperature=TEMPERATURE, top_k=TOP_K, eos_token_id=ends
+        ):
+            text = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=tokens,
+                use_cache=True,
+                pad_token_id=0,
+            )
     return str(tokenizer.decode(text[0], skip_special_tokens=True))
 
 
 def check_length(prompt: int, tokens: int, positions: int) -> None:
     """Raise UserError unless a prompt of so many tokens and its continuation fit the model."""
-    if prompt == 0:
-        raise UserError("the prompt is empty: give some text to continue")
     if prompt + tokens > positions:
         raise UserError(
             f"{prompt} tokens of prompt and {tokens} more are over the {positions} positions of "

@@ -4,6 +4,7 @@ The hub's own libraries retry for half a minute before they say that there is no
 """
 
 import os
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -12,6 +13,17 @@ import urllib.request
 def endpoint() -> str:
     """The address of the hub (the variable HF_ENDPOINT, as for the hub's own libraries)."""
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def may_be_id(name: str) -> bool:
+    """Whether the hub could have a repository of this name, `name` or `owner/name`.
+
+    Its own libraries raise an error of theirs for a name that it cannot have, such as most paths.
+    """
+    part = r"[A-Za-z0-9_]([\w.-]{0,94}\w)?"
+    if not re.fullmatch(rf"{part}(/{part})?", name, re.ASCII):
+        return False
+    return "--" not in name and ".." not in name and not name.endswith(".git")
 
 
 def reachable(seconds: float = 3.0) -> bool:

@@ -36,7 +36,8 @@ from neurtransformer.integer.arithmetic import (
     Integers,
     fire_counts,
 )
-from neurtransformer.integer.blocks import IntegerAttention, IntegerFeedForward
+from neurtransformer.integer.attention import IntegerAttention
+from neurtransformer.integer.blocks import IntegerFeedForward
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.integer.parts import GeluNeurons
 from neurtransformer.runs import write_json
@@ -63,7 +64,7 @@ _DRIVE = (
     "Per token, from reset neurons: any number of integration steps, then the fire steps. Channels "
     "[0, inputs): the spikes or counts, in integration steps. Channel `start`: 1 in the first "
     "step. Channels `clock`: the s-th is 1 in the s-th fire step. All else is 0, dt is 1. Add up "
-    "what comes out. Where fire_steps is 0 there are the inputs alone, for one step."
+    "what comes out. Where fire_steps is 0 there are the counts alone, in one step."
 )
 
 
@@ -184,24 +185,28 @@ def _index_in_run(*keys: Integers) -> Integers:
 # --- chains ---
 
 
-def qkv_chain(attention: IntegerAttention, most: int, timesteps: int) -> Chain:
-    """encode counts, up to `most` -> c_attn -> the spikes of query, key and value neurons.
+def qkv_chain(attention: IntegerAttention) -> Chain:
+    """encode counts -> c_attn -> the spikes of query, key and value neurons.
 
-    A value is a pair: its count is that of `value` less that of `value_negative`.
+    A signed channel is a pair: its count is that of `value`, say, less that of `value_negative`.
     """
     weight, bias = attention.c_attn.weight.astype(np.int64), attention.c_attn.bias
     signed, theta = attention.qkv_signed, attention.qkv_theta
     synapses, neurons = level_neurons(
         np.concatenate([weight, -weight[signed]]),
         np.concatenate([bias, -bias[signed]]),
-        rate_levels(np.concatenate([theta, theta[signed]]), timesteps),
-        most,
+        rate_levels(np.concatenate([theta, theta[signed]]), attention.qkv.most),
+        attention.code.most,
     )
-    ends = 0, attention.key_start, attention.value_start, len(theta), len(theta) + signed.sum()
-    names = "query", "key", "value", "value_negative"
+    ends = [0, attention.key_start, attention.value_start, len(theta)]
+    names = ["query", "key", "value"]
+    for name, (start, end) in zip(list(names), pairwise(list(ends)), strict=True):
+        if signed[start:end].all():
+            names.append(f"{name}_negative")
+            ends.append(ends[-1] + end - start)
     output = dict(zip(names, pairwise(ends), strict=True))
     graph = _sequence(synapses=synapses, neurons=neurons)
-    return Chain(graph, weight.shape[1], timesteps, output)
+    return Chain(graph, weight.shape[1], attention.qkv.most, output)
 
 
 def feedforward_chain(mlp: IntegerFeedForward, most: int, hidden_most: int) -> Chain:
@@ -245,9 +250,15 @@ def _sequence(**nodes: nir.NIRNode) -> nir.NIRGraph:
 def drive(spikes: Integers, fire_steps: int) -> Integers:
     """The input of a chain for one token, or for a batch of them, each from reset neurons.
 
-    spikes: (steps, ..., inputs), binary or graded, or counts with steps = 1.
-    Returns (steps + fire_steps, ..., inputs + 1 + fire_steps).
+    spikes: (steps, ..., inputs), integers; their sum over the steps is the count that they carry,
+    in one step or in several, and never on the way larger than a count can be. fire_steps: of the
+    chain, 0 for one without neurons.
+    Returns (steps + fire_steps, ..., inputs + 1 + fire_steps); without neurons the counts alone,
+    (1, ..., inputs).
     """
+    if not fire_steps:
+        # an affine map adds its bias in every step, so there may be one step only
+        return np.asarray(spikes, dtype=np.int64).sum(0, keepdims=True)
     steps, *batch, inputs = spikes.shape
     driven = np.zeros((steps + fire_steps, *batch, inputs + 1 + fire_steps), dtype=np.int64)
     driven[:steps, ..., :inputs] = spikes
@@ -265,18 +276,19 @@ def write(
     model: IntegerGPT2,
     *,
     made_from: Path | None = None,
+    run_sha256: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Write all chains and manifest.json into an empty folder. Returns the manifest.
 
-    made_from: the run, noted for whoever wonders.
+    made_from, run_sha256: the run and the hash of its weights, noted for whoever wonders.
     """
     config = model.config
     graphs = []
     for block, (attention, mlp) in enumerate(zip(model.attention, model.feedforward, strict=True)):
         progress(f"writing block {block + 1} of {config.layers}")
         chains = {
-            "attn.qkv": qkv_chain(attention, config.most, config.timesteps),
+            "attn.qkv": qkv_chain(attention),
             "attn.c_proj": c_proj_chain(attention),
             "mlp": feedforward_chain(mlp, config.most, config.hidden_most),
         }
@@ -286,6 +298,7 @@ def write(
         "version": 1,
         "nir": nir.__version__,
         "run": made_from,
+        "run_sha256": run_sha256,
         "config": config.model_dump(),
         "totals": {
             "synapses": sum(graph["synapses"] for graph in graphs),

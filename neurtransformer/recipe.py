@@ -1,8 +1,9 @@
 """Recipes: what `configs/*.yaml` may say about converting and fine-tuning, checked by pydantic."""
 
+import re
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,7 +18,22 @@ MAX_PHASE_TIMESTEPS = 8
 """The same for phase coding, whose counts go up to 2^T - 1."""
 
 Coding = Literal["rate", "phase"]
+
+
+class Code(NamedTuple):
+    """How counts are sent: in T time steps, by rate or phase coding (`spiking/coding.py`)."""
+
+    timesteps: int
+    coding: Coding
+
+    @property
+    def most(self) -> int:
+        """The largest count."""
+        return self.timesteps if self.coding == "rate" else 2**self.timesteps - 1
+
+
 Rate = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=100)]
 
 
 class Section(BaseModel):
@@ -34,7 +50,10 @@ class Calibration(Section):
 
 
 class Finetune(Section):
-    """Two stages: match each layer's attention output, then the teacher's logits."""
+    """Two stages: match each layer's attention output, then the teacher's logits.
+
+    Runs made before the shares were part of a recipe had those that are the default here.
+    """
 
     match_share: Annotated[float, Field(ge=0, le=1)]
     steps: Annotated[int, Field(ge=1)]
@@ -42,6 +61,8 @@ class Finetune(Section):
     block: Annotated[int, Field(ge=2)]
     match_rate: Rate
     distil_rate: Rate
+    threshold_share: Share = 3.0
+    rest_share: Share = 0.3
     train: Literal["ssa", "blocks"]
     self_written: Annotated[int, Field(ge=0)]
 
@@ -56,8 +77,23 @@ class Recipe(Section):
 
     timesteps: Annotated[int, Field(ge=1, le=MAX_TIMESTEPS)]
     coding: Coding = "rate"
+    attention: str = "linear"  # in the reports of runs made before there was another
+    attention_timesteps: Annotated[int, Field(ge=1, le=MAX_TIMESTEPS)] | None = None
+    attention_coding: Coding | None = None
     calibration: Calibration
     finetune: Finetune
+
+    @property
+    def code(self) -> Code:
+        """The code of the feed-forward blocks."""
+        return Code(self.timesteps, self.coding)
+
+    @property
+    def attention_code(self) -> Code:
+        """The code of the attention."""
+        return Code(
+            self.attention_timesteps or self.timesteps, self.attention_coding or self.coding
+        )
 
     @classmethod
     def from_report(cls, report: dict[str, Any], run: Path) -> Self:
@@ -65,15 +101,36 @@ class Recipe(Section):
         return checked(cls, report.get("recipe"), run / "report.json")
 
 
-def load_recipe(path: Path | None = None, timesteps: int | None = None) -> Recipe:
-    """The recipe in a YAML file, or the default one. Keys left out keep their default; `timesteps`,
-    if given, wins.
+def load_recipe(
+    path: Path | None = None,
+    timesteps: int | None = None,
+    *,
+    attention: str | None = None,
+    coding: Coding | None = None,
+) -> Recipe:
+    """The recipe in a YAML file, or the default one. Keys left out keep their default, for the kind
+    of attention chosen: `configs/<kind>.yaml`, if there is one, is put over the default.
 
+    What is given beside the file wins. timesteps: T of the feed-forward blocks, and the most that
+    the attention may have. coding: that of the whole network, at one T.
     Raises UserError for a file that is not there, is not YAML, or says what is not known.
     """
-    values = settings("default.yaml", path)
+    over = {} if path is None else _read(path, "default.yaml")
+    values = settings("default.yaml", None)
+    kind = attention or over.get("attention") or values["attention"]
+    own = resources.files("neurtransformer.configs").joinpath(f"{kind}.yaml")
+    if re.fullmatch(r"\w+", str(kind)) and own.is_file():
+        _merge(values, yaml.safe_load(own.read_text(encoding="utf-8")))
+    _merge(values, over)
+    if attention is not None:
+        values["attention"] = attention
+    if coding is not None:
+        values |= {"coding": coding, "attention_coding": None, "attention_timesteps": None}
     if timesteps is not None:
         values["timesteps"] = timesteps
+        own_timesteps = values.get("attention_timesteps")
+        if isinstance(own_timesteps, int):
+            values["attention_timesteps"] = min(own_timesteps, timesteps)
     return checked(Recipe, values, path)
 
 

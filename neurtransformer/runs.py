@@ -6,8 +6,9 @@ system without them everything works, except that the leftovers of killed proces
 """
 
 import contextlib
-import fcntl
+import errno
 import json
+import logging
 import math
 import os
 import re
@@ -15,13 +16,25 @@ import secrets
 import shutil
 import signal
 import stat
+import sys
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from neurtransformer.errors import UserError, shortened
+from neurtransformer.errors import NOT_ON_WINDOWS, UserError, shortened
+
+if sys.platform == "win32":
+    raise UserError(NOT_ON_WINDOWS)
+import fcntl
+
+from neurtransformer import stop
+from neurtransformer.lock import in_training
+from neurtransformer.provenance import provenance_of, run_sha256
+
+log = logging.getLogger(__name__)
 
 Kind = Literal["run", "netlist", "nir"]
 
@@ -47,44 +60,82 @@ PLASTIC = "neurtx_plastic_transformer"
 
 _NEW = ".neurtx-new-"
 _OLD = ".neurtx-old-"
+_UNDONE = ".neurtx-undone"
+
+
+@dataclass
+class Place:
+    """Where a new folder is to stand: at `folder`, or where that is None at the default for `name`
+    (`default_folder`) that is free when the folder is done. `new_folder` notes where that was."""
+
+    kind: Kind
+    name: str
+    folder: Path | None = None
+
+    @property
+    def made(self) -> Path:
+        """Where the folder stands, once it is made."""
+        assert self.folder is not None
+        return self.folder
 
 
 # --- writing a folder whole or not at all ---
 
 
 @contextlib.contextmanager
-def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
+def new_folder(target: Path | Place, *, force: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside `target` that becomes `target` when the block ends well.
 
     On an exception, Ctrl-C or SIGTERM it is removed and whatever stood at `target` stays.
     With `force` a run or netlist (nothing else) at `target` is replaced.
 
-    Raises UserError if `target` exists and may not be replaced.
+    Raises UserError if `target` exists and may not be replaced, or its name is not UTF-8.
     """
+    place = target if isinstance(target, Place) else Place("run", "", target)
+    named = place.folder is not None
     # a link to a folder stays a link: the folder behind it is the one that is written
-    target = target.expanduser().resolve()
+    target = (place.folder or default_folder(place.kind, place.name)).expanduser().resolve()
+    _check_name(target)
     _check_free(target, force)
     parent = target.parent
     made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     fresh = parent / f"{_NEW}{secrets.token_hex(4)}-{target.name}"
     lock = None
+
+    def remove() -> None:
+        shutil.rmtree(fresh, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()  # goes only if nothing was put in it
+
     # around everything: whenever a signal comes, what was made is removed
-    with _terminated_is_raised():
+    with _terminated_is_raised(), stop.tidied_by(remove):
         try:
             parent.mkdir(parents=True, exist_ok=True)
             with _locked(parent):
                 _clean(parent)
-                fresh.mkdir()
+                # whoever made the parent and failed may just have taken it away
+                fresh.mkdir(parents=True)
                 lock = _try_lock(fresh, wait=False)
             yield fresh
-            _put_in_place(fresh, target, force)
+            if named:
+                _put_in_place(fresh, target, force)
+                place.folder = target
+            else:
+                place.folder = _put_where_free(fresh, place)
         finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+            remove()
             if lock is not None:
                 os.close(lock)
-            with contextlib.suppress(OSError):
-                for folder in made:
-                    folder.rmdir()  # goes only if nothing was put in it
+
+
+def _check_name(folder: Path) -> None:
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{folder}: the name is not UTF-8, which the library of tokenizers needs: rename it"
+        ) from None
 
 
 def _check_free(target: Path, force: bool) -> None:
@@ -99,9 +150,12 @@ def _check_free(target: Path, force: bool) -> None:
             f"{target} is neither a run nor a netlist, so --force does not replace it: "
             "name another folder"
         )
-    for keep in (Path.cwd(), Path.home()):
-        if keep.resolve().is_relative_to(target):
-            raise UserError(f"{target} holds {keep}: name another folder")
+    if in_training(target):
+        raise UserError(f"{target} is being trained: name another folder, or wait until it is done")
+    for place in (Path.cwd, Path.home):
+        with contextlib.suppress(FileNotFoundError, RuntimeError):  # not everybody has one
+            if (keep := place()).resolve().is_relative_to(target):
+                raise UserError(f"{target} holds {keep}: name another folder")
 
 
 def _put_in_place(fresh: Path, target: Path, force: bool) -> None:
@@ -111,13 +165,67 @@ def _put_in_place(fresh: Path, target: Path, force: bool) -> None:
             fresh.rename(target)
             return
         old = fresh.with_name(_OLD + fresh.name.removeprefix(_NEW))
-        target.rename(old)
-        try:
-            fresh.rename(target)
-        except BaseException:
-            old.rename(target)
-            raise
+        with stop.held():
+            try:
+                target.rename(old)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EBUSY):
+                    raise
+                _replace_files(fresh, target, old)
+                return
+            try:
+                fresh.rename(target)
+            except BaseException:
+                old.rename(target)
+                raise
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _replace_files(fresh: Path, target: Path, old: Path) -> None:
+    """Put what is in `fresh` into `target`, a folder that cannot be renamed: it came with a layer
+    of a container, or a disk is mounted there. `old` holds what it held, until all is done."""
+    mark = target / _UNDONE  # while it is there, `old` is whole and `target` is not
+    try:
+        shutil.copytree(target, old, symlinks=True)
+        mark.touch()
+        _empty(target)
+        shutil.copytree(fresh, target, symlinks=True, dirs_exist_ok=True)
+        mark.unlink()
+    except BaseException:
+        if mark.exists():
+            _put_back(old, target)
+        raise
+    finally:
+        if not mark.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(old: Path, target: Path) -> None:
+    """Undo `_replace_files`, wherever it stopped."""
+    _empty(target)
+    shutil.copytree(old, target, symlinks=True, dirs_exist_ok=True)
+    (target / _UNDONE).unlink()
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != _UNDONE:
+            path.unlink()
+
+
+def _put_where_free(fresh: Path, place: Place) -> Path:
+    """Put a folder under its default name, or the next if somebody was quicker; returns that."""
+    with _locked(fresh.parent):
+        while True:
+            target = default_folder(place.kind, place.name).resolve()
+            try:
+                return fresh.rename(target)
+            except OSError as error:
+                # without locks, or by somebody who asks for none, it was taken just now
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise
 
 
 def _clean(parent: Path) -> None:
@@ -128,12 +236,14 @@ def _clean(parent: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
             os.close(lock)
     for old in parent.glob(f"{_OLD}*"):
-        # killed between the two renames of _put_in_place: the old folder goes back
+        # killed in the middle of _put_in_place: the old folder goes back
         target = parent / old.name.removeprefix(_OLD).split("-", 1)[1]
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
+        if not target.exists():
             old.rename(target)
+            continue
+        if (target / _UNDONE).exists():
+            _put_back(old, target)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _try_lock(folder: Path, *, wait: bool) -> int | None:
@@ -205,7 +315,7 @@ def default_folder(kind: Kind, name: str) -> Path:
 def remember(kind: Kind, folder: Path) -> None:
     """Note `folder` as the last one made here, for `latest`."""
     # a convenience: a folder that cannot be written to must not fail work that is done
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UserError):
         note = _note(kind)
         note.parent.mkdir(exist_ok=True)
         write_text(note, f"{folder.resolve()}\n")
@@ -215,7 +325,7 @@ def latest(kind: Kind) -> Path:
     """The last run or netlist made from the current folder, else the newest in ./runs or
     ./netlists. Raises UserError if there is none."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        noted = Path(_note(kind).read_text().strip())
+        noted = Path(_note(kind).read_text(errors="surrogateescape").rstrip("\n"))
         if is_one(kind, noted):
             return noted
     found = [path for path in (Path.cwd() / HOME[kind]).glob("[!.]*") if is_one(kind, path)]
@@ -244,6 +354,7 @@ def resolve(kind: Kind, given: str | None) -> Path:
             raise UserError(
                 f"{folder} is not a {kind} (no {mark} in it): make one with `{MAKER[kind]}`"
             )
+    _check_name(folder)
     return folder
 
 
@@ -314,25 +425,82 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def update_report(run: Path, section: str, values: Mapping[str, Any]) -> None:
+def update_report(
+    run: Path,
+    section: str,
+    values: Mapping[str, Any],
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
     """Set `values` in one section of the run's report.json; other keys and sections stay.
 
-    The report of a run that ships with the package stays as it was shipped.
+    provenance: what `provenance.stamp` says of values that were measured together. They replace
+    the section, unless it is of the run's present weights and they are not.
+    The report of a run that ships with the package stays as it was shipped. One that cannot be
+    written is a warning: what was measured is still to be said.
     """
     if is_bundled(run):
         return
-    path = run / "report.json"
+    with _opened_report(run, section) as report:
+        old = report.get(section) or {}
+        if provenance is None:
+            report[section] = {**old, **values}
+        elif _is_of_now(old, provenance, run):
+            log.info("%s keeps the %s of its present weights, which are others", run, section)
+        else:
+            report[section] = {**values, "provenance": provenance}
+
+
+def add_training(run: Path, values: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+    """Make `values` the section `finetune` of report.json; the training that stood there becomes
+    the last of `earlier_trainings`."""
+    with _opened_report(run, "finetune") as report:
+        last = report.get("finetune")
+        # killed just after it was recorded, and then resumed: the same training
+        again = provenance_of(last).get("weights_sha256") == provenance["weights_sha256"]
+        if last and not again:
+            report["earlier_trainings"] = [*(report.get("earlier_trainings") or []), last]
+        report["finetune"] = {**values, "provenance": provenance}
+
+
+def _is_of_now(old: Any, provenance: Mapping[str, Any], run: Path) -> bool:
+    """Whether a section is of the run's present weights, and what would replace it is not."""
+    before, after = (x.get("weights_sha256") for x in (provenance_of(old), provenance))
+    if before is None or before == after:
+        return False
+    return before == run_sha256(run, read_json(run / "config.json"))
+
+
+@contextlib.contextmanager
+def _opened_report(run: Path, section: str) -> Iterator[dict[str, Any]]:
     with _locked(run):
+        path = run / "report.json"
         report = read_json(path)
-        report[section] = {**(report.get(section) or {}), **values}
-        write_json(path, report)
+        yield report
+        try:
+            write_json(path, report)
+        except OSError as error:
+            log.warning("%s is not noted in %s: %s", section, path, error.strerror)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`; the old file stays until the new one is complete."""
+    # names of files may be bytes that are no UTF-8: they come out as they were
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """The same for `content`. Raises UserError if something that is no file stands at `path`."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no ordinary file: name another one")  # /dev/null, or a folder
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    with stop.held():
+        try:
+            fresh.write_bytes(content)
+            try:
+                fresh.replace(path)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EBUSY):
+                    raise
+                shutil.copyfile(fresh, path)  # a file that is mounted is written in its place
+        finally:
+            fresh.unlink(missing_ok=True)

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from neurtransformer.codes import NO_FORGETTING
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.loihi import learning
 from neurtransformer.loihi.learning import FORMS, SHIFTS, Form, PlasticHeads
 from neurtransformer.runs import resolve
-from neurtransformer.spiking.attention import NO_FORGETTING
 from neurtransformer.spiking.load import load_run
 from neurtransformer.text import load_blocks
 

@@ -31,7 +31,7 @@ from neurtransformer.measure.energy import estimate
 from neurtransformer.measure.quality import counting_spikes, evaluate
 from neurtransformer.recipe import Coding, Finetune, load_recipe
 from neurtransformer.runs import BUNDLED, read_json, write_json, write_text
-from neurtransformer.spiking.attention import SpikingSelfAttention
+from neurtransformer.spiking.attention.linear import LinearAttention
 from neurtransformer.spiking.calibrate import calibration_text
 from neurtransformer.spiking.convert import carry_over, convert
 from neurtransformer.spiking.feedforward import SpikingFeedForward
@@ -77,7 +77,7 @@ class Gelu(nn.Module):
         return self.mlp(x)
 
 
-class OwnValue(SpikingSelfAttention):
+class OwnValue(LinearAttention):
     """The no-attention control: each token passes on its own value and sees no other."""
 
     def forward(self, x: Tensor, steps: bool = False, *_: Any) -> tuple[Tensor, None]:
@@ -226,7 +226,7 @@ def with_dense_parts(
     theirs = cast("list[GPT2Block]", copy.deepcopy(dense.transformer.h))
     for ours, block in zip(model.blocks, theirs, strict=True):
         if attention:
-            ours.attn = cast(SpikingSelfAttention, Softmax(block.attn))
+            ours.attn = cast(LinearAttention, Softmax(block.attn))
         if feedforward:
             ours.ln_2, ours.mlp = block.ln_2, cast(SpikingFeedForward, Gelu(block.mlp))
     return model.eval()
@@ -247,7 +247,7 @@ def measure(
         "tokens",
     )
     found = {name: values[name] for name in names}
-    if all(type(block.attn) is SpikingSelfAttention for block in model.blocks) and not any(
+    if all(type(block.attn) is LinearAttention for block in model.blocks) and not any(
         isinstance(block.mlp, Gelu) for block in model.blocks
     ):
         energy = estimate(model, counter)

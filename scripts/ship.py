@@ -2,20 +2,25 @@
 
     python scripts/ship.py RUN neurtransformer/models/gpt2-nano-spiking
 
-Weights are stored in float16, and report.json without the paths of the machine that made it. The
-model card is written by hand; one that is there stays.
+Weights are stored in float16, and report.json without the paths of the machine that made it and
+without what was measured on other weights than those that ship: the unrounded ones, say. So ship to
+a folder outside the package first, measure that one, and ship it from there.
+The model card is written by hand; one that is there stays.
 """
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
 import click
 
+from neurtransformer.measure.summary import trainings
+from neurtransformer.provenance import model_sha256, outdated, provenance_of
 from neurtransformer.runs import new_folder, read_json, write_json
-from neurtransformer.spiking.load import load_run
+from neurtransformer.spiking.load import find_teacher, load_run, remember_teacher
 
 CURVE_STEPS = 20
 """One point of the loss curve in so many steps is kept."""
@@ -24,7 +29,12 @@ CURVE_STEPS = 20
 def without_paths(value: Any) -> Any:
     """`value` with the names of files in place of their paths."""
     if isinstance(value, dict):
-        return {key: without_paths(item) for key, item in value.items()}
+        return {
+            key: shlex.join(without_paths(shlex.split(item)))
+            if key == "command"
+            else without_paths(item)
+            for key, item in value.items()
+        }
     if isinstance(value, list):
         return [without_paths(item) for item in value]
     return Path(value).name if isinstance(value, str) and value.startswith("/") else value
@@ -36,12 +46,27 @@ def without_paths(value: Any) -> Any:
 def main(run: Path, target: Path) -> None:
     """Copy RUN to TARGET, small and fit for others."""
     model, tokenizer = load_run(run)
+    teacher = find_teacher(model)
+    remember_teacher(model, teacher)
     card = target / "README.md"
     with new_folder(target, force=True) as folder:
         model.half().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         report = without_paths(read_json(run / "report.json"))
-        report["finetune"]["curve"] = report["finetune"]["curve"][::CURVE_STEPS]
+        for training in trainings(report):
+            training["curve"] = training["curve"][::CURVE_STEPS]
+        shipped, known = model_sha256(model), provenance_of(report["finetune"])
+        report["finetune"]["provenance"] = {
+            "teacher": teacher.source,
+            "teacher_sha256": teacher.sha256,
+            "unrounded_sha256": known.get("weights_sha256"),
+            **known,
+            "weights_sha256": shipped,
+        }
+        old = outdated(report, shipped)
+        if old:
+            click.echo(f"left out, measured on other weights: {', '.join(old)}")
+        report = {name: values for name, values in report.items() if name not in old}
         write_json(folder / "report.json", report)
         for file in folder.iterdir():
             file.chmod(0o644)

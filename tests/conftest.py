@@ -21,7 +21,19 @@ settings.load_profile("neurtx")
 
 pytest.register_assert_rewrite("fuzzing")
 
+WITHOUT_LAVA = "NEURTX_TEST_WITHOUT_LAVA"
+"""Set to 1, the environment variable that lets the tests that need Lava be skipped."""
+
 NANO = Path(__file__).parent.parent / "neurtransformer" / "models" / "gpt2-nano"
+
+
+@pytest.fixture(scope="session")
+def lava() -> None:
+    """Lava, without which the central claim is not tested: its tests fail then and are not skipped,
+    but for those who ask for that."""
+    if os.environ.get(WITHOUT_LAVA) == "1":
+        pytest.skip(f"{WITHOUT_LAVA} is set")
+    import neurtransformer.loihi.lava_compat  # noqa: F401
 
 
 @pytest.fixture(scope="session")
@@ -104,7 +116,7 @@ def tiny_netlist(
     folder = tmp_path_factory.mktemp("netlists") / "tiny"
     folder.mkdir()
     model = IntegerGPT2.from_spiking(load_run(tiny_run)[0])
-    netlist.write(folder, model, nano_tokenizer, "rate")
+    netlist.write(folder, model, nano_tokenizer, "binary")
     return folder
 
 
@@ -118,7 +130,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("fuzz") / "whole"
     folder.mkdir()
-    netlist.write(folder, IntegerGPT2(CONFIG, tensors_of(0)), small_tokenizer(), "rate")
+    netlist.write(folder, IntegerGPT2(CONFIG, tensors_of(0)), small_tokenizer(), "binary")
     return folder
 
 
@@ -164,7 +176,8 @@ def neurtx(
     from neurtx.main import main
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("neurtx.output.quiet", lambda: None)
+    for change in ("output.quiet", "process.open_streams", "process.catch_signals"):
+        monkeypatch.setattr(f"neurtx.{change}", lambda: None)
 
     def call(*args: str) -> Done:
         monkeypatch.setattr("sys.argv", ["neurtx", *args])

@@ -1,7 +1,6 @@
 """The command line itself: quick help, one line per mistake, JSON and nothing else."""
 
 import errno
-import importlib.util
 import json
 import shutil
 import socket
@@ -27,10 +26,6 @@ def neurtx(*words: str, cwd: Path, text: str = "") -> "subprocess.CompletedProce
         text=True,
         timeout=120,
     )
-
-
-def exists(command: str) -> bool:
-    return importlib.util.find_spec(f"neurtx.{command}") is not None
 
 
 def one_line(done: "subprocess.CompletedProcess[str]", cwd: Path, *kept: str) -> str:
@@ -65,8 +60,6 @@ finally:
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_every_command_has_help(command: str) -> None:
-    if not exists(command):
-        pytest.skip("not written yet")
     loaded = cli.neurtx.get_command(None, command)
     assert loaded is not None
     with loaded.make_context(command, [], resilient_parsing=True) as context:
@@ -116,10 +109,35 @@ main()
     run = [sys.executable, "-c", code]
     done = subprocess.run([*run, "--json"], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
-    assert json.loads(done.stdout)["ok"] is False
+    found = json.loads(done.stdout)
+    assert found["ok"] is False and found["device"] is None
+    checks = {check["name"]: check for check in found["checks"]}
+    assert checks["lava-nc"]["fix"] == "neurtx install lava"
+    assert "simulate" in checks["lava-nc"]["needed_for"]
+    assert checks["torch"]["needed_for"] is None
+    assert checks["system"]["ok"] is True
     done = subprocess.run(run, capture_output=True, text=True)
-    assert "pip install 'torch==2.13.*'" in done.stdout
-    assert "neurtx install lava" in done.stdout
+    index = "--extra-index-url https://download.pytorch.org/whl/cpu"
+    assert f"pip install {index} 'torch==2.13.*'" in done.stdout
+    assert "type: neurtx install lava" in done.stdout
+
+
+def test_doctor_does_not_try_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lava is missing, and nothing else: its probe would only say so once more."""
+    from click.testing import CliRunner
+
+    from neurtx import doctor, install
+
+    installed = {"lava-nc": None, "lava-dl": None}
+    found = install.version
+    monkeypatch.setattr(doctor, "version", lambda name: installed.get(name, found(name)))
+    for name in ("transformers works", "datasets works", "torch works"):
+        monkeypatch.setitem(doctor._PROBES, name, ("print('cpu')", ""))
+    answer = CliRunner().invoke(doctor.command).output
+    bad = [line for line in answer.splitlines() if line.startswith("!!")]
+    assert [line.split()[1] for line in bad] == ["lava-nc", "lava-dl"]
+    assert all("only for simulate" in x and "type: neurtx install lava" in x for x in bad)
+    assert "ok  spikingjelly works" in answer
 
 
 def test_install_has_nothing_to_do_here(tmp_path: Path) -> None:
@@ -135,7 +153,6 @@ def test_usage_errors_are_one_line(tmp_path: Path, words: list[str]) -> None:
     assert "--help" in one_line(neurtx(*words, cwd=tmp_path), tmp_path)
 
 
-@pytest.mark.skipif(not exists("convert"), reason="not written yet")
 def test_a_silent_hub_is_given_up_within_ten_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,7 +247,7 @@ def test_a_wheel_holds_everything(tmp_path: Path) -> None:
     import zipfile
 
     # from a copy, for setuptools leaves a build folder that finds its way into the next wheel
-    needed = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
+    needed = ("pyproject.toml", "setup.py", "constraints.txt", "README.md", "LICENSE")
     source = tmp_path / "source"
     for folder in ("neurtransformer", "cli", "configs"):
         shutil.copytree(ROOT / folder, source / folder)
@@ -241,6 +258,7 @@ def test_a_wheel_holds_everything(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("neurtransformer-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "neurtx/main.py" in names
+    assert any(name.endswith("/share/neurtransformer/constraints.txt") for name in names)
     assert "neurtransformer/models/gpt2-nano/model.safetensors" in names
     for folder in ("neurtransformer", "cli", "configs"):
         home = {"cli": "neurtx", "configs": "neurtransformer/configs"}.get(folder, folder)

@@ -1,11 +1,13 @@
 """Counts and steps are one code: neuron for neuron, for every float and every grouping in time."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from spikingjelly.activation_based.surrogate import MultiLevelSpikeCount
 from torch import Tensor
 
+from neurtransformer import codes
 from neurtransformer.recipe import Coding
 from neurtransformer.spiking import coding
 from neurtransformer.spiking.neuron import CodingNeuron, SpikeLinear
@@ -55,7 +57,7 @@ def test_phase_spikes_are_the_digits_of_the_count(
     z = totals([*values, 2.0**timesteps - 1, 2.0**timesteps])
     spikes = coding.phase_spikes_from_total(z, timesteps, signed)
     assert set(spikes.unique().tolist()) <= ({-1.0, 0.0, 1.0} if signed else {0.0, 1.0})
-    most = coding.largest_count(timesteps, "phase")
+    most = codes.largest_count(timesteps, "phase")
     counts = coding.counts_from_total(z, most, signed)
     digits = [f"{int(n):0{timesteps}b}" for n in counts.abs()]
     expected = torch.tensor([[float(digit) for digit in row] for row in digits]).T
@@ -99,6 +101,19 @@ def test_surrogate_is_spikingjellys(values: list[float], timesteps: int) -> None
     assert torch.equal(z.grad[~edge], other.grad[~edge])
 
 
+@given(st.lists(st.floats(-90, 90, width=32), min_size=1), TIMESTEPS, SIGNED)
+def test_surrogate_is_one_where_a_neuron_can_count(
+    values: list[float], most: int, signed: bool
+) -> None:
+    z = torch.tensor([*values, 0.25, -most - 0.75, -most - 0.25, most + 0.25, most + 0.75])
+    z.requires_grad_()
+    counts = coding.surrogate_counts(z, most, signed)
+    assert torch.equal(counts, coding.counts_from_total(z, most, signed))
+    counts.sum().backward()
+    inside = (z > (-most if signed else 0) - 0.5) & (z < most + 0.5)
+    assert z.grad is not None and torch.equal(z.grad, inside.float())
+
+
 @given(st.integers(1, 96), st.integers(1, 8), TIMESTEPS, st.integers(0, 2**16), st.floats(-12, 6))
 def test_integration_is_exact_in_any_order(
     inputs: int, outputs: int, timesteps: int, seed: int, scale: float
@@ -124,6 +139,10 @@ def test_constant_current_adds_up_exactly(values: list[float], timesteps: int) -
     for _ in range(timesteps):
         membrane = membrane + current
     assert torch.equal(membrane, current * timesteps)
+    # hardly rounded, up to four times what saturates a neuron
+    expected = torch.tensor([*values, 3.7, -3.7]).clamp(-4, 4)
+    snapped = coding.snap_current(torch.tensor([*values, 3.7, -3.7]))
+    assert bool(((snapped - expected).abs() <= 2.0**-15).all())
 
 
 CODES = st.one_of(
@@ -154,3 +173,40 @@ def test_layer_of_neurons_steps_equal_counts(
         membrane = synapse(counts, first.spike_value)
         assert torch.equal(synapse(steps, first.spike_value, steps=True), membrane)
         assert torch.equal((second(membrane, steps=True) * weight).sum(0), second(membrane))
+
+
+@given(CODES, st.integers(0, 2**16), SIGNED, st.sampled_from([1, 2]))
+def test_neurons_count_in_training_as_they_do_in_use(
+    code: tuple[int, Coding], seed: int, signed: bool, per_step: int
+) -> None:
+    """And pass gradients on; what drives an analogue neuron is rounded in use alone."""
+    timesteps, name = code
+    if signed or name == "phase":
+        per_step = 1
+    torch.manual_seed(seed)
+    x = torch.randn(20, 7, requires_grad=True)
+    neuron = CodingNeuron(7, timesteps, signed=signed, per_step=per_step, coding=name)
+    with torch.no_grad():
+        neuron.threshold.uniform_(0.5, 3)
+        neuron.center.normal_()
+    counts = neuron.train()(x)
+    assert torch.equal(counts, neuron.eval()(x))
+    expected = (x - neuron.center) * codes.largest_count(timesteps, name, per_step)
+    expected = coding.counts_from_total(expected / neuron.threshold, neuron.most, signed)
+    assert float((counts - expected).detach().abs().max()) <= 1  # they divide in another order
+    assert float(counts.detach().abs().max()) <= neuron.most
+    counts.sum().backward()
+    assert x.grad is not None and bool((x.grad >= 0).all())
+    analogue = CodingNeuron(7, timesteps, signed=signed, coding=name, analogue=True)
+    analogue.load_state_dict(neuron.state_dict())
+    off = analogue.train()(x.detach()) - analogue.eval()(x.detach())
+    assert float(off.abs().max()) <= 1 and float((off != 0).float().mean()) < 0.15
+
+
+def test_a_spike_is_never_worth_nothing_or_less() -> None:
+    """Whatever training made of a threshold."""
+    neuron = CodingNeuron(3, 4, signed=True).eval()
+    with torch.no_grad():
+        neuron.threshold.copy_(torch.tensor([-2.0, 0.0, 8.0]))
+        assert neuron.spike_value.tolist() == pytest.approx([0.5, 0.25e-6, 2.0])
+        assert neuron(torch.tensor([1.0, 0.0, 4.0])).tolist() == [2, 0, 2]

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from neurtransformer import dense, hub
+from neurtransformer import checkpoint, dense, hub
 from neurtransformer.errors import UserError
 
 Copy = Callable[[Path], Path]
@@ -145,7 +145,7 @@ def test_a_file_cut_short_anywhere_is_noticed(
     whole = (tiny_dense_folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(UserError, match="cut short"):
-        dense.check_folder(folder)
+        checkpoint.check_folder(folder)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neurtransformer.measure.counts import LayerSpikes, Ops, Shape, total
 from neurtransformer.measure.energy import (
+    ALTERNATIVES,
     FLOAT,
     Prices,
     compare,
@@ -23,9 +25,6 @@ from neurtransformer.measure.energy import (
     reduction_percent,
 )
 from neurtransformer.measure.operations import (
-    LayerSpikes,
-    Ops,
-    Shape,
     dense_attention,
     dense_feed_forward,
     graded,
@@ -33,35 +32,63 @@ from neurtransformer.measure.operations import (
     shared,
     spiking_attention,
     spiking_feed_forward,
-    total,
 )
+from neurtransformer.recipe import Code
 
 # 2 heads of 4, contexts of 1 to 5 tokens: 3 on average
 SMALL = Shape(
-    width=8, heads=2, hidden=32, layers=1, vocab=100, context=5, timesteps=4, coding="rate"
+    width=8,
+    heads=2,
+    hidden=32,
+    layers=1,
+    vocab=100,
+    context=5,
+    code=Code(4, "rate"),
+    attention=Code(4, "rate"),
+    kind="linear",
 )
+RACE = replace(SMALL, kind="ttfs", attention=Code(4, "phase"))
 SPIKES = LayerSpikes(
-    encode=10, query=6, key=5, written=4, present=3, value=7, merged=9, mlp_encode=11, hidden=20
+    encode=10,
+    query=6,
+    key=5,
+    value=7,
+    merged=9,
+    mlp_encode=11,
+    hidden=20,
+    # of the linear kind; of the race, whose token neurons were counted on text of 3 tokens on
+    # average, as many as `SMALL` has
+    events={"written": 4, "present": 3, "seen": 6, "race": 5, "steps": 30, "compared": 90},
 )
-SILENT = LayerSpikes(*[0.0] * 9)
+POPULATIONS = [field.name for field in fields(LayerSpikes)][:7]
+SILENT = LayerSpikes(**dict.fromkeys(POPULATIONS, 0.0), events={"seen": 6.0})
 
 counts = st.floats(0, 1e6)
-layers = st.builds(LayerSpikes, *[counts] * 9)
+layers = st.builds(
+    LayerSpikes,
+    *[counts] * 7,
+    st.fixed_dictionaries(
+        dict.fromkeys(("written", "present", "race", "steps", "compared"), counts)
+        | {"seen": st.just(6.0)}
+    ),
+)
 ops = st.builds(Ops, counts, counts, counts)
 shapes = st.builds(
-    lambda heads, head_dim, hidden, context, timesteps, coding: Shape(
+    lambda heads, head_dim, hidden, context, timesteps, coding, kind: Shape(
         width=heads * head_dim,
         heads=heads,
         hidden=hidden,
         layers=1,
         vocab=50,
         context=context,
-        timesteps=timesteps,
-        coding=coding,
+        code=Code(timesteps, coding),
+        attention=Code(timesteps, coding),
+        kind=kind,
     ),
     *[st.integers(1, 16), st.integers(1, 64), st.integers(1, 256), st.integers(1, 1024)],
     st.integers(1, 64),
     st.sampled_from(["rate", "phase"]),
+    st.sampled_from(["linear", "ttfs"]),
 )
 
 
@@ -83,18 +110,89 @@ def test_dense_operations_by_hand() -> None:
 
 def test_spiking_attention_by_hand() -> None:
     """Left out forgetting or neuron updates, and this fails."""
-    assert {name: (ops.mac, ops.ac) for name, ops in spiking_attention(SMALL, SPIKES).items()} == {
+    found = spiking_attention(SMALL, SPIKES)
+    assert {name: astuple(ops) for name, ops in found.items()} == {
         # 16 queries, 16 keys, 8 values; a column is 4 values and the witness
-        "c_attn": (0, 10 * 40),
-        "write": (4 * 1 + 4 * 5, 5 + 7),
-        "present": (3 * 5, 0),
-        "forget": (0, 2 * 5 * 8),
-        "read": (6 * 5 + 6, 6 * 5 + 6 + 2),
+        "c_attn": (0, 10 * 40, 10 * 40),
+        "write": (4 * 1 + 4 * 5, 5 + 7, 2 * 4 * 5),
+        "present": (3 * 5, 0, 2 * 3 * 5),
+        "forget": (0, 2 * 5 * 8, 2 * 2 * 5 * 8),
+        "read": (6 * 5 + 6, 6 * 5 + 6 + 2, 6 * 5),
+        "normalise": (8, 2 * 8 + 3 * 2, 2),
+        "c_proj": (0, 9 * 8, 9 * 8),
+        # 3 signed populations of 8 at 3 ACs a step, 2 unsigned of 16 at 2, and a reset per spike;
+        # in 2 T steps each membrane is read and written
+        "neurons": (0, 4 * (3 * 8 * 3 + 2 * 16 * 2) + 10 + 6 + 5 + 7 + 9, 8 * 2 * (3 * 8 + 2 * 16)),
+    }
+
+
+def test_phase_coding_by_hand() -> None:
+    """What hears phase-coded spikes doubles its membrane, one AC a step; hidden neurons are single.
+
+    Graded spikes carry a count, so nothing doubles then, and a phase is one step.
+    """
+    phase = replace(SMALL, code=Code(4, "phase"), attention=Code(4, "phase"))
+    rate, found = (spiking_attention(s, SPIKES)["neurons"] for s in (SMALL, phase))
+    assert found == replace(rate, ac=rate.ac + 4 * (2 * 16 + 8))
+    hidden = spiking_feed_forward(phase, SPIKES)["neurons"]
+    assert hidden.ac == 4 * (3 * 8 + 3 * 32) + 11 + 20
+    active = LayerSpikes(1, 2, 3, 6, 7, 8, 9, {"written": 4, "present": 5, "seen": 6})
+    parts = operations(phase, [SPIKES], [active])
+    attention, mlp = (parts[name]["graded"] for name in ("attention", "feed_forward"))
+    assert astuple(attention["c_attn"]) == (1 * 40, 0, 1 * 40)
+    assert astuple(attention["c_proj"]) == (7 * 8, 0, 7 * 8)
+    assert attention["neurons"].ac == 3 * 8 * 3 + 2 * 16 * 2 + 1 + 2 + 3 + 6 + 7
+    assert astuple(mlp["c_fc"]) == (8 * 32, 0, 8 * 32)
+    # one step of rate coding: the hidden channels are pairs again
+    assert mlp["neurons"].ac == 3 * (8 + 32) + 8 + 9
+
+
+def test_what_both_models_share_by_hand() -> None:
+    assert {name: astuple(ops) for name, ops in shared(replace(SMALL, layers=3)).items()} == {
+        "embeddings": (0, 8, 2 * 8),
+        # mean, variance, scaling, and gain with bias; each channel is read and written
+        "layer norms": (7 * 4 * 8, 0, 7 * 2 * 8),
+        "residuals": (0, 2 * 3 * 8, 0),
+        "lm_head": (800, 0, 800),
+    }
+
+
+def test_sizes_come_from_the_config() -> None:
+    from neurtransformer.spiking.config import SpikingGPT2Config
+
+    sizes = {"n_embd": 8, "n_head": 2, "n_layer": 1, "vocab_size": 100, "n_positions": 5}
+    config = SpikingGPT2Config(**sizes, timesteps=4)
+    assert Shape.of(config) == SMALL
+    config = SpikingGPT2Config(**sizes, timesteps=3, n_inner=7, coding="phase")
+    assert Shape.of(config) == replace(
+        SMALL, hidden=7, code=Code(3, "phase"), attention=Code(3, "phase")
+    )
+
+
+def test_race_by_hand() -> None:
+    """Left out the race or the doubling of membranes, and this fails."""
+    assert {name: (ops.mac, ops.ac) for name, ops in spiking_attention(RACE, SPIKES).items()} == {
+        "c_attn": (0, 10 * 24),
+        "write": (8, 6 + 5 + 7),
+        # a query spike reaches 3 token neurons; 2 heads of 3 are doubled in 3 of 4 steps
+        "scores": (0, 6 * 3 + 3 * 6),
+        # 90 comparisons; 30 steps in which a threshold falls and 4 values and the witness double
+        "race": (0, 90 + 30 * (1 + 5)),
+        "values": (0, 5 * 5),
         "normalise": (8, 2 * 8 + 3 * 2),
         "c_proj": (0, 9 * 8),
-        # 3 signed populations of 8 at 3 ACs a step, 2 unsigned of 16 at 2, and a reset per spike
-        "neurons": (0, 4 * (3 * 8 * 3 + 2 * 16 * 2) + 10 + 6 + 5 + 7 + 9),
+        # 5 signed populations of 8 at 3 ACs a step, 3 of them doubling, and a reset per spike
+        "neurons": (0, 4 * (5 * 8 * 3 + 3 * 8) + 10 + 6 + 5 + 7 + 9),
     }
+
+
+def test_the_race_is_scaled_to_the_whole_context() -> None:
+    """Counted on short text, token neurons and their spikes are those of the mean position."""
+    longer = spiking_attention(replace(RACE, context=11), SPIKES)
+    short = spiking_attention(RACE, SPIKES)
+    assert longer["values"].ac == 2 * short["values"].ac
+    assert longer["scores"].ac == 2 * short["scores"].ac
+    assert longer["race"].ac == short["race"].ac + 90
 
 
 def test_spiking_feed_forward_by_hand() -> None:
@@ -119,7 +217,9 @@ def test_even_a_silent_network_forgets_and_updates() -> None:
 
 @given(shapes, layers)
 def test_twice_the_spikes_are_twice_the_work(s: Shape, n: LayerSpikes) -> None:
-    double = LayerSpikes(*(2 * value for value in astuple(n)))
+    fixed = n.events["seen"]
+    events = {**{name: 2 * x for name, x in n.events.items()}, "seen": fixed}
+    double = replace(n, **{name: 2 * getattr(n, name) for name in POPULATIONS}, events=events)
     for count in (spiking_attention, spiking_feed_forward):
         # what does not depend on spikes is what a silent network costs
         still, once, twice = (total([count(s, spikes)]) for spikes in (SILENT, n, double))
@@ -127,9 +227,16 @@ def test_twice_the_spikes_are_twice_the_work(s: Shape, n: LayerSpikes) -> None:
         assert twice.mac - still.mac == pytest.approx(2 * (once.mac - still.mac), rel=1e-6)
 
 
-@given(shapes, layers, st.sampled_from([field.name for field in fields(LayerSpikes)]))
-def test_every_population_costs(s: Shape, n: LayerSpikes, name: str) -> None:
-    more = replace(n, **{name: getattr(n, name) + 1000})
+EVENTS = {"linear": ["written", "present"], "ttfs": ["race", "steps", "compared"]}
+
+
+@given(shapes, layers, st.data())
+def test_every_population_costs(s: Shape, n: LayerSpikes, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(POPULATIONS + EVENTS[s.kind]))
+    if name in POPULATIONS:
+        more = replace(n, **{name: getattr(n, name) + 1000})
+    else:
+        more = replace(n, events={**n.events, name: n.events[name] + 1000})
     parts = operations(s, [n], [n]), operations(s, [more], [more])
     before, after = (total(forms["spiking"] for forms in part.values()) for part in parts)
     assert after.ac + after.mac > before.ac + before.mac
@@ -146,7 +253,8 @@ def test_graded_spikes_multiply_and_cost_no_more_than_their_products(
         total([part]).mac + total([part]).ac
     )
     assert turned["c_attn"].ac == 0
-    assert turned["forget"] == part["forget"]
+    own = "forget" if s.kind == "linear" else "race"
+    assert turned[own] == part[own]
 
 
 @given(ops, ops, st.floats(0, 10), st.floats(0, 10), st.floats(0, 100))
@@ -166,7 +274,9 @@ def test_reduction() -> None:
     one = compare({"dense": Ops(1, 0, 1), "spiking": Ops(0, 1, 2), "graded": Ops(1, 0, 1)})
     assert one["reduction_percent"] == pytest.approx(100 * (1 - 0.9 / 4.6))
     assert one["memory_reduction_percent"] == -100
-    assert (FLOAT.mac_pj, FLOAT.ac_pj) == (4.6, 0.9)
+    assert one["memory_dense_dram_j"] == pytest.approx(32 / 64 * 1300e-12)
+    assert one["memory_spiking_j"] == pytest.approx(2 * 32 / 64 * 100e-12)
+    assert [(p.mac_pj, p.ac_pj) for p in ALTERNATIVES] == [(4.6, 0.9), (3.2, 0.1), (0.3, 0.1)]
 
 
 def test_the_parts_of_two_blocks_add_up() -> None:
@@ -207,16 +317,27 @@ def test_measured_spikes_are_the_neurons_own(loaded: Any) -> None:
     assert first.query == pytest.approx(float(query.sum()) / 30)
     assert first.value == pytest.approx(float(value.abs().sum()) / 30)
     assert first.key == pytest.approx(float(key.sum()) / 30)
-    assert first.written == pytest.approx(float((key > 0).sum()) / 30)
-    assert active.key == pytest.approx(first.written) and active.written == first.written
-    assert first.present == pytest.approx(float((key[:, 1] > 0).sum()) / 30)
-    assert all(a <= b for a, b in zip(astuple(active), astuple(first), strict=True))
+    assert first.events["written"] == pytest.approx(float((key > 0).sum()) / 30)
+    assert active.key == pytest.approx(first.events["written"]) and active.events == first.events
+    assert first.events["present"] == pytest.approx(float((key[:, 1] > 0).sum()) / 30)
+    assert all(a <= b for a, b in zip(astuple(active)[:7], astuple(first)[:7], strict=True))
+    for name, layer in {
+        "encode": "attn.encode",
+        "merged": "attn.merged",
+        "mlp_encode": "mlp.encode",
+        "hidden": "mlp.hidden",
+    }.items():
+        for found, sums in ((first, counter.spikes), (active, counter.active)):
+            assert getattr(found, name) == pytest.approx(float(sums[f"0.{layer}"].sum()) / 30)
+    totals = list(counter.spikes.values())
+    assert len({float(x.sum()) for x in totals}) == len(totals)  # so that none passes for another
 
 
 def test_the_estimate_is_the_sum_of_its_breakdown(loaded: Any) -> None:
     import torch
 
-    values = estimate(loaded, measure_spikes(loaded, torch.arange(64).view(2, 32)))
+    counter = measure_spikes(loaded, torch.arange(64).view(2, 32))
+    values = estimate(loaded, counter)
     for form in ("dense", "spiking"):
         rows = [row for part in values["operations"].values() for row in part.values()]
         macs, acs = (sum(row[f"{form}_{unit}"] for row in rows) for unit in ("macs", "acs"))
@@ -226,6 +347,16 @@ def test_the_estimate_is_the_sum_of_its_breakdown(loaded: Any) -> None:
         values["attention"]["reduction_percent"]
     )
     assert values["constants"] | asdict(FLOAT) == values["constants"]
+    memory = {"sram_pj_per_64_bits": 100, "dram_pj_per_64_bits": 1300, "word_bits": 32}
+    assert values["constants"] | memory == values["constants"]
+    for name, count in counter.mean_counts().items():
+        assert values["spike_rate_by_layer"][name] == pytest.approx(count / 4)
+    # graded: as many spikes as neurons that send any
+    sent = sum(float(counter.active[f"{i}.attn.encode"].sum()) / 64 for i in (0, 1))
+    macs = values["operations"]["attention"]["c_attn"]["graded_macs"]
+    assert macs == pytest.approx(sent * 5 * 64)
+    saved = values["model"]["memory_spiking_j"] / values["model"]["memory_dense_j"]
+    assert values["model"]["memory_reduction_percent"] == pytest.approx(100 * (1 - saved))
 
 
 def test_the_command(tiny_run: Path, copy_of: Callable[[Path], Path], tmp_path: Path) -> None:
@@ -244,7 +375,8 @@ def test_the_command(tiny_run: Path, copy_of: Callable[[Path], Path], tmp_path: 
     assert values["tokens"] == 64
     assert values["timesteps"] == 4
     report = json.loads((run / "report.json").read_text())
-    assert report["energy"] == {key: value for key, value in values.items() if key != "run"}
+    kept = {key: value for key, value in report["energy"].items() if key != "provenance"}
+    assert kept == {key: value for key, value in values.items() if key != "run"}
     assert "recipe" in report
     done = CliRunner().invoke(neurtx, words)
     assert "ESTIMATED" in done.stdout

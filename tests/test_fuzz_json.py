@@ -15,6 +15,7 @@ from fuzzing import (
     fuzz,
     read,
     refused_by_the_command,
+    refused_for_its_content,
     same,
     sign,
     signed,
@@ -151,7 +152,7 @@ def other_tokenizer(folder: Path, name: str) -> Path:
 def test_other_tokenizer(whole: Path, name: str) -> None:
     with spoilt(whole) as folder:
         mark = other_tokenizer(folder, name)
-        assert read(folder) is None
+        refused_for_its_content(folder)
         assert not mark.exists()
 
 
@@ -163,7 +164,9 @@ def test_no_code_of_a_tokenizer_is_run(whole: Path) -> None:
         values = {**json.loads(path.read_bytes()), "auto_map": RUNS_CODE["auto_map"]}
         path.write_text(json.dumps(values))
         sign(folder)
-        sound(read(folder))
+        found = read(folder)
+        assert found is not None
+        sound(found)
         assert not mark.exists()
 
 

@@ -21,12 +21,15 @@ from fuzzing import (
     CHIP,
     CONFIG,
     KEYS,
+    MANIFEST,
     PROJECTION,
+    TOKENIZER,
     fuzz,
     places,
     put,
     read,
     refused_by_the_command,
+    refused_for_its_content,
     sign,
     sound,
     spoilt,
@@ -205,7 +208,7 @@ def test_other_hdf5(whole: Path, name: str) -> None:
         shutil.copy(folder / PROJECTION, folder / "netx/other.net")
         with projection(folder) as file:
             BAD_HDF5[name](file)
-        assert read(folder) is None
+        refused_for_its_content(folder)
 
 
 @pytest.mark.parametrize("spoil", [bomb, wide_chunks])
@@ -291,17 +294,19 @@ def test_any_header_of_tensors(whole: Path, data: st.DataObject) -> None:
 def test_tensors_of_another_type(whole: Path, dtype: str) -> None:
     with spoilt(whole) as folder:
         retype(folder, dtype)
-        assert read(folder) is None
+        refused_for_its_content(folder)
 
 
-def test_a_tensor_that_stands_twice(whole: Path) -> None:
+def test_a_tensor_that_stands_twice(whole: Path, original: netlist.TextNetlist) -> None:
     with spoilt(whole) as folder:
         header, body = split(folder)
         values = json.loads(header)
         first = next(name for name in values if name != "__metadata__")
         twice = header[:-1] + f',"{first}":{json.dumps(values[first])}'.encode() + b"}"
         join(folder, twice, body)
-        sound(read(folder))
+        found = read(folder)
+    if found is not None:
+        assert np.array_equal(found.model.tensors[first], original.model.tensors[first])
 
 
 @fuzz
@@ -323,6 +328,81 @@ def test_any_numbers_in_range(whole: Path, seed: int, data: st.DataObject) -> No
         save_file(tensors, folder / CHIP)
         sign(folder)
         sound(read(folder))
+
+
+# --- what is as sound as it was ---
+
+
+def other_weight(folder: Path) -> None:
+    with projection(folder) as file:
+        weight = file[W][()]
+        weight[3, 5] = -weight[3, 5] or 2
+        replaced(W, data=weight, compression="gzip")(file)
+
+
+def other_threshold(folder: Path) -> None:
+    with projection(folder) as file:
+        replaced(V, data=7)(file)
+
+
+def other_number(folder: Path) -> None:
+    header, body = split(folder)
+    at = json.loads(header)["h.0.mlp.c_fc.bias"]["data_offsets"][0]
+    join(folder, header, body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :])
+
+
+def exchanged(folder: Path) -> None:
+    header, body = split(folder)
+    values = json.loads(header)
+    one, other = "h.0.attn.encode.theta", "h.0.mlp.encode.theta"
+    values[one], values[other] = values[other], values[one]
+    join(folder, json.dumps(values).encode(), body)
+
+
+def json_with(name: str, change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        values = json.loads((folder / name).read_bytes())
+        change(values)
+        (folder / name).write_text(json.dumps(values))
+        sign(folder)
+
+    return spoil
+
+
+def turned(values: dict[str, Any]) -> None:
+    tokens = values["model"]["vocab"]
+    tokens["x"], tokens["y"] = tokens["y"], tokens["x"]
+
+
+# what is changed, and the tensors that are others then
+SOUND: dict[str, tuple[Callable[[Path], None], set[str]]] = {
+    "nothing": (sign, set()),
+    "a weight": (other_weight, {"h.0.mlp.c_fc.weight"}),
+    "a threshold of stock netx": (other_threshold, set()),
+    "a number": (other_number, {"h.0.mlp.c_fc.bias"}),
+    "two tensors": (exchanged, {"h.0.attn.encode.theta", "h.0.mlp.encode.theta"}),
+    "two tokens": (json_with(TOKENIZER, turned), set()),
+    "the run": (json_with(MANIFEST, lambda values: values.update(run="elsewhere")), set()),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_what_is_signed_and_sound_is_read(
+    whole: Path, original: netlist.TextNetlist, name: str
+) -> None:
+    """Else every property of a signed netlist would hold because none was ever read."""
+    change, others = SOUND[name]
+    with spoilt(whole) as folder:
+        change(folder)
+        found = read(folder)
+        assert found is not None
+        sound(found)
+    tensors = original.model.tensors
+    differ = {n for n, x in found.model.tensors.items() if not np.array_equal(x, tensors[n])}
+    assert differ == others
+    assert (found.manifest.run == "elsewhere") == (name == "the run")
+    told = found.tokenizer.encode("x") == original.tokenizer.encode("y")
+    assert told == (name == "two tokens")
 
 
 # --- by the command ---

@@ -1,21 +1,25 @@
 """Induction measures: on networks whose attention is known, and by the command."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from neurtransformer.icl import induction
 from neurtransformer.integer.model import IntegerGPT2
+from neurtransformer.spiking.convert import convert
 from neurtransformer.spiking.load import load_run
 
 
 def test_a_perfect_induction_head_scores_one_and_its_neighbours_nothing() -> None:
     ids = induction.repeated(50, 8)
-    assert torch.equal(ids[:, :8], ids[:, 8:]) and int(ids.min()) > 0
+    assert torch.equal(ids[:, :8], ids[:, 8:])
+    assert bool((induction.repeated(3, 8) >= 1).all())  # token 0 starts documents
     weights = torch.zeros(1, 3, len(ids), 16, 16)
     for q in range(8, 16):
         weights[0, 0, :, q, q - 7] = 1  # what followed the earlier occurrence
@@ -57,6 +61,61 @@ def test_the_integer_networks_attention_is_the_spiking_networks(tiny_run: Path) 
     ):
         for a, b in zip(mine, other, strict=True):
             assert induction.copying(*a) == pytest.approx(induction.copying(*b), abs=0.2)
+
+
+def test_circuits_are_what_a_head_does_to_a_token() -> None:
+    """What head 1 makes of one token's embedding, and what that adds to the logits, by hand."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 30, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    dense = GPT2LMHeadModel(GPT2Config(**sizes)).eval()
+    with torch.no_grad():
+        for parameter in dense.parameters():
+            parameter.normal_()
+        block = dense.transformer.h[0]
+        token = dense.transformer.wte.weight[7]
+        seen = (token - token.mean()) * block.ln_1.weight
+        value = (seen @ block.attn.c_attn.weight)[16:][4:]
+        written = value @ block.attn.c_proj.weight[4:]
+        logits = dense.lm_head.weight @ ((written - written.mean()) * dense.transformer.ln_f.weight)
+        spiking = convert(dense, torch.arange(16).view(2, 8), 4, "tiny")
+        for form in (induction.dense_form(dense), induction.spiking_form(spiking)):
+            to_value, to_logits = form.circuits()[0][1]
+            assert torch.allclose(to_value[:, 7], value, atol=1e-5)
+            assert torch.allclose(to_logits @ value, logits, atol=1e-4)
+
+
+def test_all_measures_of_a_form() -> None:
+    """Of a network whose head 1 of layer 2 copies, and which learns from token 60 on."""
+    asked = []
+
+    def attention(ids: torch.Tensor) -> torch.Tensor:
+        asked.append(ids)
+        length = ids.shape[1]
+        weights = torch.zeros(3, 2, len(ids), length, length)
+        weights[2, 1] = torch.eye(length).roll(1 - length // 2, 1)
+        return weights
+
+    def logits(ids: torch.Tensor) -> torch.Tensor:
+        position = torch.arange(ids.shape[1])
+        found = torch.zeros(*ids.shape, 9)
+        found[..., 0] = torch.where(position < 60, 0.0, 5.0)
+        return found
+
+    one = torch.eye(9)
+    form = induction.Form(attention, logits, lambda: 3 * [[(one, one), (one, -one)]])
+    found = induction.measure(form, 9, torch.zeros(2, 512, dtype=torch.long))
+    assert asked[0].shape == (8, 128)  # 64 tokens, twice
+    assert found["best_head"] == [2, 1] and found["prefix_matching_max"] == 1
+    assert sum(map(sum, found["prefix_matching"])) == 1
+    assert found["copying"] == 3 * [pytest.approx([1, -1])]
+    later = math.log(math.exp(5) + 8) - 5
+    assert found["loss_late"] == pytest.approx(later, abs=1e-5)
+    # the losses of tokens 38 to 61, two of which are low
+    assert found["loss_early"] == pytest.approx((22 * math.log(9) + 2 * later) / 24, rel=1e-5)
+    assert found["icl_score"] == pytest.approx(found["loss_late"] - found["loss_early"])
+    assert found["icl_score"] < -1
+    short = induction.measure(form, 9, torch.zeros(1, 40, dtype=torch.long))
+    assert asked[1].shape == (8, 40) and short["prefix_matching_max"] == 1
 
 
 def test_by_command(

@@ -11,18 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from neurtransformer.codes import NO_FORGETTING, largest_count, level_bits
 from neurtransformer.errors import UserError
 from neurtransformer.integer import arithmetic, quantise
 from neurtransformer.integer.arithmetic import LIMIT
 from neurtransformer.integer.config import MAX_STREAM_BITS, IntegerConfig
+from neurtransformer.integer.from_spiking import stream_bits
 from neurtransformer.integer.layout import check, layout
-from neurtransformer.integer.model import IntegerGPT2, stream_bits
+from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.integer.parts import Encoder
 from neurtransformer.recipe import Coding
-from neurtransformer.spiking import attention as spiking_attention
 from neurtransformer.spiking import coding
-from neurtransformer.spiking.attention import NO_FORGETTING
-from neurtransformer.spiking.coding import largest_count
+from neurtransformer.spiking.attention import linear as spiking_attention
 from neurtransformer.spiking.load import load_run
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 from neurtransformer.spiking.neuron import CodingNeuron
@@ -47,8 +47,9 @@ def membranes(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
     level = np.array(draw(st.lists(st.integers(-80, 80), min_size=n, max_size=n)))
     off = np.array(draw(st.lists(st.integers(-2, 2), min_size=n, max_size=n)))
     u = theta * level // 2 + off
-    room = LIMIT - (theta >> 1)
-    return np.clip(u, -room, room), theta, timesteps
+    if draw(st.booleans()):
+        u[0] = draw(st.sampled_from([-LIMIT, LIMIT]))  # no room for half a threshold
+    return np.clip(u, -LIMIT, LIMIT), theta, timesteps
 
 
 @given(membranes(), st.booleans())
@@ -69,15 +70,13 @@ def test_steps_are_counts(
     if coding == "phase":
         timesteps = min(timesteps, 8)
         theta = np.maximum(theta >> timesteps, 1)
-        room = LIMIT - (theta >> 1)
-        u = np.clip(u, -room, room)
     phase = 1 if graded else timesteps
     most = largest_count(timesteps, coding)
-    spikes, v = arithmetic.fire_steps(u, theta, most, signed, phase, coding)
+    spikes, v = arithmetic.fire_steps(u, theta, most, signed, phase, phase, coding)
     counts = arithmetic.fire_counts(u, theta, most, signed)
-    received = arithmetic.integrate(spikes, np.full_like(u, 3), coding)
+    received = arithmetic.integrate(spikes, np.full_like(u, 3), coding, phase)
     assert (received[-1] == counts + 3).all()
-    assert np.abs(v).max() <= LIMIT
+    assert max(np.abs(v).max(), arithmetic.fire_start(u, theta, signed)[0].max()) <= LIMIT
     if not graded:
         assert np.abs(spikes).max() <= 1
 
@@ -143,8 +142,8 @@ def test_ssa_is_the_spiking_networks(
     for mine, other in zip(ours, theirs, strict=True):
         assert (mine == other.numpy()).all()
         assert np.abs(mine).max() <= LIMIT
-    mean = arithmetic.normalise(ours[0], timesteps)
-    assert (mean == spiking_attention.normalise(theirs[0], timesteps).numpy()).all()
+    mean = arithmetic.normalise(ours[0], level_bits(timesteps))
+    assert (mean == spiking_attention.normalise(theirs[0], level_bits(timesteps)).numpy()).all()
 
 
 @given(TIMESTEPS, SEEDS)
@@ -155,8 +154,10 @@ def test_normalise_is_the_spiking_networks(timesteps: int, seed: int) -> None:
     read[:, -1:] = np.floor(size).clip(0, LIMIT)
     read[0] = LIMIT
     read[1] = 0
-    theirs = spiking_attention.normalise(torch.from_numpy(read).float(), timesteps)
-    assert (arithmetic.normalise(read.astype(np.int64), timesteps) == theirs.numpy()).all()
+    theirs = spiking_attention.normalise(torch.from_numpy(read).float(), level_bits(timesteps))
+    assert (
+        arithmetic.normalise(read.astype(np.int64), level_bits(timesteps)) == theirs.numpy()
+    ).all()
 
 
 # --- GELU ---
@@ -354,11 +355,11 @@ def test_steps_of_a_block_are_its_counts(model: IntegerGPT2, graded: bool) -> No
     x = np.random.default_rng(0).integers(-(2**16), 2**16, (7, model.config.width))
     phase = 1 if graded else model.config.timesteps
     attention, feedforward = model.attention[1], model.feedforward[1]
-    trace = attention.steps(x, phase)
+    trace = attention.steps(x, phase, phase)
     after, state = attention.counts(x[None], attention.new_state(1))
     assert (trace["residual.x"][:, -1] == after[0]).all()
-    assert (trace["ssa.state"][-1] == state[0]).all()
-    assert (feedforward.steps(x, phase)["residual.x"][:, -1] == feedforward.counts(x)).all()
+    assert (trace["ssa.state"][-1] == state[0][0]).all()
+    assert (feedforward.steps(x, phase, phase)["residual.x"][:, -1] == feedforward.counts(x)).all()
     for name, values in trace.items():
         assert np.abs(values).max() <= LIMIT, name
 
@@ -366,8 +367,8 @@ def test_steps_of_a_block_are_its_counts(model: IntegerGPT2, graded: bool) -> No
 def test_steps_of_both_ends_are_their_counts(model: IntegerGPT2) -> None:
     ids = tokens(9).numpy()
     x = model.embedding.counts(ids)
-    assert (model.embedding.steps(ids)["stream.x"][:, 0] == x).all()
-    assert (model.head.steps(x)["logits.x"][:, 0] == model.head.counts(x)).all()
+    assert (model.embedding.steps(ids, 1, 1)["stream.x"][:, 0] == x).all()
+    assert (model.head.steps(x, 1, 1)["logits.x"][:, 0] == model.head.counts(x)).all()
 
 
 def test_the_stream_has_the_bits_that_it_needs(spiking: SpikingGPT2LMHeadModel) -> None:
@@ -410,7 +411,7 @@ def complain(complaint: str) -> None:
 
 def test_the_layout_is_what_quantising_makes(model: IntegerGPT2) -> None:
     assert layout(model.config).keys() == model.tensors.keys()
-    check(model.config, model.tensors, complain)
+    check(model.config, dict(model.tensors), complain)
 
 
 def _add(amount: int) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,7 +1,8 @@
 """Lava: stock netx reads our files unchanged, and our processes equal the integer model."""
 
-import importlib.util
+import errno
 import os
+import signal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +17,9 @@ from neurtransformer.integer.arithmetic import LIMIT
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.integer.parts import Trace
 from neurtransformer.loihi import netlist, netx
-from neurtransformer.loihi.nodes import Network, Spikes
-from neurtransformer.loihi.simulate import Tally, _steps, pairs, prompt_ids, simulate
+from neurtransformer.loihi.network import Network
+from neurtransformer.loihi.nodes import Spikes
+from neurtransformer.loihi.simulate import Tally, pairs, prompt_ids, simulate
 from neurtransformer.recipe import MAX_PHASE_TIMESTEPS, Coding
 from neurtransformer.spiking.load import load_run
 from neurtransformer.spiking.model import SpikingGPT2Config, SpikingGPT2LMHeadModel
@@ -26,10 +28,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 Sign = Literal["mixed", "positive", "negative"]
 SIGNS: list[Sign] = ["mixed", "positive", "negative"]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def lava() -> None:
-    import neurtransformer.loihi.lava_compat  # noqa: F401
+pytestmark = pytest.mark.usefixtures("lava")
 
 
 # --- netx files in stock Lava ---
@@ -141,7 +140,7 @@ def random_spiking(
 def compare(found: netlist.TextNetlist, network: Network, x: np.ndarray) -> Tally:
     from neurtransformer.loihi.runner import run_network
 
-    ours = _steps(found.model, network, x)
+    ours = found.model.networks[network.name].steps(x, network.phase, network.slots)
     theirs, steps = run_network(found, network, ours)
     assert steps == len(x) * network.phase + network.latency
     tally = Tally()
@@ -182,10 +181,10 @@ def check_random(
 @pytest.mark.parametrize(
     ("case", "spikes", "coding"),
     [
-        ((1, 2, 8, 5, 4), "rate", "rate"),
+        ((1, 2, 8, 5, 4), "binary", "rate"),
         ((2, 3, 5, 64, 3), "graded", "rate"),
-        ((3, 1, 4, 1, 6), "rate", "rate"),
-        ((4, 2, 6, 8, 4), "rate", "phase"),
+        ((3, 1, 4, 1, 6), "binary", "rate"),
+        ((4, 2, 6, 8, 4), "binary", "phase"),
         ((5, 2, 6, 5, 4), "graded", "phase"),
     ],
 )
@@ -205,7 +204,7 @@ def test_projections_that_need_a_silent_input(
 ) -> None:
     spiking = random_spiking(4, 2, 8, 4)
     spiking.blocks[0].attn.c_proj.weight.data.fill_(value)
-    netlist.write(tmp_path, IntegerGPT2.from_spiking(spiking), nano_tokenizer, "rate")
+    netlist.write(tmp_path, IntegerGPT2.from_spiking(spiking), nano_tokenizer, "binary")
     found = netlist.read_text(tmp_path)
     network = found.manifest.networks[1]
     tally = compare(found, network, entering(found, network, 4, 3))
@@ -222,7 +221,7 @@ def test_projections_that_need_a_silent_input(
         st.sampled_from([1, 2, 3, 4, 8, 16, 64]),
         st.integers(1, 6),
     ),
-    st.sampled_from(["rate", "graded"]),
+    st.sampled_from(["binary", "graded"]),
     st.sampled_from(["rate", "phase"]),
 )
 def test_lava_is_the_integer_model_anywhere(
@@ -244,7 +243,7 @@ def test_simulate_a_prompt(
     # a residual stream of 20 bits, whose squares take 40
     spiking.lm_head.weight.data.mul_(500)
     model = IntegerGPT2.from_spiking(spiking)
-    netlist.write(tmp_path, model, nano_tokenizer, "rate")
+    netlist.write(tmp_path, model, nano_tokenizer, "binary")
     found = netlist.read_text(tmp_path)
     heard: list[str] = []
     ids = prompt_ids(found, "a word or two", 3)
@@ -255,6 +254,14 @@ def test_simulate_a_prompt(
     continuation = model.generate(torch.tensor([ids]), 3)[0, len(ids) :]
     assert values["text"] == nano_tokenizer.decode(continuation) and values["same_text"]
     assert capfd.readouterr().out == ""
+
+
+def test_all_differences_are_counted() -> None:
+    tally = Tally()
+    for name, differences in (("a", [0, 0]), ("b", [1, -9, 0]), ("c", [2, 2, 2])):
+        theirs = np.arange(len(differences))
+        tally.add(name, theirs + differences, theirs)
+    assert tally == Tally(compared=8, mismatches=5, max_abs_difference=9, first_mismatch="b")
 
 
 def test_a_difference_is_counted(
@@ -273,7 +280,7 @@ def test_a_difference_is_counted(
         entered = sent[source][:, 0]
         if network.name == "embed":
             entered = entered[:, : which.model.config.vocabulary].argmax(-1)
-        ours = _steps(which.model, network, entered)
+        ours = which.model.networks[network.name].steps(entered, network.phase, network.slots)
         trace: Trace = {k: x.copy() for k, x in ours.items() if k != source}
         if "ssa.state" in trace:
             trace["ssa.state"] = trace["ssa.state"][:, None].copy()
@@ -299,7 +306,8 @@ def children() -> set[int]:
 def test_a_dead_process_is_an_error_and_not_a_wait(tmp_path: Path, when: str) -> None:
     from lava.proc.io.source import RingBuffer
 
-    from neurtransformer.loihi.processes import Norm
+    from neurtransformer.loihi.microcode import Clock, Norm
+    from neurtransformer.loihi.processes import LogFile, Population
     from neurtransformer.loihi.runner import LavaFailed, run_lava
 
     log = tmp_path / "y.npy"
@@ -307,16 +315,66 @@ def test_a_dead_process_is_an_error_and_not_a_wait(tmp_path: Path, when: str) ->
         np.save(log, np.zeros((2, 4), np.int32))
     before = children()
     source = RingBuffer(data=np.zeros((4, 9), int))
-    norm = Norm(width=4, epsilon=1, phase=1, start=0, logs={"y": log})
+    code = Norm(Clock(1, 1, 0), width=4, epsilon=1, shifts=(0,), roots=[1], fraction_bits=14)
+    norm = Population(code, {"y": LogFile(log)})
     source.s_out.connect(norm.x_in)
     with pytest.raises(LavaFailed):
         run_lava([source, norm], 9)
     assert len(children() - before) <= 1  # multiprocessing's resource tracker stays
 
 
-def test_without_lava(monkeypatch: pytest.MonkeyPatch) -> None:
-    from neurtransformer.loihi import lava_compat
+def test_no_room_for_what_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before Lava starts, for at a mapped file without room it would be killed."""
+    from neurtransformer.loihi import runner
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="neurtx install lava"):
-        lava_compat._mend()
+    def full(path: Path) -> None:
+        raise UserError("no room")
+
+    monkeypatch.setattr(runner, "reserve", full)
+    with pytest.raises(UserError, match="no room"):
+        runner.new_log(tmp_path / "log.npy", (3, 4))
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "/dev/shm"),
+        (errno.EACCES, "/dev/shm"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.EAGAIN, "ulimit -u"),
+        (errno.ENOMEM, "memory"),
+    ],
+)
+def test_what_the_system_does_not_give(
+    monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    from lava.magma.compiler.channels import pypychannel
+    from lava.proc.io.source import RingBuffer
+
+    from neurtransformer.loihi.runner import run_lava
+
+    def refuse(value: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(pypychannel, "Semaphore", refuse)
+    before = children()
+    with pytest.raises(UserError, match=words):
+        run_lava([RingBuffer(data=np.zeros((4, 9), int))], 9)
+    assert not children() - before
+
+
+def test_a_process_that_is_killed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lava.proc.io.source import RingBuffer
+
+    from neurtransformer.loihi.lava_runtime import LavaFailed, LavaRuntime
+    from neurtransformer.loihi.runner import run_lava
+
+    wait = LavaRuntime.wait_until_done
+
+    def killed(runtime: LavaRuntime) -> None:
+        os.kill(runtime.actors[0].pid, signal.SIGKILL)
+        wait(runtime)
+
+    monkeypatch.setattr(LavaRuntime, "wait_until_done", killed)
+    with pytest.raises(LavaFailed, match="SIGKILL"):
+        run_lava([RingBuffer(data=np.zeros((4, 99_999), int))], 99_999)

@@ -1,12 +1,14 @@
 """The spiking model as a whole: steps equal counts, generation, training, resuming."""
 
 import copy
+import errno
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -15,7 +17,8 @@ from neurtransformer.errors import UserError
 from neurtransformer.measure.position import doubled, loss_by_position
 from neurtransformer.measure.quality import counting_spikes, evaluate
 from neurtransformer.recipe import Coding, load_recipe
-from neurtransformer.spiking.calibrate import fit_forgetting, fit_threshold
+from neurtransformer.spiking.attention.linear import LinearAttention, fit_forgetting
+from neurtransformer.spiking.calibrate import fit_threshold
 from neurtransformer.spiking.config import SpikingGPT2Config
 from neurtransformer.spiking.convert import carry_over, convert
 from neurtransformer.spiking.finetune import Step, batch_at, finetune
@@ -89,6 +92,40 @@ def _as_dense(model: Any) -> Any:
         return output
 
     return forward
+
+
+def test_evaluating_by_hand(tiny_run: Path) -> None:
+    """Against another model than itself, token by token in float64."""
+    model, _ = load_run(tiny_run)
+    dense, text = load_teacher(model), tokens(3, 20)
+    with torch.no_grad():
+        dense.transformer.wte.weight.mul_(3)
+    with counting_spikes(model) as counter:
+        values = evaluate(model, dense, text, counter, batch=2)
+    with torch.no_grad():
+        ours, theirs = model(text), dense(text)
+        hidden = dense.transformer(text)[0].double(), ours.last_hidden_state.double()
+    logits = theirs.logits.double(), ours.logits.double()
+    ppl = []
+    for x in logits:
+        shares = x.softmax(-1)
+        right = [shares[i, j, text[i, j + 1]] for i in range(3) for j in range(19)]
+        ppl.append(math.exp(-sum(math.log(p) for p in right) / len(right)))
+    assert [values["ppl_dense"], values["ppl_spiking"]] == pytest.approx(ppl, rel=1e-4)
+    assert values["ppl_ratio"] == pytest.approx(ppl[1] / ppl[0], rel=1e-4) and ppl[1] != ppl[0]
+    for name, (a, b) in (("cosine_similarity", hidden), ("cosine_similarity_logits", logits)):
+        cosine = (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+        assert values[name] == pytest.approx(float(cosine.mean()), abs=1e-5)
+    agreed = [
+        int(a.argmax()) == int(b.argmax()) for a, b in zip(*map(_tokens, logits), strict=True)
+    ]
+    assert values["token_agreement"] == pytest.approx(sum(agreed) / 60) and 0 < sum(agreed) < 60
+    neurons = 2 * (64 + 5 * 64 + 64 + 64 + 256)
+    assert values["mean_spike_rate"] == pytest.approx(values["spikes_per_token"] / neurons / 4)
+
+
+def _tokens(x: Tensor) -> list[Tensor]:
+    return list(x.flatten(0, 1))
 
 
 def test_joined_blocks_are_a_quarter_of_the_text() -> None:
@@ -170,7 +207,7 @@ def test_thresholds_of_what_is_squared_leave_room_for_peaks(
 ) -> None:
     dense, _ = load_dense(str(tiny_dense_folder))
     roomy = convert(dense, tokens(1, 32), 4, "tiny").blocks[0].attn
-    monkeypatch.setattr("neurtransformer.spiking.calibrate.PEAK_ROOM", 1.0)
+    monkeypatch.setattr(LinearAttention, "threshold_room", 1.0)
     tight = convert(dense, tokens(1, 32), 4, "tiny").blocks[0].attn
     assert torch.allclose(roomy.query.threshold, 1.3 * tight.query.threshold)
     assert torch.allclose(roomy.key.threshold, 1.3 * tight.key.threshold)
@@ -246,6 +283,31 @@ def test_resumed_training_ends_as_the_uninterrupted(
             model, load_teacher(model), text, other, seed=3, device="cpu",
             checkpoint=tmp_path / "b", resume=True, on_step=lambda step: None,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "full"), SafetensorError("os error 28"), UserError("a file is there")],
+)
+def test_a_checkpoint_that_cannot_be_written_ends_no_training(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("neurtransformer.spiking.finetune.CHECKPOINT_EVERY", 1)
+    monkeypatch.setattr("neurtransformer.spiking.finetune.write_checkpoint", fail)
+    warned: list[Any] = []
+    monkeypatch.setattr(
+        "neurtransformer.spiking.finetune.log.warning", lambda *words: warned.append(words)
+    )
+    recipe = load_recipe().finetune.changed(steps=2, batch=2, match_share=0.5)
+    model, _ = load_run(tiny_run)
+    history = finetune(
+        model, load_teacher(model), tokens(2, 16), recipe, seed=3, device="cpu",
+        checkpoint=tmp_path / "c", resume=False, on_step=lambda step: None,
+    )  # fmt: skip
+    assert len(history) == len(warned) == 2
 
 
 def test_every_pass_sees_every_block_once() -> None:

@@ -21,6 +21,10 @@ from safetensors.numpy import load_file, save_file
 from neurtransformer.errors import UserError
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.loihi import netlist, netx
+from neurtransformer.loihi import simulate as simulation
+from neurtransformer.loihi.attention.linear import SSA
+from neurtransformer.loihi.nodes import Synapses
+from neurtransformer.loihi.simulate import prompt_ids
 from neurtransformer.runs import read_json, write_json
 from neurtransformer.spiking.load import load_run
 
@@ -72,6 +76,39 @@ def test_without_a_positive_weight_there_is_a_silent_input(tmp_path: Path, most:
     assert (netx.read_projection(tmp_path / "a.net", 4, 3, 1) == weight).all()
 
 
+def test_what_stands_in_a_file_of_netx(tmp_path: Path) -> None:
+    """All that stock netx reads: its neurons share a threshold, and their bias comes each step."""
+    weight = np.array([[-256, 2, 0], [254, -2, 4]], np.int16)
+    bias, theta = np.array([80_000, -24]), np.array([10**6, 500_000])
+    for name, thresholds, expected in (
+        ("a", theta // 10**4, 75),  # the median of 100 and 50
+        ("b", theta, 2**17 - 1),
+        ("c", None, 2**17 - 1),
+    ):
+        netx.write_projection(tmp_path / name, weight, bias, thresholds, 8)
+        with h5py.File(tmp_path / name) as file:
+            values: dict[str, Any] = {}
+            file.visititems(
+                lambda k, x, v=values: v.update({k: x[()]}) if hasattr(x, "shape") else None
+            )
+        found = {
+            k: v.tolist() if isinstance(v, np.ndarray | np.integer) else v
+            for k, v in values.items()
+        }
+        assert found == {
+            "layer/0/type": b"input",
+            "layer/0/shape": [3],
+            "layer/1/type": b"dense",
+            "layer/1/shape": [2],
+            "layer/1/weight": weight.tolist(),
+            "layer/1/bias": [4095, -3],
+            "layer/1/neuron/type": b"CUBA",
+            "layer/1/neuron/iDecay": 4096,
+            "layer/1/neuron/vDecay": 0,
+            "layer/1/neuron/vThMant": expected,
+        }
+
+
 @pytest.mark.parametrize(
     ("weight", "message"),
     [
@@ -90,7 +127,7 @@ def test_what_netx_would_spoil_is_refused(tmp_path: Path, weight: list, message:
 # --- whole folders ---
 
 
-@pytest.mark.parametrize("spikes", ["rate", "graded"])
+@pytest.mark.parametrize("spikes", ["binary", "graded"])
 def test_round_trip(model: IntegerGPT2, nano_tokenizer: Any, tmp_path: Path, spikes: Any) -> None:
     manifest = netlist.write(tmp_path, model, nano_tokenizer, spikes)
     found = netlist.read_text(tmp_path)
@@ -103,7 +140,7 @@ def test_round_trip(model: IntegerGPT2, nano_tokenizer: Any, tmp_path: Path, spi
     assert manifest.totals.synapses == SYNAPSES
     # encode, five for each channel of c_attn's input, merged; encode, hidden; before the LM head
     assert manifest.totals.neurons == 2 * (64 + 5 * 64 + 64 + 64 + 256) + 64
-    (ssa,) = [node for node in manifest.networks[1].nodes if node.kind == "ssa"]
+    (ssa,) = [node for node in manifest.networks[1].nodes if isinstance(node, SSA)]
     assert (ssa.heads, ssa.dim, ssa.key_dim) == (2, 32, 64)
     files = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
     assert files == manifest.files.keys() | {"manifest.json"}
@@ -116,8 +153,8 @@ def test_a_network_without_attention_output_survives(
     spiking = load_run(tiny_run)[0]
     spiking.blocks[0].attn.c_proj.weight.data.zero_()
     silent = IntegerGPT2.from_spiking(spiking)
-    manifest = netlist.write(tmp_path, silent, nano_tokenizer, "rate")
-    by_file = {n.file: n for net in manifest.networks for n in net.nodes if n.kind == "synapses"}
+    manifest = netlist.write(tmp_path, silent, nano_tokenizer, "binary")
+    by_file = {n.file: n for net in manifest.networks for n in net.nodes if isinstance(n, Synapses)}
     assert by_file["netx/h.0.attn.c_proj.net"].silent_inputs == 1
     assert not netlist.read_text(tmp_path).model.tensors["h.0.attn.c_proj.weight"].any()
 
@@ -206,6 +243,8 @@ def _set(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
         (_set("networks", 1, "nodes", 3, "kind", value="softmax"), "kind|nodes"),
         (_set("networks", value={}), "networks"),
         (_set("files", value={}), "does not list"),
+        (lambda manifest: manifest["files"].pop("chip.safetensors"), "not list chip.safetensors"),
+        (lambda manifest: manifest["files"].pop(FILES[0]), f"not list {FILES[0]}"),
         (_set("files", "../../etc/passwd", value={"sha256": "0" * 64, "bytes": 1}), "outside"),
         (_set("files", "/etc/passwd", value={"sha256": "0" * 64, "bytes": 1}), "outside"),
         (_set("files", "more.bin", value={"sha256": "0" * 64, "bytes": 1}), "missing"),
@@ -284,8 +323,13 @@ def neurtx(*arguments: str) -> int:
 
 
 def test_export_and_simulate_by_command(
-    tiny_run: Path, copy_of: Copy, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tiny_run: Path,
+    copy_of: Copy,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # where the last netlist is noted
     run, target = copy_of(tiny_run), tmp_path / "net"
     assert neurtx("export", str(run), "--target", "loihi2", "--out", str(target), "--json") == 0
     values = json.loads(capfd.readouterr().out)
@@ -301,6 +345,30 @@ def test_export_and_simulate_by_command(
     values = json.loads(capfd.readouterr().out)
     assert values["backend"] == "integer" and values["mismatches"] == 0
     assert values["tokens"] > 0 and values["steps"] > 0 and values["text"] and values["same_text"]
+
+
+def test_a_prompt_may_fill_all_positions(original: netlist.TextNetlist) -> None:
+    """Sixteen: the last token that is written is not read."""
+    assert len(prompt_ids(original, "x" * 15, 2)) == len(prompt_ids(original, "x" * 16, 1)) - 1
+    for prompt, tokens in (("x" * 15, 3), ("x" * 17, 1)):
+        with pytest.raises(UserError, match="16 positions"):
+            prompt_ids(original, prompt, tokens)
+
+
+def test_steps_that_are_not_the_counts_are_told(
+    original: netlist.TextNetlist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = simulation._counts
+    assert simulation.simulate(original, [1, 2], "integer")["mismatches"] == 0
+
+    def other(model: IntegerGPT2, name: str, x: Any) -> Any:
+        counts = whole(model, name, x)
+        counts[-1, 0] += name == "h.0.attn"
+        return counts
+
+    monkeypatch.setattr(simulation, "_counts", other)
+    found = simulation.simulate(original, [1, 2], "integer")
+    assert (found["mismatches"], found["first_mismatch"]) == (1, "h.0.attn.counts")
 
 
 def test_nothing_is_left_of_a_failed_export(
@@ -339,3 +407,15 @@ def test_lava_is_imported_only_when_needed() -> None:
         "sys.exit('lava' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_reading_a_netlist_needs_no_torch(whole: Path) -> None:
+    """The integers are a specification of their own: NumPy is enough."""
+    code = (
+        "import sys; from pathlib import Path;"
+        "from neurtransformer.loihi import netlist, place;"
+        "netlist.read(Path(sys.argv[1]));"
+        "print({'torch', 'spikingjelly', 'transformers', 'lava'} & sys.modules.keys())"
+    )
+    command = [sys.executable, "-c", code, str(whole)]
+    assert subprocess.check_output(command, text=True).strip() == "set()"

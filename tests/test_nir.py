@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -10,9 +11,10 @@ import nir
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from fuzzing import CONFIG, tensors_of
 from neurtransformer import nir_export
 from neurtransformer.errors import UserError
 from neurtransformer.integer import arithmetic
@@ -73,7 +75,6 @@ def interpret(graph: nir.NIRGraph, driven: Integers, reset: Reset = "to v_reset"
 
 def spikingjelly(path: Path, driven: Integers) -> np.ndarray:
     """The file, imported and run by SpikingJelly."""
-    pytest.importorskip("nirtorch")
     from spikingjelly.activation_based.nir_exchange import import_from_nir
 
     network, state = import_from_nir(path, dt=1.0), None
@@ -86,12 +87,20 @@ def spikingjelly(path: Path, driven: Integers) -> np.ndarray:
 
 
 def fired(graph: nir.NIRGraph, spikes: Integers, fire_steps: int) -> list[Integers]:
-    """Output of the fire steps under both resets; in the integration steps nothing may leave."""
+    """Output of the fire steps under both resets; in the integration steps no spike may leave."""
     driven = nir_export.drive(spikes, fire_steps)
     outs = [interpret(graph, driven, reset) for reset in ("to v_reset", "subtract")]
     for out in outs:
         assert not out[: len(spikes)].any()
     return [out[len(spikes) :].astype(np.int64) for out in outs]
+
+
+def totals(graph: nir.NIRGraph, spikes: Integers, fire_steps: int) -> list[Integers]:
+    """What comes out of a graph that `drive` drives, added up, under both resets."""
+    driven = nir_export.drive(spikes, fire_steps)
+    assert driven.shape[-1:] == tuple(graph.nodes["input"].input_type["input"])
+    resets: tuple[Reset, Reset] = ("to v_reset", "subtract")
+    return [interpret(graph, driven, reset).sum(0).astype(np.int64) for reset in resets]
 
 
 # --- neurons ---
@@ -124,7 +133,7 @@ def test_rate_neurons(seed: int, inputs: int, outputs: int, most: int) -> None:
         **dict(zip("ab", nir_export.level_neurons(weight, bias, levels, most), strict=True))
     )
     graph = nir.dict2NIRNode(graph.to_dict())
-    trains, _ = arithmetic.fire_steps(u, theta, most, False, most, "rate")
+    trains, _ = arithmetic.fire_steps(u, theta, most, False, most, most, "rate")
     for out in (
         *fired(graph, counts[None], most),
         *fired(graph, binary_spikes(counts, most), most),
@@ -197,7 +206,7 @@ def test_gelu_neurons(seed: int, neurons: int, most: int) -> None:
 def chains_of(model: IntegerGPT2, block: int) -> dict[str, nir_export.Chain]:
     config, attention = model.config, model.attention[block]
     return {
-        "qkv": nir_export.qkv_chain(attention, config.most, config.timesteps),
+        "qkv": nir_export.qkv_chain(attention),
         "c_proj": nir_export.c_proj_chain(attention),
         "mlp": nir_export.feedforward_chain(
             model.feedforward[block], config.most, config.hidden_most
@@ -220,11 +229,11 @@ def expected_of(model: IntegerGPT2, block: int, counts: Integers) -> dict[str, I
 
 
 def merged(chain: dict[str, Any], total: Integers) -> Integers:
-    """Totals (tokens, channels) of a chain: pairs of value neurons become one channel."""
-    part = {k: total[:, slice(*channels)] for k, channels in chain.items()}
+    """Totals (..., channels) of a chain: pairs of value neurons become one channel."""
+    part = {k: total[..., slice(*channels)] for k, channels in chain.items()}
     if "value_negative" in part:
         part["value"] = part["value"] - part.pop("value_negative")
-    return np.concatenate(list(part.values()), axis=1)
+    return np.concatenate(list(part.values()), axis=-1)
 
 
 def binary_spikes(counts: Integers, timesteps: int) -> Integers:
@@ -246,17 +255,48 @@ def test_chains_equal_the_integer_network(model: IntegerGPT2, tmp_path: Path, bl
     for name, chain in chains_of(model, block).items():
         nir.write(tmp_path / "a.nir", chain.graph)
         graph = nir.read(tmp_path / "a.nir")
-        if not chain.fire_steps:
-            outs = [interpret(graph, counts[None])]
-        else:
-            outs = [
-                out
-                for spikes in (counts[None], binary)
-                for out in fired(graph, spikes, chain.fire_steps)
-            ]
-        for out in outs:
-            assert (merged(chain.output, out.sum(0)) == expected[name]).all(), name
+        for spikes in (counts[None], binary):
+            for total in totals(graph, spikes, chain.fire_steps):
+                assert (merged(chain.output, total) == expected[name]).all(), name
         assert np.ptp(expected[name]) > 2  # not a silent network
+
+
+@given(
+    SEEDS,
+    st.sampled_from([(2, 1), (4, 2), (8, 1)]),
+    st.integers(1, 6),
+    st.integers(1, 5),
+    st.sampled_from(["rate", "phase"]),
+    st.lists(st.integers(1, 3), max_size=2),
+    st.integers(1, 4),
+)
+def test_drive_is_for_every_graph(
+    seed: int,
+    width: tuple[int, int],
+    hidden: int,
+    timesteps: int,
+    coding: str,
+    batch: list[int],
+    steps: int,
+) -> None:
+    """Networks of all sizes, driven by counts that come in any parts, tokens in any arrangement."""
+    values = {"width": width[0], "heads": width[1], "hidden": hidden, "timesteps": timesteps}
+    config = CONFIG.model_copy(update={**values, "coding": coding})
+    tensors = tensors_of(seed, config) | {"h.0.mlp.hidden.table": TABLE.astype(np.int32)}
+    network = IntegerGPT2(config, tensors)
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(-config.most, config.most + 1, (*batch, config.width))
+    sums = rng.integers(-config.most, config.most + 1, (steps, *counts.shape))
+    sums[-1] = counts
+    parts = np.diff(sums, axis=0, prepend=0)
+    try:
+        chains = chains_of(network, 0)
+    except UserError:  # a membrane that float32 cannot hold
+        assume(False)
+    expected = expected_of(network, 0, counts)
+    for name, chain in chains.items():
+        for total in totals(chain.graph, parts, chain.fire_steps):
+            assert (merged(chain.output, total) == expected[name]).all(), name
 
 
 def test_chains_in_spikingjelly(model: IntegerGPT2, tmp_path: Path) -> None:
@@ -264,8 +304,7 @@ def test_chains_in_spikingjelly(model: IntegerGPT2, tmp_path: Path) -> None:
     expected = expected_of(model, 0, counts)
     for name, chain in chains_of(model, 0).items():
         nir.write(tmp_path / "a.nir", chain.graph)
-        steps = chain.fire_steps
-        driven = nir_export.drive(counts[None], steps) if steps else counts[None]
+        driven = nir_export.drive(counts[None], chain.fire_steps)
         out = spikingjelly(tmp_path / "a.nir", driven).sum(0)
         assert (merged(chain.output, out) == expected[name]).all(), name
 
@@ -311,6 +350,29 @@ def test_export_by_command(neurtx: Any, tiny_run: Path, model: IntegerGPT2, tmp_
     assert "--force" in neurtx(*words).mistake()
     again = neurtx(*words, "--force")
     assert again.returncode == 0, again.stderr
+
+
+def test_the_loop_of_the_docs(
+    neurtx: Any, tiny_run: Path, model: IntegerGPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("nirtorch")
+    text = (Path(__file__).parent.parent / "docs" / "nir.md").read_text()
+    block = text.partition("## How to drive a graph")[2].partition("First the spikes")[0]
+    assert "entry = ..." in block
+    loop = textwrap.dedent(block.strip("\n")).replace("entry = ...", "")
+    assert neurtx("export", str(tiny_run), "--target", "nir", "--out", "n").returncode == 0
+    monkeypatch.chdir("n")
+    counts = some_tokens(model)
+    entries = read_json(Path("manifest.json"))["graphs"]
+    assert len(entries) == 3 * model.config.layers
+    for entry in entries:
+        names = {"entry": entry, "counts": counts}
+        with torch.no_grad():
+            exec(loop, names)
+        block_number, name = entry["file"].split(".")[1], entry["file"].split(".")[-2]
+        total = names["total"].numpy().astype(np.int64)
+        expected = expected_of(model, int(block_number), counts)[name]
+        assert (merged(entry["output"], total) == expected).all(), entry["file"]
 
 
 def test_callers_mistakes(neurtx: Any, tiny_run: Path, tmp_path: Path) -> None:

@@ -172,8 +172,9 @@ def test_other_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         omniglot.load_drawings(tmp_path)
     with pytest.raises(UserError, match="no folder"):
         omniglot.load_drawings(tmp_path / "missing")
-    with pytest.raises(UserError, match="needs 5 characters"):
-        draw_episodes(4, 20, 5, 1, 1, 0)
+    for characters, drawers in ((4, 20), (5, 1)):  # the query is one more drawing
+        with pytest.raises(UserError, match="needs 5 characters"):
+            draw_episodes(characters, drawers, 5, 1, 1, 0)
     monkeypatch.setattr(hub, "reachable", lambda: False)
     with pytest.raises(UserError, match="--data FOLDER"):
         omniglot.load_from_hub()
@@ -256,11 +257,11 @@ def test_reads_are_sums_over_the_shots(
     assert np.allclose(theirs / gain, expected / KEY_MOST**2 / 2, rtol=1e-3)
 
 
+@pytest.mark.usefixtures("lava")
 def test_lava_is_the_integer_model(
     folder: Path, encoders: plastic.Encoders, episodes: tuple[np.ndarray, Episodes]
 ) -> None:
     """All of the trained network, from a drawing to the logits."""
-    pytest.importorskip("lava", reason="Lava is not installed")
     ink = omniglot.load_drawings(folder).ink.reshape(-1, 28, 28)
     found = evaluate.Evaluation(encoders, ink, 4).in_lava(episodes[1], 1)
     assert found is not None and found["compared"] > 10**6 and found["mismatches"] == 0
@@ -311,20 +312,6 @@ def test_nothing_but_the_plastic_weights_changes(
         assert not encoder.training and not any(p.requires_grad for p in encoder.parameters())
 
 
-def test_controls(folder: Path) -> None:
-    drawn = draw_episodes(3, 2, 3, 1, 20, 0)
-    pixels = torch.eye(3).repeat_interleave(2, 0) + 0.1 * torch.rand(6, 3)
-    assert np.array_equal(evaluate.nearest(pixels, drawn), drawn.answer)
-    logits = evaluate.linear_readout(pixels, drawn).numpy()
-    assert np.array_equal(logits.argmax(-1), drawn.answer)
-
-
-def test_interval() -> None:
-    low, high = evaluate.interval(50, 100)
-    assert low == pytest.approx(0.4038, abs=1e-3) and high == pytest.approx(0.5962, abs=1e-3)
-    assert evaluate.interval(10, 10)[1] == pytest.approx(1)
-
-
 # --- what ships ---
 
 
@@ -345,7 +332,8 @@ def test_by_command(folder: Path, capfd: pytest.CaptureFixture) -> None:
     assert values["ways"] == 4 and values["shots"] == 2 and values["alphabets"] == ["Made_up"]
     forms = {"float", "quantised", "lava", "softmax", "nearest_pixel", "linear_readout"}
     assert set(values["accuracy"]) == set(values["interval"]) == forms
-    assert all(0 <= share <= 1 for share in values["accuracy"].values())
+    # three thick lines are told apart by everything
+    assert all(share > 0.8 for share in values["accuracy"].values()), values["accuracy"]
     assert values["official_runs"]["episodes"] == 6
     assert values["run"] == str(plastic.SHIPPED)
     with pytest.raises(UserError, match="5-way 5-shot needs"):

@@ -151,9 +151,11 @@ def test_the_weights_are_what_the_rule_writes(seed: int, ways: int, tokens: int)
 # --- Lava ---
 
 
+@pytest.mark.usefixtures("lava")
 @given(SEEDS, st.integers(1, 9), st.sampled_from([1, 3, 5]), st.integers(1, 3))
 def test_our_convolution_is_lavas(seed: int, side: int, kernel: int, stride: int) -> None:
-    utils = pytest.importorskip("lava.proc.conv.utils", reason="Lava is not installed")
+    from lava.proc.conv import utils
+
     from neurtransformer.loihi.stock import convolved
 
     rng = np.random.default_rng(seed)
@@ -165,8 +167,8 @@ def test_our_convolution_is_lavas(seed: int, side: int, kernel: int, stride: int
     assert np.array_equal(convolved(picture, kernels, *pair), theirs)
 
 
+@pytest.mark.usefixtures("lava")
 def test_stock_netx_reads_kernels_as_torch_has_them(tmp_path: Path) -> None:
-    pytest.importorskip("lava", reason="Lava is not installed")
     from neurtransformer.loihi.nodes import Convolution
     from neurtransformer.loihi.plastic_graph import plastic_networks
     from neurtransformer.loihi.stock import convolved, stock_convolution
@@ -174,7 +176,7 @@ def test_stock_netx_reads_kernels_as_torch_has_them(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     config = sizes(7, 2, (2, 5), (3, 3))
     weight = 2 * rng.integers(-127, 128, (3, 2, 3, 3)).astype(np.int16)
-    node = plastic_networks(config, "rate")[0].nodes[3]
+    node = plastic_networks(config, "binary")[0].nodes[3]
     assert isinstance(node, Convolution) and node.side == 4
     made = netx.convolution(weight.shape, node.side, node.stride, node.padding)
     netx.write_layer(tmp_path / "a.net", made, weight, np.zeros(3), None, T)
@@ -190,25 +192,26 @@ def test_stock_netx_reads_kernels_as_torch_has_them(tmp_path: Path) -> None:
     assert np.array_equal(ours, theirs.transpose(2, 1, 0))
 
 
+@pytest.mark.usefixtures("lava")
 @pytest.mark.parametrize(
     ("config", "spikes", "seed"),
     [
-        (sizes(6, 3, (3, 5), (4, 3)), "rate", 0),
+        (sizes(6, 3, (3, 5), (4, 3)), "binary", 0),
         (sizes(5, 2, (2, 3), (3, 1), (2, 3)), "graded", 1),
-        (sizes(1, 1, (1, 1)), "rate", 2),
+        (sizes(1, 1, (1, 1)), "binary", 2),
     ],
 )
 def test_lava_is_the_integer_model(
     tmp_path: Path, config: PlasticConfig, spikes: Spikes, seed: int
 ) -> None:
-    pytest.importorskip("lava", reason="Lava is not installed")
     found = run(tmp_path, random_model(config, seed), spikes, "lava", seed, 5)
     assert found["compared"] > 0 and found["mismatches"] == 0, found
 
 
+@pytest.mark.usefixtures("lava")
 @pytest.mark.slow
 @settings(max_examples=25)
-@given(configs, st.sampled_from(["rate", "graded"]), SEEDS, st.integers(1, 8))
+@given(configs, st.sampled_from(["binary", "graded"]), SEEDS, st.integers(1, 8))
 def test_lava_is_the_integer_model_anywhere(
     tmp_path_factory: pytest.TempPathFactory,
     config: PlasticConfig,
@@ -216,15 +219,14 @@ def test_lava_is_the_integer_model_anywhere(
     seed: int,
     tokens: int,
 ) -> None:
-    pytest.importorskip("lava", reason="Lava is not installed")
     folder = tmp_path_factory.mktemp("netlist")
     found = run(folder, random_model(config, seed), spikes, "lava", seed, tokens)
     assert found["compared"] > 0 and found["mismatches"] == 0, found
 
 
+@pytest.mark.usefixtures("lava")
 def test_lava_saturates_as_the_integer_model(tmp_path: Path) -> None:
     """Six drawings of one character at full scale: a weight stays at 255, and all else at 0."""
-    pytest.importorskip("lava", reason="Lava is not installed")
     config = sizes(3, 2, (2, 3))
     model = random_model(config, 0)
     tensors = {**model.tensors, "decoder.keys.theta": np.ones(config.keys, dtype=np.int32)}
@@ -240,10 +242,10 @@ def test_lava_saturates_as_the_integer_model(tmp_path: Path) -> None:
     assert found["mismatches"] == 0 and found["text"] == "1"
 
 
-@pytest.mark.parametrize("spikes", ["rate", "graded"])
+@pytest.mark.usefixtures("lava")
+@pytest.mark.parametrize("spikes", ["binary", "graded"])
 def test_lava_meets_a_threshold_exactly(tmp_path: Path, spikes: Spikes) -> None:
     """Membranes one below, at and one above what makes a count of 1, 2, 63, 64, and far beyond."""
-    pytest.importorskip("lava", reason="Lava is not installed")
     model = random_model(sizes(1, 1, (15, 1)), 0)
     tensors = {name: np.zeros_like(x) if "conv" in name else x for name, x in model.tensors.items()}
     steps = np.array([1, 2, 63, 64, 5000])
@@ -260,14 +262,14 @@ def test_lava_meets_a_threshold_exactly(tmp_path: Path, spikes: Spikes) -> None:
     assert found["mismatches"] == 0
 
 
+@pytest.mark.usefixtures("lava")
 def test_a_difference_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison sees one wrong weight in one step."""
-    pytest.importorskip("lava", reason="Lava is not installed")
     from neurtransformer.loihi import runner
 
     config = sizes(4, 2, (2, 3))
     model = random_model(config, 0)
-    netlist.write(tmp_path, model, None, "rate")
+    netlist.write(tmp_path, model, None, "binary")
 
     def wrong(found: netlist.Netlist, network: Any, sent: dict[str, np.ndarray]) -> Any:
         sources = {f"{name}.spikes" for name in network.sources}
@@ -281,13 +283,23 @@ def test_a_difference_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert found["first_mismatch"] == "decoder.attention.weight"
 
 
+def test_steps_that_are_not_the_counts_are_told(tmp_path: Path) -> None:
+    config = sizes(4, 2, (2, 3))
+    netlist.write(tmp_path, random_model(config, 0), None, "binary")
+    found = netlist.read_plastic(tmp_path)
+    keys, (ink, _) = found.model.keys, sequence(config, 0, 3)
+    found.model.keys = lambda ink: keys(ink) ^ 1  # type: ignore[method-assign]
+    values = simulate_episode(found, ink, np.array([0, 1, -1]), "integer")
+    assert values["mismatches"] > 0 and values["first_mismatch"] == "decoder.counts"
+
+
 # --- files ---
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plastic")
-    netlist.write(folder, random_model(sizes(6, 3, (3, 5), (4, 3)), 0), None, "rate")
+    netlist.write(folder, random_model(sizes(6, 3, (3, 5), (4, 3)), 0), None, "binary")
     return folder
 
 
@@ -373,7 +385,7 @@ def test_tensors_out_of_range_are_refused() -> None:
 
 def test_too_large_an_episode_is_refused(tmp_path: Path) -> None:
     model = random_model(sizes(1, 4096, (64, 1)), 0)
-    netlist.write(tmp_path, model, None, "rate")
+    netlist.write(tmp_path, model, None, "binary")
     with pytest.raises(UserError, match="too many to compare"):
         simulate_episode(netlist.read_plastic(tmp_path), *sequence(model.config, 0, 40), "integer")
 
@@ -389,13 +401,14 @@ def test_by_commands(neurtx: Callable[..., Any], tiny_netlist: Path) -> None:
     assert placed["netlist"] == values["netlist"] and placed["fits"]["one chip"]
     attention = placed["layers"][-1]
     assert attention["name"] == "decoder.attention" and attention["cores"] == 1
+    integer = ("--backend", "integer")
     for arguments, message in (
-        (("simulate", "--prompt", "a"), "not text"),
+        (("simulate", "--prompt", "a", *integer), "not text"),
         (("simulate",), "--prompt TEXT"),
         (("simulate", "--prompt", "a", "--data", "."), "--prompt TEXT"),
-        (("simulate", "--data", ".", "--tokens", "3"), "--tokens"),
-        (("simulate", "--data", ".", "--backend", "integer"), "holds no Omniglot"),
-        (("simulate", str(tiny_netlist), "--data", "."), "not drawings"),
+        (("simulate", "--data", ".", "--tokens", "3", *integer), "--tokens"),
+        (("simulate", "--data", ".", *integer), "holds no Omniglot"),
+        (("simulate", str(tiny_netlist), "--data", ".", *integer), "not drawings"),
         (("eval", "omniglot-plastic"), "not a spiking GPT-2"),
         (("report", "omniglot-plastic"), "icl omniglot"),
         (("icl", "omniglot", "gpt2-nano-spiking", "--data", "."), "no plastic transformer"),

@@ -4,14 +4,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from neurtransformer.codes import level_bits, witness
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.loihi import learning
 from neurtransformer.loihi.learning import FORMS, NO_FORGETTING, SHIFTS, WEIGHT_LIMITS
-from neurtransformer.spiking.attention import level_bits, witness
 
 T = 8
 SEEDS = st.integers(0, 2**32 - 1)
@@ -19,8 +19,8 @@ Sequence = tuple[Integers, Integers, Integers]
 
 
 @pytest.fixture(scope="module")
-def lava() -> Any:
-    pytest.importorskip("lava", reason="Lava is not installed")
+def engine(lava: None) -> Any:
+    """Lava's own."""
     from neurtransformer.loihi import plasticity
 
     return plasticity
@@ -47,12 +47,14 @@ def setting(
 # --- Lava's engine is the NumPy model ---
 
 
-def test_lava_is_the_outer_product_where_no_limit_is_met(lava: Any) -> None:
+def test_lava_is_the_outer_product_where_no_limit_is_met(engine: Any) -> None:
     """No forgetting, small integers: no rounding, so the weights are the sum of the products."""
     rng = np.random.default_rng(0)
     query, key = rng.integers(0, 3, (2, 4, 1, 5))
     value = rng.integers(-3, 4, (4, 1, 3))
-    reads, weights = lava.run_plastic_ssa(query, key, value, *setting([NO_FORGETTING], [4], [0]), T)
+    reads, weights = engine.run_plastic_ssa(
+        query, key, value, *setting([NO_FORGETTING], [4], [0]), T
+    )
     products = (arithmetic.with_witness(value, T)[..., None] * key[..., None, :] ** 2).cumsum(
         axis=0
     )
@@ -71,8 +73,10 @@ def test_lava_is_the_outer_product_where_no_limit_is_met(lava: Any) -> None:
     st.integers(-10, 2),
     st.sampled_from([3, 8, 16]),
 )
+@example(0, 4, 4, 3, 0, 4, -9, 8)  # forgets all; an exponent that the rule does not reach
+@example(1, 4, 4, 3, 2, 4, 2, 8)  # what is written is beyond the accumulator
 def test_lava_is_numpy_integer_for_integer(
-    lava: Any,
+    engine: Any,
     seed: int,
     tokens: int,
     keys: int,
@@ -85,18 +89,18 @@ def test_lava_is_numpy_integer_for_integer(
     """Rounding at random, saturation and traces that are cut included."""
     sequence = counts(seed, tokens, 1, keys, dim, timesteps)
     given = (*sequence, *setting([shift], [present], [exponent]), timesteps)
-    reads, weights = lava.run_plastic_ssa(*given)
+    reads, weights = engine.run_plastic_ssa(*given)
     ours = learning.plastic_ssa(*given, FORMS["lava"])
     assert (weights == ours[1]).all()
     assert (reads == ours[0]).all()
 
 
-def test_lava_forgets_and_saturates_as_specified(lava: Any) -> None:
+def test_lava_forgets_and_saturates_as_specified(engine: Any) -> None:
     """Full-scale tokens reach the largest weight; a halving head then loses half per token."""
     full, silent = np.full((3, 1, 4), T), np.zeros((5, 1, 4), dtype=np.int64)
     key = np.concatenate([full, silent])
     value = np.concatenate([full * [1, -1, 1, -1], silent])
-    _, weights = lava.run_plastic_ssa(key, key, value, *setting([1], [4], [0]), T)
+    _, weights = engine.run_plastic_ssa(key, key, value, *setting([1], [4], [0]), T)
     low, high = WEIGHT_LIMITS
     assert (weights[2, 0, :4] == np.array([[high], [low], [high], [low]])).all()
     for before, after in zip(weights[2:-1, 0], weights[3:, 0], strict=True):
@@ -136,6 +140,19 @@ def test_weights_stay_in_their_bits(seed: int, name: str, exponent: int) -> None
         assert weights.min() >= WEIGHT_LIMITS[0] and weights.max() <= WEIGHT_LIMITS[1]
     if form.rounding != "none":
         assert (weights % form.unit == 0).all()
+
+
+def test_what_is_left_and_what_is_written_are_cut_before_they_meet() -> None:
+    """Each to what the accumulator holds, 256 and a little; their sum to a weight's limits."""
+    weight, written = np.array([-200.0, -200, 200, 250]), np.array([400.0, 100, -400, 100])
+    found = learning.learned(weight, written, FORMS["range"], 0.5, np.random.default_rng(0))
+    assert np.allclose(found, [-200 + 256, -100, 200 - 256, 255], atol=0.01)
+    even = learning.learned(weight, written, FORMS["even"], 0.5, np.random.default_rng(0))
+    assert even[-1] == 254
+    assert (
+        (learning.learned(-weight, -written, FORMS["lava"], 0.5, np.random.default_rng(0))[-1])
+        == -256
+    )
 
 
 @given(SEEDS, st.sampled_from(SHIFTS), st.sampled_from(["nearest", "stochastic", "lava"]))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from neurtransformer.errors import UserError
@@ -90,6 +90,10 @@ def test_a_state_at_its_limit_is_told() -> None:
     state, met = regression.integer_step(full, full, np.zeros((1, 1), dtype=np.int64), 0)
     assert met and int(state[0, 0]) == LIMIT
     assert regression.integer_read(state, np.array([[-2]]))[1]
+    silent = np.zeros((3, 1), dtype=np.int64)
+    for start, expected in ((2**13, (LIMIT, True)), (2**12, (2**22, False))):
+        state, met = regression.integer_step(silent, silent, np.array([[start]]), 10)
+        assert (int(state[0, 0]), met) == expected
 
 
 @pytest.mark.parametrize("bits", [regression.INTEGER_BITS, 8])
@@ -104,6 +108,7 @@ def test_the_integer_error_is_nothing(bits: int) -> None:
 
 
 @given(SEEDS, FEW, st.integers(1, 2), st.integers(1, 12), st.integers(2, 7))
+@example(0, 2, 1, 200, 7)  # so many that the rule's constant would be below 2^-7
 def test_a_fitted_engine_holds_the_gradient(
     seed: int, dimension: int, outputs: int, examples: int, bits: int
 ) -> None:
@@ -111,6 +116,7 @@ def test_a_fitted_engine_holds_the_gradient(
     rng = np.random.default_rng(seed)
     seen = draw_tasks(rng, 4, dimension, examples, outputs=outputs).seen()
     engine = Engine.fitted(seen, bits)
+    assert (engine.exponent < -7) == (examples == 200) and engine.rule_exponent >= -7
     assert relative_error(engine.predict(seen, FORMS["float"]), hebbian_read(*seen)) < 1e-9
     x, y, query = engine.inputs(seen)
     assert max(abs(trace).max() for trace in (x, y, query)) < 2**7
@@ -119,6 +125,17 @@ def test_a_fitted_engine_holds_the_gradient(
         # coarser traces may be rounded up beyond what was fitted
         unlimited, limited = (engine.predict(seen, FORMS[name]) for name in ("traces", "range"))
         assert relative_error(limited, unlimited) < 0.02
+
+
+def test_traces_of_few_bits_are_the_upper_ones() -> None:
+    ones = tuple(np.array([[[0.0, 0.5, -1.0]]]) for _ in range(3))
+    for bits, expected in (
+        (7, [0, 64, -127]),
+        (3, [0, 4 << 4, -7 << 4]),
+        (2, [0, 2 << 5, -3 << 5]),
+    ):
+        for traces in Engine((1.0, 1.0, 1.0), 0, bits).inputs(ones):
+            assert traces.ravel().tolist() == expected
 
 
 def test_the_engine_is_better_with_more_bits_and_worse_with_more_examples() -> None:
@@ -130,8 +147,8 @@ def test_the_engine_is_better_with_more_bits_and_worse_with_more_examples() -> N
 
 
 @pytest.fixture(scope="module")
-def lava() -> Any:
-    pytest.importorskip("lava", reason="Lava is not installed")
+def engine(lava: None) -> Any:
+    """Lava's own."""
     from neurtransformer.loihi import plasticity
 
     return plasticity
@@ -140,7 +157,7 @@ def lava() -> Any:
 @settings(max_examples=3)
 @given(SEEDS, FEW, FEW, st.integers(1, 8), st.integers(-7, 1))
 def test_lava_is_numpy_integer_for_integer(
-    lava: Any, seed: int, dimension: int, outputs: int, examples: int, exponent: int
+    engine: Any, seed: int, dimension: int, outputs: int, examples: int, exponent: int
 ) -> None:
     """Rounding at random and saturation included."""
     rng = np.random.default_rng(seed)
@@ -148,21 +165,20 @@ def test_lava_is_numpy_integer_for_integer(
         rng.integers(-127, 128, shape)
         for shape in ((examples, dimension), (examples, outputs), (3, dimension))
     )
-    reads, weights = lava.run_outer_products(pre, post, query, exponent)
+    reads, weights = engine.run_outer_products(pre, post, query, exponent)
     ours = outer_products(pre, post, exponent, FORMS["lava"])
     assert (weights == ours).all()
     assert (reads == regression_engine.pairs_read(ours, query)).all()
     assert ours.min() >= WEIGHT_LIMITS[0] and ours.max() <= WEIGHT_LIMITS[1]
 
 
-def test_tasks_side_by_side_in_lava_are_those_in_numpy(
-    lava: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("lava")
+def test_tasks_side_by_side_in_lava_are_those_in_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(regression_engine, "LAVA_TASKS", 2)
     error, mismatches = regression_engine.lava_error()
-    engine, drawn = regression_engine._engine_and_tasks(8, 32, 7)
+    fitted, drawn = regression_engine._engine_and_tasks(8, 32, 7)
     two = tuple(a[:2] for a in drawn)
-    alone = engine.predict(two, FORMS["lava"])
+    alone = fitted.predict(two, FORMS["lava"])
     assert mismatches == 0
     assert error == pytest.approx(relative_error(alone, hebbian_read(*two)))
 
@@ -203,6 +219,16 @@ def test_a_trained_linear_layer_does_a_gradient_step(monkeypatch: pytest.MonkeyP
     assert first["difference"]["linear"]["gradient step"] < 0.01
     assert first["difference"]["linear"]["2 gradient steps"] > 0.1
     assert first["mse"]["linear"] == pytest.approx(first["mse"]["gradient step"], rel=0.05)
+    # least squares know the target where there is no noise
+    known = {name: found["least squares"] for name, found in first["difference"].items()}
+    assert known == pytest.approx({name: first["mse"][name] for name in known})
+    # in units of what it is to say nothing
+    drawn = draw_tasks(np.random.default_rng(5), 2000, 5, 10, queries=1)
+    algorithm, best = regression_learned.algorithms(drawn)["gradient step"]
+    x, y, query, target = regression_learned.tensors(drawn)
+    error = algorithm(x, y, query, best) - target
+    share = float((error**2).mean() / (target**2).mean())
+    assert first["mse"]["gradient step"] == pytest.approx(share, rel=0.15)
     assert first["mse"]["linear, engine, lava"] < 1.2 * first["mse"]["linear"]
     assert first["mse"]["linear, integer"] < 1.2 * first["mse"]["linear"]
     (layer,) = regression_learned.train(1, False, 5, 0.0)
@@ -210,6 +236,14 @@ def test_a_trained_linear_layer_does_a_gradient_step(monkeypatch: pytest.MonkeyP
     assert all(
         torch.equal(a, b) for a, b in zip(layer.parameters(), again.parameters(), strict=True)
     )
+    (noisy,) = regression_learned.train(1, False, 5, 0.5)
+    assert not torch.equal(noisy.value, layer.value)
+    monkeypatch.setattr(regression_learned, "MODELS", {})
+    strengths = [
+        regression_learned.compare(noise, notes.append)["parameters"]["ridge"]
+        for noise in (0.0, 0.5)
+    ]
+    assert strengths[0][0] < 1e-3 and strengths[1][0] in (0.125, 0.25, 0.5)
     drawn = draw_tasks(np.random.default_rng(1), 20, 5, 10)
     written = hebbian_read(*regression_learned.fast_weights(layer, drawn))
     assert np.allclose(written, regression_learned.predict([layer], drawn))

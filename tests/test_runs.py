@@ -1,8 +1,10 @@
 """Folders are written whole or not at all, and found again."""
 
+import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,7 +87,30 @@ def test_force_replaces_only_folders_of_ours(here: Path, monkeypatch: pytest.Mon
     (here / "file").write_text("x")
     with pytest.raises(UserError, match="is a file"):
         make(here / "file", force=True)
+    make(here / "run")
+    (here / "run" / "below").mkdir()
+    monkeypatch.chdir(here / "run" / "below")
+    with pytest.raises(UserError, match="holds"):
+        make(here / "run", force=True)
     assert (home / "thesis.txt").exists()
+
+
+def test_an_old_folder_stays_where_the_new_one_cannot_be_put(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(here / "run", "old")
+    rename = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.name.startswith(".neurtx-new-"):
+            raise PermissionError(13, "Permission denied", str(target))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(PermissionError):
+        make(here / "run", force=True)
+    assert (here / "run" / "text").read_text() == "old"
+    assert list(here.iterdir()) == [here / "run"]
 
 
 def test_a_link_to_a_run_stays_a_link(here: Path) -> None:
@@ -149,6 +174,114 @@ def test_an_old_folder_comes_back_after_a_kill_between_the_renames(here: Path) -
     (here / "my-run").rename(here / ".neurtx-old-0123abcd-my-run")
     make(here / "other")
     assert (here / "my-run" / "text").read_text() == "old"
+
+
+def immovable(monkeypatch: pytest.MonkeyPatch, target: Path, number: int) -> None:
+    """`target` cannot be renamed: it is of a lower layer of an overlay, or a disk of its own."""
+    rename = Path.rename
+
+    def refuse(self: Path, to: Path) -> Path:
+        if self == target:
+            raise OSError(number, os.strerror(number), str(self))
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EBUSY])
+def test_a_folder_that_cannot_be_renamed_is_replaced(
+    here: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    target = here / "run"
+    make(target, "old")
+    (target / "deep").mkdir()
+    (target / "deep" / "old").write_text("old")
+    immovable(monkeypatch, target, number)
+    make(target, "new", force=True)
+    assert (target / "text").read_text() == "new"
+    assert sorted(path.name for path in target.iterdir()) == ["config.json", "report.json", "text"]
+    assert list(here.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("copies", [0, 1])
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_folder_that_cannot_be_renamed_is_whole_or_as_it_was(
+    here: Path, monkeypatch: pytest.MonkeyPatch, copies: int, killed: bool
+) -> None:
+    """The disk is full at the backup or at the new files; or we are killed there."""
+    target = here / "run"
+    make(target, "old")
+    immovable(monkeypatch, target, errno.EXDEV)
+    copytree, left = shutil.copytree, [copies]
+
+    def full(source: Path, to: Path, **options: Any) -> Any:
+        if left[0] == 0:
+            left[0] = -1
+            Path(to).mkdir(exist_ok=True)
+            (Path(to) / "config.json").write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        left[0] -= 1
+        return copytree(source, to, **options)
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    if killed:  # then nothing is undone at once
+        monkeypatch.setattr(runs, "_put_back", lambda old, target: None)
+        monkeypatch.setattr(shutil, "rmtree", lambda path, **options: None)
+    with pytest.raises(OSError, match="No space"):
+        make(target, "new", force=True)
+    if killed:
+        assert len(list(here.iterdir())) == 3
+        monkeypatch.undo()
+        make(here / "other")
+        shutil.rmtree(here / "other")
+    assert sorted(path.name for path in target.iterdir()) == ["config.json", "report.json", "text"]
+    assert (target / "text").read_text() == "old"
+    assert (target / "config.json").read_text() == "{}"
+    assert list(here.iterdir()) == [target]
+
+
+def test_a_file_that_is_mounted_is_written_in_its_place(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(self: Path, to: Path) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    (here / "file").write_text("old")
+    monkeypatch.setattr(Path, "replace", busy)
+    runs.write_text(here / "file", "new")
+    assert (here / "file").read_text() == "new"
+    assert list(here.iterdir()) == [here / "file"]
+
+
+def test_what_is_no_file_is_not_replaced(here: Path) -> None:
+    """The administrator may rename a file to /dev/null, and then there is none."""
+    os.mkfifo(here / "pipe")
+    with pytest.raises(UserError, match="no ordinary file"):
+        runs.write_text(here / "pipe", "new")
+    assert (here / "pipe").is_fifo()
+    assert list(here.iterdir()) == [here / "pipe"]
+
+
+def test_there_need_be_no_home(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    make(here / "run")
+    make(here / "run", force=True)
+
+
+def test_what_cannot_be_noted_is_a_warning(
+    here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read_only(path: Path, values: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    make(here / "run")
+    monkeypatch.setattr(runs, "write_json", read_only)
+    monkeypatch.setattr(runs.log, "propagate", True)
+    runs.update_report(here / "run", "eval", {"ppl": 3.0})
+    assert "eval is not noted" in caplog.text
 
 
 def test_names_are_numbered_when_taken(here: Path) -> None:

@@ -1,6 +1,10 @@
 """Text from anywhere becomes blocks of tokens, or one line that says why not."""
 
 import io
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -123,8 +127,9 @@ def test_other_mistakes(tmp_path: Path, nano_tokenizer: Any) -> None:
     for name in ("nowhere.txt", "/nowhere/at/all", "", "two words"):
         with pytest.raises(UserError, match="no text file"):
             load_blocks(name, nano_tokenizer, 16, split="train")
-    with pytest.raises(UserError, match="2 or more"):
-        load_blocks(None, nano_tokenizer, 16, split="train", limit_tokens=0)
+    for limit in (0, 1):
+        with pytest.raises(UserError, match="2 or more"):
+            load_blocks(None, nano_tokenizer, 16, split="train", limit_tokens=limit)
 
 
 def test_one_token_is_too_short(tmp_path: Path, nano_tokenizer: Any) -> None:
@@ -132,8 +137,9 @@ def test_one_token_is_too_short(tmp_path: Path, nano_tokenizer: Any) -> None:
     path.write_text("a")
 
     class NoBos:
-        bos_token_id = None
+        bos_token_id = unk_token_id = None
         encode = nano_tokenizer.encode
+        decode = nano_tokenizer.decode
 
     assert load_blocks(str(path), nano_tokenizer, 16, split="train").shape == (1, 2)
     with pytest.raises(UserError, match="too short"):
@@ -152,8 +158,58 @@ def test_standard_input_serves_both_splits(
     assert len(again) > 2
 
 
+SHARES = """
+import sys
+from transformers import AutoTokenizer
+from neurtransformer.errors import UserError
+from neurtransformer.text import load_blocks
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+try:
+    blocks = load_blocks("-", tokenizer, 64, split="train", limit_tokens=6000)
+    print(blocks.shape, blocks.sum().item(), blocks[0].tolist())
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("given", ["text", "nothing"])
+def test_processes_of_one_training_share_standard_input(
+    tmp_path: Path, tiny_dense_folder: Path, nano_tokenizer: Any, given: str
+) -> None:
+    """As torchrun starts them. Each would read other pieces of what they share."""
+    words = " ".join(f"word {number}" for number in range(40_000)) if given == "text" else ""
+    (tmp_path / "text").write_text(words)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    with (tmp_path / "text").open() as shared:  # one place in the file, as in a pipe
+        both = [
+            subprocess.Popen(
+                [sys.executable, "-c", SHARES, str(tiny_dense_folder)],
+                stdin=shared,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={
+                    **os.environ,
+                    **{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"},
+                    **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+                },
+            )
+            for rank in "01"
+        ]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert said[0] == said[1] != ""
+    if given == "nothing":
+        assert "standard input is empty" in said[0]
+    else:
+        whole = load_blocks(
+            str(tmp_path / "text"), nano_tokenizer, 64, split="train", limit_tokens=6000
+        )
+        assert said[0] == f"{whole.shape} {whole.sum().item()} {whole[0].tolist()}\n"
+
+
 def test_data_sets(nano_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     lines = datasets.Dataset.from_dict({"text": ["", " = Title = \n", "", " First line .\n"]})
     rows = datasets.Dataset.from_dict({"id": [1, 2], "content": ["one", "two"]})
     asked = []
@@ -175,8 +231,9 @@ def test_data_sets(nano_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_data_set_without_network(nano_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
-    huggingface_hub = pytest.importorskip("huggingface_hub")
+    import datasets
+    import huggingface_hub
+
     monkeypatch.setattr(hub, "reachable", lambda: False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)

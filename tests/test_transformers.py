@@ -3,6 +3,7 @@
 All text is that of the run that ships: a random model repeats itself whatever it remembers.
 """
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -14,9 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from neurtransformer.dense import load_dense
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.measure.quality import counting_spikes
+from neurtransformer.recipe import Code
+from neurtransformer.spiking.convert import convert
 from neurtransformer.spiking.model import CACHE, SpikingGPT2LMHeadModel, SSAState
+from neurtransformer.text import load_blocks
 
 SHIPPED = Path(__file__).parent.parent / "neurtransformer" / "models" / "gpt2-nano-spiking"
 PROMPT = "The old man went to the"
@@ -213,9 +218,11 @@ def test_what_is_accepted_is_honoured(model: Any, prompt: Tensor) -> None:
     layers = model(prompt, output_hidden_states=True).hidden_states
     assert len(layers) == 5 and torch.equal(layers[-1], plain.last_hidden_state)
     assert torch.equal(model(prompt, use_cache=False, return_dict=False)[0], plain.logits)
+    kept = model(prompt, logits_to_keep=2).logits
+    assert torch.allclose(kept, plain.logits[:, -2:], atol=1e-5)
     some = torch.tensor([0, 3])
-    for keep, kept in ((2, plain.logits[:, -2:]), (some, plain.logits[:, some])):
-        assert torch.allclose(model(prompt, logits_to_keep=keep).logits, kept, atol=1e-5)
+    kept = model(prompt, logits_to_keep=some).logits
+    assert torch.allclose(kept, plain.logits[:, some], atol=1e-5)
     wte = model.get_input_embeddings()
     assert torch.equal(model(inputs_embeds=wte(prompt)).logits, plain.logits)
     typed = model(prompt, token_type_ids=torch.ones_like(prompt)).logits
@@ -328,7 +335,7 @@ def test_the_shipped_run_loads_as_it_is_and_gives_the_same_numbers(
         expected = model(text)
     assert torch.equal(output.logits, expected.logits)
     assert output.logits.dtype == torch.float32
-    assert all(matrix.dtype == torch.float32 for matrix in output[CACHE].matrices)
+    assert all(part.dtype == torch.float32 for state in output[CACHE].states for part in state)
     for name, spikes in whole.spikes.items():
         assert torch.equal(spikes, halves.spikes[name])
     ours, theirs = (IntegerGPT2.from_spiking(network) for network in (plain, model))
@@ -347,7 +354,7 @@ def test_weights_of_any_float_type_run_and_cost_little(
         other = other.to(torch.bfloat16) if way == "to bfloat16" else other
     kind = next(other.parameters()).dtype
     assert kind != torch.float32
-    tolerance = 0.02 if kind == torch.bfloat16 else 1e-6  # rounded weights are other weights
+    tolerance = 0.05 if kind == torch.bfloat16 else 1e-6  # rounded weights are other weights
     assert nats(other, text) == pytest.approx(nats(model, text), abs=tolerance)
     new = written(other, prompt, **GREEDY)
     assert torch.equal(new, written(other, prompt, use_cache=False, **GREEDY))
@@ -359,6 +366,43 @@ def test_weights_of_any_float_type_run_and_cost_little(
     other.train()
     other(prompt, labels=prompt).loss.backward()
     gradient = other.blocks[0].attn.c_attn.weight.grad
+    assert gradient.dtype == kind and bool(gradient.any())
+
+
+@pytest.fixture(scope="module")
+def race(nano_tokenizer: Any) -> Any:
+    """gpt2-nano just converted, its attention a race."""
+    dense, _ = load_dense("gpt2-nano")
+    blocks = load_blocks(None, nano_tokenizer, 64, split="train", limit_tokens=256)
+    code = Code(5, "phase")
+    return convert(dense, blocks, 8, "gpt2-nano", attention="ttfs", attention_code=code)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_a_race_runs_in_weights_of_any_float_type(
+    race: Any, prompt: Tensor, kind: torch.dtype
+) -> None:
+    """With states that grow by a token neuron a token, and are float32 nevertheless."""
+    other = copy.deepcopy(race).to(kind).eval()
+    with torch.no_grad():
+        output = other(prompt, use_cache=True)
+        assert output.logits.dtype == torch.float32
+        for synapses, values, there in output[CACHE].states:
+            assert synapses.dtype == values.dtype == torch.float32
+            assert synapses.shape[2] == values.shape[2] == there.shape[1] == prompt.shape[1]
+        state, rows = SSAState(other.config.n_layer), []
+        for token in prompt.split(1, dim=1):
+            rows.append(other(token, cache=state).logits)
+        assert torch.allclose(torch.cat(rows, dim=1), output.logits, atol=1e-4)
+        other.steps = True
+        assert torch.equal(output.logits, other(prompt).logits)
+    other.steps = False
+    for way in ("greedy", "beams"):
+        new = written(other, prompt, **WAYS[way])
+        assert torch.equal(new, written(other, prompt, use_cache=False, **WAYS[way]))
+    other.train()
+    other(prompt, labels=prompt).loss.backward()
+    gradient = other.blocks[0].attn.query.threshold.grad
     assert gradient.dtype == kind and bool(gradient.any())
 
 

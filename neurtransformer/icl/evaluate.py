@@ -1,8 +1,6 @@
 """Few-shot accuracy of every form of the plastic transformer, and of its controls."""
 
 import math
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,6 +61,7 @@ class Evaluation:
         episodes that are too large to be compared. Raises UserError without Lava, LavaFailed.
         """
         from neurtransformer.loihi.episode import is_comparable, simulate_episode
+        from neurtransformer.loihi.janitor import temporary_folder
         from neurtransformer.loihi.netlist import read_plastic, write
 
         total = {"episodes": number, "compared": 0, "mismatches": 0}
@@ -70,9 +69,9 @@ class Evaluation:
         config = self.model.config
         if not is_comparable(config, drawings.shape[1], phase=config.timesteps):
             return None
-        with tempfile.TemporaryDirectory(prefix="neurtx-") as folder:
-            write(Path(folder), self.model, None, "rate")
-            netlist = read_plastic(Path(folder))
+        with temporary_folder() as folder:
+            write(folder, self.model, None, "binary")
+            netlist = read_plastic(folder)
             for shown, label in zip(drawings[:number], labels[:number], strict=True):
                 found = simulate_episode(netlist, self.ink[shown], label, "lava")
                 total["compared"] += found["compared"]

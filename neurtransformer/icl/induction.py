@@ -24,9 +24,7 @@ from torch.nn import functional as F
 from transformers import GPT2LMHeadModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
-from neurtransformer.integer.arithmetic import PRESENT_BITS
 from neurtransformer.integer.model import IntegerGPT2
-from neurtransformer.spiking.attention import qkv_sizes, ssa_weights
 from neurtransformer.spiking.calibrate import softmax_weights, tapped
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 
@@ -92,7 +90,7 @@ def spiking_form(model: SpikingGPT2LMHeadModel) -> Form:
         def watch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             attn = model.blocks[len(weights)].attn
             query, key, _ = attn.code(args[0])
-            weights.append(_shares(ssa_weights(query, key, (attn.shift, attn.present))))
+            weights.append(_shares(attn.weights(query, key)))
 
         hooks = [block.attn.register_forward_pre_hook(watch) for block in model.blocks]
         try:
@@ -107,7 +105,7 @@ def spiking_form(model: SpikingGPT2LMHeadModel) -> Form:
         head = model.lm_head.weight * cast(nn.LayerNorm, model.transformer["ln_f"]).weight
         found = []
         for block in model.blocks:
-            value = block.attn.c_attn.weight.split(qkv_sizes(model.config.n_embd))[2]
+            value = block.attn.c_attn.weight.split(block.attn.sizes(model.config.n_embd))[2]
             value = value * block.ln_1.weight
             output = block.attn.c_proj.weight
             found.append(_circuits([embedding, value, output, head], model.config.n_head))
@@ -122,12 +120,8 @@ def integer_form(model: IntegerGPT2) -> Form:
     def attention(ids: Tensor) -> Tensor:
         x, weights = model.embedding.counts(ids.numpy()), []
         for attn, feedforward in zip(model.attention, model.feedforward, strict=True):
-            query, key, _ = (torch.from_numpy(c).float() for c in attn.heads_of(x))
-            forgetting = (
-                torch.from_numpy(attn.shift),
-                torch.from_numpy(attn.present) * 2.0**-PRESENT_BITS,
-            )
-            weights.append(_shares(ssa_weights(query, key, forgetting)))
+            query, key, _ = attn.heads_of(x)
+            weights.append(_shares(torch.from_numpy(attn.weights(query, key)).float()))
             x = feedforward.counts(attn.counts(x, attn.new_state(len(ids)))[0])
         return torch.stack(weights).transpose(1, 2)
 
@@ -171,10 +165,10 @@ def _circuits(weights: Sequence[Tensor], heads: int) -> list[tuple[Tensor, Tenso
 
 
 def repeated(vocabulary: int, half: int, seed: int = 0) -> Tensor:
-    """Random sequences of `half` tokens, written twice: (SEQUENCES, 2 half). Token 0 starts
-    documents and is left out."""
+    """Random sequences of `half` tokens, written twice: (SEQUENCES, 2 half). Token 0 often
+    starts documents and is left out, where there are others to choose from."""
     generator = torch.Generator().manual_seed(seed)
-    once = torch.randint(1, vocabulary, (SEQUENCES, half), generator=generator)
+    once = torch.randint(int(vocabulary > 2), vocabulary, (SEQUENCES, half), generator=generator)
     return torch.cat([once, once], dim=1)
 
 

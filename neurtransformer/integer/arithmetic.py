@@ -8,8 +8,7 @@ floats; `tests/test_integer.py` proves the two equal.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from neurtransformer.recipe import Coding
-from neurtransformer.spiking.attention import (
+from neurtransformer.codes import (
     HEADROOM_BITS,
     MEAN_BITS,
     RECIPROCALS,
@@ -17,6 +16,7 @@ from neurtransformer.spiking.attention import (
     level_bits,
     witness,
 )
+from neurtransformer.recipe import Coding
 
 Integers = NDArray[np.int64]
 
@@ -117,27 +117,38 @@ def fire_step(
 
 
 def fire_steps(
-    u: Integers, theta: Integers, most: int, signed: ArrayLike, phase: int, coding: Coding
+    u: Integers,
+    theta: Integers,
+    most: int,
+    signed: ArrayLike,
+    phase: int,
+    slots: int,
+    coding: Coding,
 ) -> tuple[Integers, Integers]:
-    """The firing phase step by step: spikes and v, each (phase, ..., n). See `fire_step`."""
+    """The firing phase step by step: spikes and v, each (phase, ..., n). See `fire_step`; in the
+    steps behind the first `slots` nothing fires."""
     v, sign = fire_start(u, theta, signed)
     spikes, potentials = [], []
     for step in range(phase):
-        spike, v = fire_step(v, theta, most, step, phase, coding)
+        spike = np.zeros_like(v)
+        if step < slots:
+            spike, v = fire_step(v, theta, most, step, slots, coding)
         spikes.append(sign * spike)
         potentials.append(v)
     return np.stack(spikes), np.stack(potentials)
 
 
-def integrate(arriving: Integers, bias: Integers, coding: Coding) -> Integers:
+def integrate(arriving: Integers, bias: Integers, coding: Coding, slots: int) -> Integers:
     """Membranes (phase, ..., n) after each step of integrating what arrives, the same shape.
 
-    What phase-coded spikes drive doubles before each step; the bias joins in the last one.
+    What phase-coded spikes drive doubles before each of the `slots` in which they come; the bias
+    joins in the last step of the phase.
     """
     u = np.zeros_like(arriving)
     last = np.zeros_like(arriving[0])
     for step, current in enumerate(arriving):
-        last = u[step] = (last << (coding == "phase")) + current
+        doubles = coding == "phase" and step < slots
+        last = u[step] = (last << doubles) + current
     u[-1] += bias
     return u
 
@@ -282,10 +293,11 @@ def ssa_recurrent(
     return reads, state
 
 
-def normalise(read: Integers, timesteps: int) -> Integers:
+def normalise(read: Integers, bits: int) -> Integers:
     """Divide the values of a read by its last entry plus one: shifts and one table look-up.
 
-    read: (..., value + 1). Returns mean value counts (..., value) with MEAN_BITS fraction bits.
+    read: (..., value + 1), the last the sum of the weights times 2^bits. Returns mean value counts
+    (..., value) with MEAN_BITS fraction bits.
     """
     divisor = read[..., -1:] + 1
     length = np.frexp(divisor.astype(np.float64))[1].astype(np.int64)
@@ -293,4 +305,4 @@ def normalise(read: Integers, timesteps: int) -> Integers:
     right = length - 15
     scaled = shift_round(read[..., :-1] << np.maximum(-right, 0), np.maximum(right, 0))
     scaled = np.clip(scaled, -(2**15 - 1), 2**15 - 1)
-    return shift_round(scaled * reciprocal, 22 - MEAN_BITS - level_bits(timesteps))
+    return shift_round(scaled * reciprocal, 22 - MEAN_BITS - bits)

@@ -4,9 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from neurtransformer.recipe import MAX_PHASE_TIMESTEPS, MAX_TIMESTEPS, Coding
-from neurtransformer.spiking.coding import largest_count
-from neurtransformer.spiking.feedforward import HIDDEN_SPIKES
+from neurtransformer.codes import (
+    END_BITS,
+    HIDDEN_SPIKES,
+    KEY_LIMIT,
+    STATE_BITS,
+    largest_count,
+    level_bits,
+)
+from neurtransformer.recipe import MAX_PHASE_TIMESTEPS, MAX_TIMESTEPS, Code, Coding
 
 Size = Annotated[int, Field(strict=True, ge=1, le=2**24)]
 
@@ -30,14 +36,24 @@ class IntegerConfig(BaseModel):
     positions: Size
     timesteps: Annotated[int, Field(strict=True, ge=1, le=MAX_TIMESTEPS)]
     coding: Coding
+    attention: str = "linear"
+    attention_timesteps: Annotated[int, Field(strict=True, ge=1, le=MAX_TIMESTEPS)] | None = None
+    attention_coding: Coding | None = None
     epsilon: Annotated[float, Field(ge=0, lt=1)]
     stream_bits: Annotated[int, Field(strict=True, ge=0, le=MAX_STREAM_BITS)]
     """Fraction bits of the residual stream, whose channels have 24 bits."""
 
     @property
     def most(self) -> int:
-        """The largest count of the inputs of a network and of the merged heads."""
+        """The largest count of the inputs of a feed-forward network."""
         return largest_count(self.timesteps, self.coding)
+
+    @property
+    def attention_code(self) -> Code:
+        """The code of the attention."""
+        return Code(
+            self.attention_timesteps or self.timesteps, self.attention_coding or self.coding
+        )
 
     @property
     def hidden_most(self) -> int:
@@ -48,6 +64,14 @@ class IntegerConfig(BaseModel):
     def _possible(self) -> "IntegerConfig":
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is no multiple of {self.heads} heads")
-        if self.coding == "phase" and self.timesteps > MAX_PHASE_TIMESTEPS:
-            raise ValueError(f"phase coding takes at most {MAX_PHASE_TIMESTEPS} timesteps")
+        code = self.attention_code
+        for timesteps, coding in ((self.timesteps, self.coding), code):
+            if coding == "phase" and timesteps > MAX_PHASE_TIMESTEPS:
+                raise ValueError(f"phase coding takes at most {MAX_PHASE_TIMESTEPS} timesteps")
+        scores = code.most * KEY_LIMIT * (self.width // self.heads)
+        if self.attention == "ttfs" and scores > 2 ** (STATE_BITS - 2):
+            raise ValueError(f"scores of races of up to {scores} do not leave 24 bits their room")
+        divisor = (1 << END_BITS + 1) + self.positions
+        if self.attention == "ttfs" and divisor << level_bits(code.most) > 2 ** (STATE_BITS - 1):
+            raise ValueError(f"races of {self.positions} tokens do not fit 24 bits")
         return self

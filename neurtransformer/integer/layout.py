@@ -4,15 +4,13 @@ One list for two uses: a netlist writes each tensor to where it belongs, and bel
 only if it is on the list.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal
-
-from numpy.typing import NDArray
+from collections.abc import Callable, Iterator
 
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import LIMIT, WEIGHT_LIMIT
+from neurtransformer.integer.attention import KINDS
 from neurtransformer.integer.config import FINAL_MOST, IntegerConfig
+from neurtransformer.integer.entries import Entries, Entry, check_entries
 from neurtransformer.integer.quantise import (
     ACTIVE_TOKENS,
     ENCODE_LIMIT,
@@ -20,26 +18,6 @@ from neurtransformer.integer.quantise import (
     Tensors,
     worst_sums,
 )
-from neurtransformer.spiking.attention import NO_FORGETTING, qkv_sizes
-
-Home = Literal["synapses", "chip"]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One tensor of integers. home: the projections (netx files), or the chip's other integers."""
-
-    shape: tuple[int, ...]
-    home: Home
-    low: int
-    high: int
-
-    @property
-    def dtype(self) -> str:
-        return "int16" if self.home == "synapses" else "int32"
-
-
-Entries = Iterator[tuple[str, Entry]]
 
 
 def layout(config: IntegerConfig) -> dict[str, Entry]:
@@ -77,14 +55,13 @@ def _embedding(config: IntegerConfig) -> Entries:
 
 
 def _attention(config: IntegerConfig) -> Entries:
-    width, heads = config.width, config.heads
-    yield from _encoder(config, config.most)
-    rows = sum(qkv_sizes(width))
+    width, kind, code = config.width, KINDS[config.attention], config.attention_code
+    yield from _encoder(config, code.most)
+    rows = sum(kind.sizes(width))
     yield from _projection("c_attn", rows, width)
-    yield "qkv.theta", _chip(rows, 1, LIMIT // config.timesteps)
-    yield "ssa.shift", _chip(heads, 0, NO_FORGETTING)
-    yield "ssa.present", _chip(heads, 0, 255)
-    yield "merged.theta", _chip(width, 1, LIMIT // config.most)
+    yield "qkv.theta", _chip(rows, 1, LIMIT // kind.qkv_code(code).most)
+    yield from kind.entries(config)
+    yield "merged.theta", _chip(width, 1, LIMIT // code.most)
     center = arithmetic.MERGED_CENTER_LIMIT
     yield "merged.bias", _chip(width, -center, center)
     yield from _projection("c_proj", width, width)
@@ -123,32 +100,15 @@ def check(config: IntegerConfig, tensors: Tensors, complain: Callable[[str], Non
             complain(f"membranes of {projection} can leave 24 bits")
 
 
-def check_entries(
-    entries: Mapping[str, Entry], tensors: Mapping[str, NDArray], complain: Callable[[str], None]
-) -> None:
-    """Call `complain` with what is wrong with shapes, types and ranges."""
-    for name in sorted(entries.keys() ^ tensors.keys()):
-        complain(f"{name} is {'missing' if name in entries else 'not expected'}")
-    for name, entry in entries.items():
-        x = tensors[name]
-        if x.shape != entry.shape or x.dtype.name != entry.dtype:
-            complain(
-                f"{name} is {x.dtype.name} {x.shape}, but should be {entry.dtype} {entry.shape}"
-            )
-        if x.min() < entry.low or x.max() > entry.high:
-            complain(f"{name} holds values out of range")
-        if entry.home == "synapses" and (x & 1).any():
-            complain(f"{name} holds odd weights")
-
-
 def _membranes(config: IntegerConfig) -> Iterator[tuple[str, int, str | None, int | None]]:
     """Every projection: its name, the largest count that drives it, whose thresholds must fit
     beside its sums, and how many of its inputs spike at once, if not all may."""
     yield "embed.table", 1, None, ACTIVE_TOKENS
+    most = config.attention_code.most
     for block in range(config.layers):
         attention, feedforward = f"h.{block}.attn", f"h.{block}.mlp"
-        yield f"{attention}.c_attn", config.most, f"{attention}.qkv.theta", None
-        yield f"{attention}.c_proj", config.most, None, None
+        yield f"{attention}.c_attn", most, f"{attention}.qkv.theta", None
+        yield f"{attention}.c_proj", most, None, None
         yield f"{feedforward}.c_fc", config.most, None, None
         yield f"{feedforward}.c_proj", config.hidden_most, None, None
     yield "head.lm_head", FINAL_MOST, None, None

@@ -17,13 +17,18 @@ from neurtransformer.recipe import Coding
 
 Tensors = Mapping[str, NDArray]
 Trace = dict[str, Integers]
-"""`node.quantity` -> (tokens, phase, ...), nodes as in loihi/nodes.py; `ssa.state` is that after
-the token has been written, (tokens, heads, value + 1, key)."""
+"""`node.quantity` -> (tokens, phase, ...), nodes as in loihi/nodes.py; what is the same in all
+steps of a phase, such as the state after a token has been written, (tokens, ...)."""
 
 
 def integers(tensors: Tensors, name: str) -> Integers:
     """One tensor as int64."""
     return tensors[name].astype(np.int64)
+
+
+def by_token(trace: Trace) -> Trace:
+    """(phase, tokens, ...) to (tokens, phase, ...)."""
+    return {key: x.swapaxes(0, 1) for key, x in trace.items()}
 
 
 def at_the_end(x: Integers, phase: int) -> Integers:
@@ -60,9 +65,9 @@ class Projection:
         """Counts (..., in) to membranes (..., out) at the end of a phase."""
         return self.synapses(counts) + self.bias
 
-    def steps(self, spikes: Integers, coding: Coding) -> Integers:
+    def steps(self, spikes: Integers, coding: Coding, slots: int) -> Integers:
         """Spikes (phase, ..., in) to membranes (phase, ..., out) after each step."""
-        return arithmetic.integrate(self.synapses(spikes), self.bias, coding)
+        return arithmetic.integrate(self.synapses(spikes), self.bias, coding, slots)
 
 
 @dataclass(frozen=True)
@@ -95,11 +100,13 @@ class Encoder:
         u = arithmetic.normed(x, self.epsilon) + self.bias
         return arithmetic.fire_counts(u, self.theta, self.most, signed=True)
 
-    def steps(self, x: Integers, phase: int) -> Trace:
+    def steps(self, x: Integers, phase: int, slots: int) -> Trace:
         """Stream (tokens, n) to all that happens, (phase, tokens, n)."""
         y = at_the_end(arithmetic.normed(x, self.epsilon), phase)
-        u = arithmetic.integrate(y, self.bias, "rate")
-        spikes, v = arithmetic.fire_steps(u[-1], self.theta, self.most, True, phase, self.coding)
+        u = arithmetic.integrate(y, self.bias, "rate", slots)
+        spikes, v = arithmetic.fire_steps(
+            u[-1], self.theta, self.most, True, phase, slots, self.coding
+        )
         return {"norm.y": y, "encode.u": u, "encode.spikes": spikes, "encode.v": v}
 
 

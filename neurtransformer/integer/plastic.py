@@ -21,16 +21,14 @@ from collections.abc import Callable, Iterator
 from typing import Annotated, Literal
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch.nn import functional as F
 
+from neurtransformer.codes import HIDDEN_SPIKES
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import LIMIT, WEIGHT_LIMIT, Integers
-from neurtransformer.integer.layout import Entry, check_entries
+from neurtransformer.integer.entries import Entry, check_entries
 from neurtransformer.integer.parts import Accumulator, Tensors, Trace, at_the_end, integers
 from neurtransformer.integer.quantise import worst_sums
-from neurtransformer.spiking.feedforward import HIDDEN_SPIKES
 
 STRIDE = 2
 
@@ -156,9 +154,7 @@ class IntegerPlasticTransformer:
         self.tensors = tensors
         own = {name.removeprefix("decoder."): x for name, x in tensors.items()}
         numbers = range(len(config.convolutions))
-        self.weights = [
-            torch.from_numpy(own[f"conv{i}.weight"].astype(np.float32)) for i in numbers
-        ]
+        self.weights = [own[f"conv{i}.weight"].astype(np.float32) for i in numbers]
         self.biases = [integers(own, f"conv{i}.bias")[:, None, None] for i in numbers]
         self.thetas = [integers(own, f"neurons{i}.theta")[:, None, None] for i in numbers[:-1]]
         self.membranes = Accumulator.of(own, "membranes")
@@ -178,10 +174,13 @@ class IntegerPlasticTransformer:
 
     def _synapses(self, i: int, x: Integers) -> Integers:
         """What spikes or counts (..., channels, side, side) add to membranes."""
-        # sums of less than 2^23 are exact in float32
+        # for a fast convolution; sums of less than 2^23 are exact in float32
+        import torch
+        from torch.nn.functional import conv2d
+
         pictures = torch.from_numpy(x.reshape(-1, *x.shape[-3:]).astype(np.float32))
         padding = self.config.convolutions[i].padding
-        u = F.conv2d(pictures, self.weights[i], stride=STRIDE, padding=padding)
+        u = conv2d(pictures, torch.from_numpy(self.weights[i]), stride=STRIDE, padding=padding)
         return u.long().numpy().reshape(*x.shape[:-3], *u.shape[1:])
 
     def reads(self, counts: Integers, labels: Integers) -> tuple[Integers, Integers]:
@@ -222,15 +221,17 @@ class IntegerPlasticTransformer:
         x = (in_rate.astype(np.int64) if phase > 1 else ink[None])[:, :, None]
         trace = {"ink.spikes": in_line(x)}
         for i, theta in enumerate(self.thetas):
-            u = arithmetic.integrate(self._synapses(i, x), self.biases[i], "rate")
-            x, v = arithmetic.fire_steps(u[-1], theta, most, False, phase, "rate")
+            u = arithmetic.integrate(self._synapses(i, x), self.biases[i], "rate", phase)
+            x, v = arithmetic.fire_steps(u[-1], theta, most, False, phase, phase, "rate")
             found = {"u": u, "spikes": x, "v": v}
             trace |= {f"neurons{i}.{name}": in_line(y) for name, y in found.items()}
-        u = arithmetic.integrate(self._synapses(len(self.thetas), x), self.biases[-1], "rate")
+        u = arithmetic.integrate(
+            self._synapses(len(self.thetas), x), self.biases[-1], "rate", phase
+        )
         stream = self.membranes.add(in_line(u[-1]))
         trace |= {"membranes.u": in_line(u), "membranes.x": at_the_end(stream, phase)}
         y = at_the_end(arithmetic.normed(stream, self.epsilon), phase)
-        z = arithmetic.integrate(y << KEY_SHIFT, self.center, "rate")
+        z = arithmetic.integrate(y << KEY_SHIFT, self.center, "rate", phase)
         trace |= {"norm.y": y, "keys.u": z}
         trace |= self._attention_steps(z[-1], labels, phase)
         return {name: x.swapaxes(0, 1) for name, x in trace.items()}

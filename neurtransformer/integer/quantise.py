@@ -13,19 +13,22 @@ Gain and bias of LayerNorm become thresholds and biases of the neurons behind it
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
+from neurtransformer.codes import MEAN_BITS
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import LIMIT, WEIGHT_LIMIT
+from neurtransformer.integer.attention import KINDS
 from neurtransformer.integer.config import FINAL_MOST, IntegerConfig
-from neurtransformer.spiking.attention import MEAN_BITS
-from neurtransformer.spiking.model import SpikingBlock, SpikingGPT2LMHeadModel
-from neurtransformer.spiking.neuron import CodingNeuron, SpikeLinear
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from neurtransformer.spiking.model import SpikingBlock, SpikingGPT2LMHeadModel
+    from neurtransformer.spiking.neuron import CodingNeuron, SpikeLinear
 
 Floats = NDArray[np.float64]
 Tensors = dict[str, NDArray]
@@ -123,8 +126,10 @@ def multiplier(scale: Floats, bits: int) -> tuple[NDArray[np.int32], NDArray[np.
     return np.rint(mantissa * 8).astype(np.int32), (3 - bits - exponent).astype(np.int32)
 
 
-def gelu_table(activation: Callable[[Tensor], Tensor]) -> NDArray[np.int64]:
+def gelu_table(activation: "Callable[[Tensor], Tensor]") -> NDArray[np.int64]:
     """``ReLU(x) - activation(x)`` in the middle of each of GELU_ENTRIES intervals of \\|x\\|."""
+    import torch
+
     x = (torch.arange(arithmetic.GELU_ENTRIES, dtype=torch.float64) + 0.5) / (
         1 << arithmetic.GELU_INDEX_BITS
     )
@@ -137,7 +142,7 @@ def centred(weight: Floats, bias: Floats) -> tuple[Floats, Floats]:
 
 
 def quantise_encoder(
-    norm: nn.LayerNorm, spike_value: Floats, center: Floats, most: int, config: IntegerConfig
+    norm: "nn.LayerNorm", spike_value: Floats, center: Floats, most: int, config: IntegerConfig
 ) -> tuple[Tensors, Floats]:
     """LayerNorm and the neurons behind it: tensors without a network's name, and the value of one
     of their spikes, (n,), negative where LayerNorm's gain is.
@@ -165,7 +170,7 @@ def quantise_encoder(
 
 
 def quantise_neurons(
-    norm: nn.LayerNorm, neuron: CodingNeuron, config: IntegerConfig
+    norm: "nn.LayerNorm", neuron: "CodingNeuron", config: IntegerConfig
 ) -> tuple[Tensors, Floats]:
     """`quantise_encoder` for the `encode` neurons of a spiking network."""
     values = _floats(neuron.spike_value), _floats(neuron.center)
@@ -185,17 +190,17 @@ def _accumulator(rows: Rows, bits: int) -> Tensors:
     return {"mantissa": mantissa, "shift": shift.clip(*SHIFT_RANGE)}
 
 
-def quantise_embedding(model: SpikingGPT2LMHeadModel, config: IntegerConfig) -> Tensors:
+def quantise_embedding(model: "SpikingGPT2LMHeadModel", config: IntegerConfig) -> Tensors:
     """Tensors of the network `embed`: one column of synapses per token, then one per position."""
-    tables = [cast(nn.Embedding, model.transformer[name]) for name in ("wte", "wpe")]
+    tables = [cast("nn.Embedding", model.transformer[name]) for name in ("wte", "wpe")]
     weight = np.concatenate([_floats(table.weight) for table in tables]).T
     rows, stream = quantise_stream(weight, np.zeros(len(weight)), 1, config, ACTIVE_TOKENS)
     return {**rows.tensors("embed.table"), **_under("embed.stream", stream)}
 
 
-def quantise_head(model: SpikingGPT2LMHeadModel, config: IntegerConfig) -> Tensors:
+def quantise_head(model: "SpikingGPT2LMHeadModel", config: IntegerConfig) -> Tensors:
     """Tensors of the network `head`."""
-    norm = cast(nn.LayerNorm, model.transformer["ln_f"])
+    norm = cast("nn.LayerNorm", model.transformer["ln_f"])
     reach = FINAL_REACH * np.abs(_floats(norm.weight)) + np.abs(_floats(norm.bias))
     spike_value = np.maximum(reach, _SMALLEST) / FINAL_MOST
     zero = np.zeros_like(spike_value)
@@ -209,32 +214,33 @@ def quantise_head(model: SpikingGPT2LMHeadModel, config: IntegerConfig) -> Tenso
     }
 
 
-def quantise_attention(block: SpikingBlock, name: str, config: IntegerConfig) -> Tensors:
+def quantise_attention(block: "SpikingBlock", name: str, config: IntegerConfig) -> Tensors:
     """Tensors of one attention network, keys beginning with `name`."""
     attention = block.attn
     encoder, spike = quantise_neurons(block.ln_1, attention.encode, config)
+    kind = KINDS[attention.kind]
     neurons = attention.query, attention.key, attention.value
     spike_value = np.concatenate([_floats(neuron.spike_value) for neuron in neurons])
     center = np.concatenate([_floats(neuron.center) for neuron in neurons])
     weight, bias = _folded(attention.c_attn, spike)
-    c_attn = quantise_rows(weight, bias - center, config.most, spike_value=spike_value)
-    theta = quantise_threshold(spike_value, c_attn.scale, config.timesteps)
+    most = attention.encode.most
+    c_attn = quantise_rows(weight, bias - center, most, spike_value=spike_value)
+    theta = quantise_threshold(spike_value, c_attn.scale, attention.query.most)
+    worth = theta * c_attn.scale
 
-    value_spike = (theta * c_attn.scale)[-len(_floats(attention.value.center)) :]
-    unit = value_spike * 2.0 ** -(MEAN_BITS + arithmetic.MERGE_SHIFT)
+    unit = worth[-len(_floats(attention.value.center)) :]
+    unit = unit * 2.0 ** -(MEAN_BITS + arithmetic.MERGE_SHIFT)
     merged = attention.merged
     merged_theta = quantise_threshold(_floats(merged.spike_value), unit, merged.most)
-    most = arithmetic.MERGED_CENTER_LIMIT
-    merged_center = np.rint(_floats(merged.center) / unit).clip(-most, most)
+    reach = arithmetic.MERGED_CENTER_LIMIT
+    merged_center = np.rint(_floats(merged.center) / unit).clip(-reach, reach)
     folded = _folded(attention.c_proj, merged_theta * unit)
     c_proj, residual = quantise_stream(*folded, merged.most, config)
-    present = _floats(attention.present) * (1 << arithmetic.PRESENT_BITS)
     return {
         **_under(name, encoder),
         **c_attn.tensors(f"{name}.c_attn"),
         f"{name}.qkv.theta": theta.astype(np.int32),
-        f"{name}.ssa.shift": attention.shift.numpy().astype(np.int32),
-        f"{name}.ssa.present": np.rint(present).clip(0, 255).astype(np.int32),
+        **_under(name, kind.quantised(attention, worth)),
         f"{name}.merged.theta": merged_theta.astype(np.int32),
         f"{name}.merged.bias": -merged_center.astype(np.int32),
         **c_proj.tensors(f"{name}.c_proj"),
@@ -242,7 +248,7 @@ def quantise_attention(block: SpikingBlock, name: str, config: IntegerConfig) ->
     }
 
 
-def quantise_feedforward(block: SpikingBlock, name: str, config: IntegerConfig) -> Tensors:
+def quantise_feedforward(block: "SpikingBlock", name: str, config: IntegerConfig) -> Tensors:
     """Tensors of one feed-forward network, keys beginning with `name`."""
     mlp, hidden = block.mlp, block.mlp.hidden
     assert hidden.activation is not None
@@ -271,9 +277,9 @@ def _under(name: str, tensors: Tensors) -> Tensors:
     return {f"{name}.{key}": x for key, x in tensors.items()}
 
 
-def _folded(linear: SpikeLinear, spike_value: Floats) -> tuple[Floats, Floats]:
+def _folded(linear: "SpikeLinear", spike_value: Floats) -> tuple[Floats, Floats]:
     return _floats(linear.weight) * spike_value, _floats(linear.bias)
 
 
-def _floats(x: Tensor) -> Floats:
+def _floats(x: "Tensor") -> Floats:
     return x.detach().double().cpu().numpy()

@@ -3,17 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from neurtransformer.errors import UserError
 from neurtransformer.recipe import Section, checked, settings
 
-Limit = Annotated[int, Field(strict=True, ge=1, le=2**40)]
+if TYPE_CHECKING:
+    from neurtransformer.loihi.nodes import Convolution, Matrix, Node
 
-TABLE_BITS = {"gelu_neurons": 256 * 16, "norm": 192 * 8, "ssa": 128 * 8}
-"""What a core with such neurons holds once: the GELU, a LayerNorm's root, the SSA's divisor."""
+Limit = Annotated[int, Field(strict=True, ge=1, le=2**40)]
 
 
 class Core(Section):
@@ -74,6 +73,17 @@ def capacity(chip: Chip) -> Resources:
 
 
 @dataclass(frozen=True)
+class Way:
+    """Where the outputs of a sender go in a layer, from its output `first` on: to the columns of
+    its matrices, group after group; to its rows, likewise; or to the fields of `kernel`, at each
+    position."""
+
+    to: Literal["columns", "rows", "fields"]
+    first: int = 0
+    kernel: "Convolution | None" = None
+
+
+@dataclass(frozen=True)
 class Layer:
     """A node with neurons and the synapses that lead to them: `groups` equal matrices of `rows`
     outputs by `columns` inputs. A projection is one group, a head of attention is one, so is each
@@ -82,6 +92,8 @@ class Layer:
     row_bits, column_bits: state and parameters of a neuron, and of an input whose spikes wait.
     table_bits: held once by each core. column_axons: input axons per column. row_axons: input axons
     of a neuron beside its matrix. extra_rows: neurons of each part of a group beside its rows.
+    hears: the ways of what its node hears with no other node's synapses between; within: of what
+    the layer before it sends, of the same node.
     """
 
     name: str
@@ -96,65 +108,34 @@ class Layer:
     row_axons: int = 0
     extra_rows: int = 0
     plastic: bool = False
+    hears: tuple[Way, ...] = (Way("rows"),)
+    within: tuple[Way, ...] = ()
 
 
-def demand(name: str, node: Any, matrices: Sequence[Any], beside: int, chip: Chip) -> Layer:
+def demand(name: str, node: "Node", matrices: Sequence["Matrix"], beside: int, chip: Chip) -> Layer:
     """What the neurons of a node, and the synapses that lead to them, ask for.
 
-    matrices: the nodes of synapses that lead to it. beside: how many other layers each of its
-    neurons hears, one spike a channel. A channel is one compartment with two states, u and v, even
-    if its spikes are signed: a graded spike of one bit and sign carries those. A kernel is charged
-    at each of its positions, as if its weights were not shared.
-    Raises UserError for a kind of node that is not known here.
+    matrices: the nodes of synapses that lead to it, itself if it is one. beside: how many other
+    layers each of its neurons hears, one spike a channel. A kernel is charged at each of its
+    positions, as if its weights were not shared.
     """
-    u_and_v = 2
-    match node.kind:
-        case "synapses" | "convolution" | "plastic_synapses":
-            words = u_and_v
-        case "coding_neurons" | "key_neurons":
-            words = u_and_v + 2  # bias, theta
-        case "gelu_neurons":
-            words = u_and_v + 4  # bias, theta, center, mantissa and shift
-        case "norm":
-            words = 1  # the channel, until the sum is there
-        case "accumulator":
-            words = 3 + node.delay  # u, bias, mantissa and shift, the stream that waits
-        case "ssa":
-            return Layer(
-                name=name,
-                groups=node.heads,
-                rows=node.dim,
-                columns=node.key_dim,
-                synapse_bits=node.state_bits,
-                row_bits=u_and_v * chip.width.state,
-                table_bits=TABLE_BITS["ssa"],
-                column_bits=node.level_bits + 1,
-                column_axons=2,
-                row_axons=1,
-                extra_rows=1,
-                plastic=True,
-            )
-        case kind:
-            raise UserError(f"{name}: it is not known what a node of kind '{kind}' needs on a chip")
-    kinds = {matrix.kind for matrix in matrices}
     groups, rows, columns = node.outputs, 1, max(1, beside)
-    if kinds == {"convolution"}:
-        (kernel,) = matrices
-        groups, rows, columns = kernel.positions, kernel.out_channels, kernel.fan_in
+    if len(matrices) == 1:
+        groups, rows, columns = matrices[0].extent
     elif matrices:
         groups, rows, columns = 1, node.outputs, sum(matrix.inputs for matrix in matrices)
-    learns = [matrix for matrix in matrices if matrix.kind == "plastic_synapses"]
+    traces = [matrix.traces for matrix in matrices if matrix.traces]
     return Layer(
         name=name,
         groups=groups,
         rows=rows,
         columns=columns,
         synapse_bits=chip.width.weight,
-        row_bits=words * chip.width.state + sum(matrix.trace_bits for matrix in learns),
-        table_bits=TABLE_BITS.get(node.kind, 0),
-        column_bits=sum(matrix.trace_bits for matrix in learns),
-        row_axons=beside + len(learns) if matrices else 0,
-        plastic=bool(learns),
+        row_bits=node.words * chip.width.state + sum(traces),
+        table_bits=node.table_bits,
+        column_bits=sum(traces),
+        row_axons=beside + len(traces) if matrices else 0,
+        plastic=bool(traces),
     )
 
 

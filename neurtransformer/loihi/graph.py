@@ -5,27 +5,26 @@ and is believed only if it says the same. Networks follow one another: embed, h.
 so on, head. What leaves one, the residual stream, is what enters the next.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import STATE_BITS
+from neurtransformer.integer.attention import KINDS as INTEGERS
 from neurtransformer.integer.config import FINAL_MOST, IntegerConfig
+from neurtransformer.loihi import attention
+from neurtransformer.loihi.network import Network, in_line, timed, wired
 from neurtransformer.loihi.nodes import (
-    SSA,
     Accumulator,
-    AnyNode,
     CodingNeurons,
     GeluNeurons,
-    Network,
+    Node,
     Norm,
     Silent,
     Source,
     Spikes,
     Synapses,
-    chain,
 )
 from neurtransformer.recipe import Coding
-from neurtransformer.spiking.attention import KEY_EXPANSION, MEAN_BITS, level_bits, qkv_sizes
 
 
 def networks(config: IntegerConfig, spikes: Spikes, silent: Silent) -> list[Network]:
@@ -44,163 +43,143 @@ def networks(config: IntegerConfig, spikes: Spikes, silent: Silent) -> list[Netw
     ]
 
 
-def phase_steps(config: IntegerConfig, spikes: Spikes) -> int:
-    """Time steps of a phase in a block: T binary spikes, or one graded spike."""
-    return config.timesteps if spikes == "rate" else 1
-
-
-def _bits(most: int, phase: int, coding: Coding, signed: bool) -> int:
-    """Width of a spike of a neuron that sends counts up to `most` in `phase` steps."""
-    largest = most if phase == 1 else most // phase if coding == "rate" else 1
+def spike_bits(most: int, slots: int, coding: Coding, signed: bool) -> int:
+    """Width of a spike of a neuron that sends counts up to `most` in so many steps."""
+    largest = most if slots == 1 else most // slots if coding == "rate" else 1
     return largest.bit_length() + signed
 
 
-def _synapses(
-    network: str, name: str, shape: tuple[int, int], start: int, silent: Silent
-) -> Synapses:
+def _slots(timesteps: int, spikes: Spikes) -> int:
+    """Time steps in which a count is sent: T binary spikes, or one graded spike."""
+    return timesteps if spikes == "binary" else 1
+
+
+def _synapses(network: str, name: str, shape: tuple[int, int], silent: Silent) -> Synapses:
     file = f"netx/{network}.{name}.net"
     outputs, inputs = shape
     return Synapses(
         name=name,
         outputs=outputs,
         inputs=inputs,
-        start=start,
         file=file,
         silent_inputs=silent.get(file, 0),
     )
 
 
-def _stream_in(config: IntegerConfig, most: int, coding: Coding, phase: int) -> Iterator[AnyNode]:
-    """From the residual stream to spikes, which leave one phase after it has come."""
+def _stream_in(config: IntegerConfig, most: int, coding: Coding, slots: int) -> list[Node]:
+    """From the residual stream to spikes."""
     width = config.width
-    yield Source(name="stream", outputs=width, start=0, payload_bits=STATE_BITS)
-    yield Norm(name="norm", outputs=width, start=0, payload_bits=arithmetic.NORM_BITS + 2)
-    yield CodingNeurons(
-        name="encode",
-        outputs=width,
-        start=0,
-        payload_bits=_bits(most, phase, coding, signed=True),
-        receives="rate",
-        sends=coding,
-        most=most,
-        unsigned=0,
-        input_shift=0,
-        bias="encode.bias",
-    )
+    return [
+        Source(name="stream", outputs=width, payload_bits=STATE_BITS),
+        Norm(name="norm", outputs=width, payload_bits=arithmetic.NORM_BITS + 2),
+        CodingNeurons(
+            name="encode",
+            outputs=width,
+            payload_bits=spike_bits(most, slots, coding, signed=True),
+            receives="rate",
+            sends=coding,
+            most=most,
+            unsigned=0,
+            input_shift=0,
+            bias="encode.bias",
+        ),
+    ]
 
 
-def _accumulator(
-    name: str, outputs: int, start: int, receives: Coding, bias: str, bits: int, delay: int = 0
-) -> Accumulator:
+def _accumulator(name: str, outputs: int, receives: Coding, bias: str, bits: int) -> Accumulator:
     return Accumulator(
         name=name,
         outputs=outputs,
-        start=start,
         payload_bits=STATE_BITS,
         receives=receives,
         bias=bias,
-        delay=delay,
         fraction_bits=bits,
     )
 
 
-def _residual(config: IntegerConfig, start: int, phase: int) -> Accumulator:
-    """The end of a network that the stream goes through: phases begun by then, it waits."""
-    delay = -(-start // phase)
-    receives, bits = config.coding, config.stream_bits
-    return _accumulator("residual", config.width, start, receives, "c_proj.bias", bits, delay)
+def _residual(config: IntegerConfig, receives: Coding) -> Accumulator:
+    """The end of a network that the stream goes by."""
+    return _accumulator("residual", config.width, receives, "c_proj.bias", config.stream_bits)
+
+
+def _block(name: str, nodes: Sequence[Node], phase: int, slots: int) -> Network:
+    """Nodes one after another; the stream also goes by them to the accumulator at the end."""
+    wires = [*in_line(nodes), wired(nodes[0], nodes[-1], "x_in")]
+    return timed(name, nodes, wires, phase, slots)
 
 
 def _embedding(config: IntegerConfig, silent: Silent) -> Network:
     inputs = config.vocabulary + config.positions
-    return chain(
-        "embed",
-        1,
-        Source(name="tokens", outputs=inputs, start=0, payload_bits=1),
-        _synapses("embed", "table", (config.width, inputs), 0, silent),
-        _accumulator("stream", config.width, 1, "rate", "table.bias", config.stream_bits),
-    )
+    nodes = [
+        Source(name="tokens", outputs=inputs, payload_bits=1),
+        _synapses("embed", "table", (config.width, inputs), silent),
+        _accumulator("stream", config.width, "rate", "table.bias", config.stream_bits),
+    ]
+    return timed("embed", nodes, in_line(nodes), 1, 1)
 
 
 def _attention(config: IntegerConfig, name: str, spikes: Spikes, silent: Silent) -> Network:
-    width, steps, coding = config.width, config.timesteps, config.coding
-    phase, dim = phase_steps(config, spikes), width // config.heads
-    queries, keys, values = qkv_sizes(width)
-    rows = queries + keys + values
-    return chain(
-        name,
-        phase,
-        *_stream_in(config, config.most, coding, phase),
-        _synapses(name, "c_attn", (rows, width), phase, silent),
+    kind, integers = attention.KINDS[config.attention], INTEGERS[config.attention]
+    width, code = config.width, config.attention_code
+    slots = _slots(code.timesteps, spikes)
+    rows, qkv = sum(integers.sizes(width)), integers.qkv_code(code)
+    nodes = [
+        *_stream_in(config, code.most, code.coding, slots),
+        _synapses(name, "c_attn", (rows, width), silent),
         CodingNeurons(
             name="qkv",
             outputs=rows,
-            start=phase + 1,
-            payload_bits=_bits(steps, phase, "rate", signed=True),
-            receives=coding,
-            sends="rate",
-            most=steps,
-            unsigned=queries + keys,
+            payload_bits=spike_bits(qkv.most, slots, qkv.coding, signed=True),
+            receives=code.coding,
+            sends=qkv.coding,
+            most=qkv.most,
+            unsigned=integers.unsigned(width),
             input_shift=0,
             bias="c_attn.bias",
         ),
-        SSA(
-            name="ssa",
-            outputs=width,
-            start=2 * phase + 1,
-            payload_bits=level_bits(steps) + MEAN_BITS + 2,
-            heads=config.heads,
-            dim=dim,
-            key_dim=KEY_EXPANSION * dim,
-            level_bits=level_bits(steps),
-            mean_bits=MEAN_BITS,
-        ),
-        # the SSA reads, and its mean arrives, one phase after the spikes of key and value
+        *kind.between(config),
         CodingNeurons(
             name="merged",
             outputs=width,
-            start=3 * phase + 1,
-            payload_bits=_bits(config.most, phase, coding, signed=True),
+            payload_bits=spike_bits(code.most, slots, code.coding, signed=True),
             receives="rate",
-            sends=coding,
-            most=config.most,
+            sends=code.coding,
+            most=code.most,
             unsigned=0,
             input_shift=arithmetic.MERGE_SHIFT,
             bias="merged.bias",
         ),
-        _synapses(name, "c_proj", (width, width), 4 * phase + 1, silent),
-        _residual(config, 4 * phase + 2, phase),
-    )
+        _synapses(name, "c_proj", (width, width), silent),
+        _residual(config, code.coding),
+    ]
+    return _block(name, nodes, kind.phase(slots), slots)
 
 
 def _feedforward(config: IntegerConfig, name: str, spikes: Spikes, silent: Silent) -> Network:
     width, hidden, coding = config.width, config.hidden, config.coding
-    phase = phase_steps(config, spikes)
-    return chain(
-        name,
-        phase,
-        *_stream_in(config, config.most, coding, phase),
-        _synapses(name, "c_fc", (hidden, width), phase, silent),
+    slots = _slots(config.timesteps, spikes)
+    nodes = [
+        *_stream_in(config, config.most, coding, slots),
+        _synapses(name, "c_fc", (hidden, width), silent),
         GeluNeurons(
             name="hidden",
             outputs=hidden,
-            start=phase + 1,
-            payload_bits=_bits(config.hidden_most, phase, coding, signed=False),
+            payload_bits=spike_bits(config.hidden_most, slots, coding, signed=False),
             receives=coding,
             sends=coding,
             most=config.hidden_most,
             bias="c_fc.bias",
         ),
-        _synapses(name, "c_proj", (width, hidden), 2 * phase + 1, silent),
-        _residual(config, 2 * phase + 2, phase),
-    )
+        _synapses(name, "c_proj", (width, hidden), silent),
+        _residual(config, coding),
+    ]
+    return _block(name, nodes, slots, slots)
 
 
 def _head(config: IntegerConfig, silent: Silent) -> Network:
-    return chain(
-        "head",
-        1,
+    nodes = [
         *_stream_in(config, FINAL_MOST, "rate", 1),
-        _synapses("head", "lm_head", (config.vocabulary, config.width), 1, silent),
-        _accumulator("logits", config.vocabulary, 2, "rate", "lm_head.bias", arithmetic.LOGIT_BITS),
-    )
+        _synapses("head", "lm_head", (config.vocabulary, config.width), silent),
+        _accumulator("logits", config.vocabulary, "rate", "lm_head.bias", arithmetic.LOGIT_BITS),
+    ]
+    return timed("head", nodes, in_line(nodes), 1, 1)

@@ -1,17 +1,18 @@
 """Importing this module makes Lava importable on Python 3.11; import it before anything of Lava.
 
-lava-nc 0.10.0 and lava-dl 0.6.0 are archived and were written for Python 3.8 to 3.10. Three things
-stand in the way, and all three are mended from outside, for nothing on disk may change:
+lava-nc 0.10.0 and lava-dl 0.6.0 are archived and were written for Python 3.8 to 3.10. Four things
+stand in the way, and all are mended from outside, for nothing on disk may change:
 
 - `lava.magma.compiler.var_model` has dataclass defaults that are unhashable, which 3.11 refuses;
 - `lava.lib.dl.slayer` imports all of SLAYER (cv2, torchvision) for the one file that netx needs;
-- Lava sets the start method of multiprocessing, which fails where one has been set already.
+- Lava sets the start method of multiprocessing, which fails where one has been set already;
+- Lava's shared memory has names that stay behind when it is killed (`janitor.py`).
 """
 
 import contextlib
 import dataclasses
 import functools
-import importlib.util
+import importlib
 import multiprocessing
 import sys
 import types
@@ -20,6 +21,7 @@ from typing import Any
 from unittest import mock
 
 from neurtransformer.errors import UserError
+from neurtransformer.loihi.janitor import MemoryManager
 
 MISSING = "Lava is not installed: type `neurtx install lava`"
 
@@ -47,14 +49,20 @@ def _bare_package(name: str) -> None:
 
 
 def _mend() -> None:
-    if importlib.util.find_spec("lava") is None or importlib.util.find_spec("lava.lib") is None:
-        raise UserError(MISSING)
     with _hashable_dataclasses():
         importlib.import_module("lava.magma.compiler.var_model")
     forced = functools.partial(multiprocessing.set_start_method, force=True)
     with mock.patch.object(multiprocessing, "set_start_method", forced):
-        importlib.import_module("lava.magma.runtime.message_infrastructure.multiprocessing")
+        infrastructure = importlib.import_module(
+            "lava.magma.runtime.message_infrastructure.multiprocessing"
+        )
+    infrastructure.SharedMemoryManager = MemoryManager  # type: ignore[attr-defined]
     _bare_package("lava.lib.dl.slayer")
 
 
-_mend()
+try:
+    _mend()
+except ModuleNotFoundError as missing:
+    if missing.name is None or missing.name.partition(".")[0] != "lava":
+        raise  # installed, but something that it needs is not
+    raise UserError(MISSING) from missing

@@ -17,9 +17,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from neurtransformer.codes import NO_FORGETTING, level_bits, witness
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import PRESENT_BITS, Integers
-from neurtransformer.spiking.attention import NO_FORGETTING, level_bits, witness
 
 Floats = NDArray[np.float64]
 

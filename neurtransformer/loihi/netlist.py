@@ -12,16 +12,16 @@ believed only after every hash, shape, range and wire has been checked.
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from neurtransformer.errors import UserError, shortened
 from neurtransformer.integer import layout, plastic
@@ -30,11 +30,12 @@ from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.integer.plastic import IntegerPlasticTransformer, PlasticConfig
 from neurtransformer.loihi import netx
 from neurtransformer.loihi.graph import networks
+from neurtransformer.loihi.network import Network
 from neurtransformer.loihi.nodes import (
-    AnyNode,
+    CodingNeurons,
     Convolution,
     Count,
-    Network,
+    Matrix,
     Silent,
     Spikes,
     Strict,
@@ -43,7 +44,10 @@ from neurtransformer.loihi.nodes import (
 from neurtransformer.loihi.plastic_graph import plastic_networks
 from neurtransformer.runs import read_json, write_json
 
-VERSION: Literal[6] = 6
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+VERSION: Literal[7] = 7
 CHIP, TOKENIZER = "chip.safetensors", "tokenizer"
 Progress = Callable[[str], None]
 Config = IntegerConfig | PlasticConfig
@@ -55,13 +59,12 @@ _TEACHER = (
     "synapses, and takes the largest logit of a drawing without label as what it is; before a new "
     "context it sets the plastic weights to 0"
 )
-_FIRING = ("coding_neurons", "gelu_neurons", "key_neurons")
 _TRANSPORT: dict[Spikes, str] = {
-    "rate": "in a block a phase is T steps; a neuron sends at most one spike a step, of payload "
-    "+1, or -1 or +1 where it is signed (a graded spike of one bit and sign), or 1 or 2 behind a "
-    "GELU if counts are rate coded; of phase-coded counts it sends the binary digits, the highest "
-    "first",
-    "graded": "in a block a phase is one step; a neuron sends one graded spike that carries its "
+    "binary": "in a block neurons fire in the first T steps of a phase, its slots; a neuron sends "
+    "at most one spike a slot, of payload +1, or -1 or +1 where it is signed (a graded spike of "
+    "one bit and sign), or 1 or 2 behind a GELU if counts are rate coded; of phase-coded counts it "
+    "sends the binary digits, the highest first",
+    "graded": "in a block a phase has one slot; a neuron sends one graded spike that carries its "
     "count: rate coded 0..T, -T..T where it is signed, or 0..2T behind a GELU; phase coded up to "
     "2^T - 1",
 }
@@ -69,8 +72,8 @@ _TRANSPORT: dict[Spikes, str] = {
 
 
 _PLASTIC_TRANSPORT: dict[Spikes, str] = {
-    "rate": "a phase is T steps; a drawing comes as at most one spike a step, hidden neurons send "
-    "spikes of 0, 1 or 2",
+    "binary": "a phase is T steps; a drawing comes as at most one spike a step, hidden neurons "
+    "send spikes of 0, 1 or 2",
     "graded": "a phase is one step; a drawing comes as graded spikes of 0..T, hidden neurons send "
     "graded spikes of 0..2T",
 }
@@ -96,13 +99,15 @@ class Manifest(Strict):
     """manifest.json."""
 
     format: Literal["neurtx netlist"] = "neurtx netlist"
-    version: Literal[6] = VERSION
+    version: Literal[7] = VERSION
     config: Annotated[Config, Field(discriminator="model")]
     spikes: Spikes
     transport: str
     host: str
     run: str | None = None
     """The run it was made from, not needed any more."""
+    run_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """Of the run's weights then (`provenance.run_sha256`)."""
     totals: Totals
     networks: list[Network]
     files: dict[str, FileEntry]
@@ -121,10 +126,14 @@ class Netlist:
 
 @dataclass(frozen=True)
 class TextNetlist(Netlist):
-    """Of a GPT-2."""
+    """Of a GPT-2. Its tokenizer, a library of its own, is read when it is first asked for."""
 
     model: IntegerGPT2
-    tokenizer: PreTrainedTokenizerBase
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Raises UserError if it does not load, or does not fit the model."""
+        return _tokenizer(self.folder, self.model.config.vocabulary)
 
 
 @dataclass(frozen=True)
@@ -140,13 +149,15 @@ class PlasticNetlist(Netlist):
 def write(
     folder: Path,
     model: Model,
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: "PreTrainedTokenizerBase | None",
     spikes: Spikes,
     *,
     made_from: Path | None = None,
+    run_sha256: str | None = None,
     progress: Progress = lambda _: None,
 ) -> Manifest:
-    """Write all files of a netlist into an empty folder. made_from: the run, noted for reports.
+    """Write all files of a netlist into an empty folder. made_from, run_sha256: the run and the
+    hash of its weights, noted for reports.
 
     Raises UserError for weights that netx would not read back as they are.
     """
@@ -162,9 +173,9 @@ def write(
             name = f"{network.name}.{node.name}"
             weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
             # those of GELU neurons are in another unit than what the synapses add up
-            fires = behind.kind == "coding_neurons"
+            fires = isinstance(behind, CodingNeurons)
             theta = tensors[f"{network.name}.{behind.name}.theta"] if fires else None
-            stock = bias, theta, network.phase
+            stock = bias, theta, network.slots
             if isinstance(node, Convolution):
                 file = _netx_layout(node, weight.shape)
                 netx.write_layer(folder / node.file, file, weight, *stock)
@@ -183,6 +194,7 @@ def write(
         transport=(_PLASTIC_TRANSPORT if learns else _TRANSPORT)[spikes],
         host=_TEACHER if learns else _HOST,
         run=None if made_from is None else str(made_from),
+        run_sha256=run_sha256,
         totals=_totals(graph),
         networks=_graph(config, spikes, silent),
         files=_entries(folder),
@@ -209,22 +221,18 @@ def _netx_layout(node: Convolution, shape: tuple[int, ...]) -> netx.Layout:
 
 def checksum(manifest: Manifest) -> str:
     """SHA-256 of what the manifest says, but for the checksum itself."""
-    return hashlib.sha256(manifest.model_dump_json(exclude={"checksum"}).encode()).hexdigest()
+    left_out = {"checksum"}
+    if manifest.run_sha256 is None:
+        left_out.add("run_sha256")  # manifests were written before there was one
+    return hashlib.sha256(manifest.model_dump_json(exclude=left_out).encode()).hexdigest()
 
 
 def _totals(graph: list[Network]) -> Totals:
     nodes = [node for network in graph for node in network.nodes]
     return Totals(
-        synapses=sum(_synapses(node) for node in nodes),
-        neurons=sum(node.outputs for node in nodes if node.kind in _FIRING),
+        synapses=sum(node.in_files for node in nodes if isinstance(node, Matrix)),
+        neurons=sum(node.firing for node in nodes),
     )
-
-
-def _synapses(node: AnyNode) -> int:
-    """Weights that stand in files: those of a kernel count once."""
-    if isinstance(node, Convolution):
-        return node.out_channels * node.fan_in
-    return node.inputs * node.outputs if isinstance(node, Synapses) else 0
 
 
 def _entries(folder: Path) -> dict[str, FileEntry]:
@@ -267,17 +275,18 @@ def read(folder: Path) -> TextNetlist | PlasticNetlist:
         plastic.check(config, tensors, complain)
         return PlasticNetlist(folder, manifest, IntegerPlasticTransformer(config, tensors))
     layout.check(config, tensors, complain)
-    tokenizer = _tokenizer(folder, config.vocabulary)
-    return TextNetlist(folder, manifest, IntegerGPT2(config, tensors), tokenizer)
+    return TextNetlist(folder, manifest, IntegerGPT2(config, tensors))
 
 
 def read_text(folder: Path) -> TextNetlist:
-    """Read the netlist of a GPT-2. Raises UserError, also if it is of another network."""
+    """Read the netlist of a GPT-2, tokenizer included. Raises UserError, also if it is of another
+    network."""
     found = read(folder)
     if not isinstance(found, TextNetlist):
         raise UserError(
             f"{folder} reads drawings, not text: give --data FOLDER in place of --prompt"
         )
+    _ = found.tokenizer
     return found
 
 
@@ -289,14 +298,16 @@ def read_plastic(folder: Path) -> PlasticNetlist:
     return found
 
 
-def _tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
+def _tokenizer(folder: Path, vocabulary: int) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder / TOKENIZER, local_files_only=True, trust_remote_code=False
         )
         numbers = tokenizer.get_vocab().values()
-        # a value of the wrong type may come to light only here
-        tokenizer.decode(tokenizer.encode("x"))
+        # a value of the wrong type may come to light only here; no text is one that all can read
+        tokenizer.decode(tokenizer.encode("") + list(numbers)[:1])
     # the library lets through whatever a damaged file leads to, a bare Exception too
     except Exception as error:
         _refuse(folder, f"its tokenizer does not load: {error}")

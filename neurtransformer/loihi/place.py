@@ -11,17 +11,17 @@ layer only, as Lava's compiler has it. The rules:
   one that needs the fewest cores; a layer that only the host feeds has its own. So a chip with less
   of anything never needs fewer cores.
 - An output axon is the way of one neuron to one core: a neuron has as many as parts hear it.
-- A head of spiking self-attention stays whole if a core can hold it. Of one that is split, each
-  part computes the divisor anew.
+- A head of attention stays whole if a core can hold it. Of one that is split, each part computes
+  the divisor anew.
 - Cores follow each other over the chips in the order of the network: neighbours stay together.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,36 +29,36 @@ from numpy.typing import NDArray
 from neurtransformer.dense import Known
 from neurtransformer.errors import UserError
 from neurtransformer.integer.config import IntegerConfig
-from neurtransformer.loihi.chip import Chip, Layer, Resources, capacity, demand, use
+from neurtransformer.loihi.chip import Chip, Layer, Resources, Way, capacity, use
 from neurtransformer.loihi.graph import networks
-from neurtransformer.loihi.nodes import Convolution, Network
+from neurtransformer.loihi.network import Network
+from neurtransformer.loihi.nodes import Accumulator, Convolution, Matrix, Source
 from neurtransformer.recipe import load_recipe
 
 T = TypeVar("T")
-_To = Literal["columns", "rows", "heads", "fields"]
-_MATRICES = ("synapses", "convolution", "plastic_synapses")
 
 
 @dataclass(frozen=True)
 class Edge:
-    """Outputs of layer `sender` go to layer `receiver`.
-
-    to: the columns of its matrix from `offset` on; its rows, one by one; the heads of attention,
-    queries and keys to columns, values to rows; or the fields of `kernel`, at each position.
-    """
+    """Outputs of layer `sender` go to layer `receiver`, on a way."""
 
     sender: int
     receiver: int
-    to: _To
-    offset: int = 0
-    kernel: Convolution | None = None
+    way: Way
 
     def hearers(self, receiver: "Tiling") -> int:
         """How many parts of the receiver hear one output at most."""
-        if self.kernel is not None:
-            fields = math.ceil(self.kernel.kernel / self.kernel.stride) ** 2
+        if self.way.kernel is not None:
+            fields = math.ceil(self.way.kernel.kernel / self.way.kernel.stride) ** 2
             return min(receiver.cores, fields * receiver.hearers)
-        return 1 if self.to == "rows" else receiver.hearers
+        return 1 if self.way.to == "rows" else receiver.hearers
+
+    def heard(self, receiver: Layer) -> range:
+        """The outputs of the sender that the receiver hears; there may be fewer of them."""
+        if self.way.kernel is not None:
+            return range(self.way.kernel.inputs)
+        size = receiver.groups * (receiver.rows if self.way.to == "rows" else receiver.columns)
+        return range(self.way.first, self.way.first + size)
 
 
 @dataclass(frozen=True)
@@ -121,56 +121,63 @@ def graph_of(known: Known) -> list[Network]:
         positions=known.context,
         timesteps=recipe.timesteps,
         coding=recipe.coding,
+        attention=recipe.attention,
+        attention_timesteps=recipe.attention_timesteps,
+        attention_coding=recipe.attention_coding,
         epsilon=1e-5,
         stream_bits=0,
     )
-    return networks(config, "rate", {})
+    return networks(config, "binary", {})
 
 
 def layers_of(graph: Sequence[Network], chip: Chip) -> tuple[list[Layer], list[Edge]]:
     """The layers of a network in its order, and the edges between them.
 
     A source is the host, or the residual stream of the network before where that is on the chip
-    (its last node is an accumulator). Raises UserError for a kind of node that is not known.
+    (its last node is an accumulator).
     """
     layers: list[Layer] = []
     edges: list[Edge] = []
     stream: int | None = None
     for network in graph:
-        nodes: dict[str, Any] = {node.name: node for node in network.nodes}
+        nodes = {node.name: node for node in network.nodes}
         heard: dict[str, list[str]] = {name: [] for name in nodes}
-        for sender, receiver in network.wires:
-            heard[receiver].append(sender)
+        for wire in network.wires:
+            heard[wire.target].append(wire.source)
         # synapses belong to the neurons they lead to; those at the end have neurons of their own
-        fused = {s: name for name in nodes for s in heard[name] if nodes[s].kind in _MATRICES}
-        hosts = [name for name in nodes if nodes[name].kind != "source" and name not in fused]
+        fused = {s: name for name in nodes for s in heard[name] if nodes[s].is_matrix}
         owner: dict[str, int | None] = dict.fromkeys(nodes, stream)
-        owner |= {name: i for i, name in enumerate(hosts, len(layers))}
+        hosts: list[tuple[str, int, list[Matrix], list[Layer]]] = []
+        for name, node in nodes.items():
+            if isinstance(node, Source) or name in fused:
+                continue
+            matrices = [m for s in heard[name] if isinstance(m := nodes[s], Matrix)]
+            beside = len(set(heard[name]) - fused.keys()) if heard[name] else 1
+            if isinstance(node, Matrix):
+                matrices, beside = [node], 0
+            called = f"{network.name}.{matrices[0].name if matrices else name}"
+            hosts.append((name, len(layers), matrices, node.layers(called, matrices, beside, chip)))
+            layers += hosts[-1][-1]
+            owner[name] = len(layers) - 1
         owner |= {s: owner[name] for s, name in fused.items()}
+
         # what hears nothing in its own network hears the stream
         hears = {
             name: {owner[s] for s in found if s not in fused} if found else {stream}
             for name, found in heard.items()
         }
-        for i, host in enumerate(hosts, len(layers)):
-            node = nodes[host]
-            matrices = [nodes[s] for s in heard[host] if s in fused]
-            direct = hears[host]
-            if node.kind in _MATRICES:
-                matrices, direct = [node], set()
+        senders = {name: [s for s in found if s is not None] for name, found in hears.items()}
+        for name, first, matrices, own in hosts:
             offset = 0
             for matrix in matrices:
-                kernel = matrix if matrix.kind == "convolution" else None
-                to: _To = "fields" if kernel else "columns"
-                senders = [s for s in hears[matrix.name] if s is not None]
-                edges += [Edge(s, i, to, offset, kernel) for s in senders]
+                edges += [Edge(s, first, matrix.way(offset)) for s in senders[matrix.name]]
                 offset += matrix.inputs
-            to = "heads" if node.kind == "ssa" else "rows"
-            edges += [Edge(s, i, to) for s in direct if s is not None]
-            name = f"{network.name}.{matrices[0].name if matrices else host}"
-            layers.append(demand(name, node, matrices, len(direct), chip))
-        last = network.nodes[-1].name
-        stream = owner[last] if nodes[last].kind == "accumulator" else None
+            direct = senders[name] if not nodes[name].is_matrix else []
+            for i, layer in enumerate(own, first):
+                edges += [Edge(s, i, way) for s in direct for way in layer.hears]
+                edges += [Edge(i - 1, i, way) for way in layer.within]
+        last = network.nodes[-1]
+        stream = owner[last.name] if isinstance(last, Accumulator) else None
     return layers, edges
 
 
@@ -198,9 +205,7 @@ def place(graph: Sequence[Network], chip: Chip) -> Placement:
     def split(widest: int) -> list[Tiling]:
         tilings: dict[int, Tiling] = {}
         for i in order:
-            hearers = [edge.hearers(tilings[edge.receiver]) for edge in receivers[i]]
-            # what no layer hears, the host does
-            one = partial(_tiling, layers[i], sum(hearers) or 1, chip)
+            one = partial(_tiling, layers[i], _axons(receivers[i], layers, tilings), chip)
             tilings[i] = _fewest(one, [widest] if i in heard else widths, lambda t: t.cores)
         return [tilings[i] for i in range(len(layers))]
 
@@ -213,6 +218,18 @@ def place(graph: Sequence[Network], chip: Chip) -> Placement:
         for columns in _cut(layer.columns, tiling.columns)
     ]
     return Placement(chip, layers, edges, tilings, parts)
+
+
+def _axons(edges: Sequence[Edge], layers: Sequence[Layer], tilings: Mapping[int, Tiling]) -> int:
+    """How many parts hear an output at most, if these are the edges from its layer."""
+    spans = [
+        (edge.heard(layers[edge.receiver]), edge.hearers(tilings[edge.receiver])) for edge in edges
+    ]
+    most = (
+        sum(count for other, count in spans if max(0, span.start) in other) for span, _ in spans
+    )
+    # what no layer hears, the host does
+    return max(most, default=1)
 
 
 def _fewest(split: Callable[[int], T], widths: Sequence[int], cores: Callable[[T], int]) -> T:
@@ -379,34 +396,36 @@ def _outputs(layer: Layer, part: Part) -> tuple[int, int]:
 
 def _taken(edge: Edge, layer: Layer, part: Part) -> Iterator[tuple[int, int]]:
     """The outputs of the sender that a part of the receiver hears, likewise."""
-    if edge.kernel is not None:
-        yield from _field(edge.kernel, part.groups)
-        return
-    if edge.to == "columns":
-        yield part.columns.start - edge.offset, part.columns.stop - edge.offset
-        return
-    keys = layer.groups * layer.columns if edge.to == "heads" else 0
-    if keys:
+    way = edge.way
+    if way.kernel is not None:
+        yield from _field(way.kernel, part.groups, part.columns)
+    elif way.to == "columns":
         first, last = part.groups.start, part.groups.stop - 1
         start = first * layer.columns + part.columns.start
         stop = last * layer.columns + part.columns.stop
-        yield start, stop
-        yield keys + start, keys + stop
-    if part.columns.start == 0:
+        yield way.first + start, way.first + stop
+    elif part.columns.start == 0:
         start, stop = _outputs(layer, part)
-        yield 2 * keys + start, 2 * keys + stop
+        yield way.first + start, way.first + stop
 
 
-def _field(kernel: Convolution, positions: range) -> Iterator[tuple[int, int]]:
-    """The inputs that a kernel sees from these positions, as neurons are in a line."""
+def _field(kernel: Convolution, positions: range, columns: range) -> Iterator[tuple[int, int]]:
+    """The inputs that these columns of a kernel see from these positions, as neurons are in a line.
+
+    Columns are in the order of such a line too: across, down, channel.
+    """
     side, after = kernel.side, math.isqrt(kernel.positions)
-    seen = np.zeros((side, side), dtype=bool)
+    shape = kernel.kernel, kernel.kernel, kernel.in_channels
+    across, down, channel = np.unravel_index(np.arange(columns.start, columns.stop), shape)
+    seen = np.zeros((side, side, kernel.in_channels), dtype=bool)
     for position in positions:
-        across, down = (x * kernel.stride - kernel.padding for x in divmod(position, after))
-        ends = across + kernel.kernel, down + kernel.kernel
-        seen[max(0, across) : ends[0], max(0, down) : ends[1]] = True
-    for position in np.flatnonzero(seen).tolist():
-        yield position * kernel.in_channels, (position + 1) * kernel.in_channels
+        x, y = (at * kernel.stride - kernel.padding for at in divmod(position, after))
+        inside = (x + across >= 0) & (x + across < side) & (y + down >= 0) & (y + down < side)
+        seen[(x + across)[inside], (y + down)[inside], channel[inside]] = True
+    neurons = np.flatnonzero(seen)
+    for run in np.split(neurons, np.flatnonzero(np.diff(neurons) > 1) + 1):
+        if run.size:
+            yield int(run[0]), int(run[-1]) + 1
 
 
 def _total(uses: Iterator[Resources]) -> Resources:

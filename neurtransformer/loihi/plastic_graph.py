@@ -8,60 +8,44 @@ from collections.abc import Iterator
 
 from neurtransformer.integer.arithmetic import NORM_BITS, STATE_BITS
 from neurtransformer.integer.plastic import KEY_MOST, KEY_SHIFT, STRIDE, PlasticConfig
+from neurtransformer.loihi.network import Network, in_line, timed, wired
 from neurtransformer.loihi.nodes import (
     Accumulator,
-    AnyNode,
     CodingNeurons,
     Convolution,
     KeyNeurons,
-    Network,
+    Node,
     Norm,
     PlasticSynapses,
     Source,
     Spikes,
-    chain,
 )
 
 
 def plastic_networks(config: PlasticConfig, spikes: Spikes) -> list[Network]:
     """The graph of a plastic transformer: the drawing's way, and the labels that teach."""
-    phase = config.timesteps if spikes == "rate" else 1
-    nodes = list(_encoder(config, phase))
-    keys = nodes[-1]
-    sent = keys.start + phase
-    labels = Source(
-        name="labels",
-        outputs=config.ways,
-        start=sent,
-        payload_bits=config.timesteps.bit_length(),
-    )
+    phase = config.timesteps if spikes == "binary" else 1
+    encoder = list(_encoder(config, phase))
+    labels = Source(name="labels", outputs=config.ways, payload_bits=config.timesteps.bit_length())
     attention = PlasticSynapses(
-        name="attention",
-        outputs=config.ways,
-        start=sent,
-        inputs=config.keys,
-        teacher=labels.name,
+        name="attention", outputs=config.ways, inputs=config.keys, teacher=labels.name
     )
-    logits = _accumulator("logits", config.ways, sent + 1, "logits.bias")
-    network = chain("decoder", phase, *nodes, attention, logits)
-    # it stands before what it teaches
-    network.nodes.insert(len(nodes), labels)
-    network.wires.append((labels.name, attention.name))
-    return [network]
+    logits = _accumulator("logits", config.ways, "logits.bias")
+    wires = [*in_line([*encoder, attention, logits]), wired(labels, attention, "s_in_y1")]
+    return [timed("decoder", [*encoder, labels, attention, logits], wires, phase, phase)]
 
 
-def _encoder(config: PlasticConfig, phase: int) -> Iterator[AnyNode]:
+def _encoder(config: PlasticConfig, phase: int) -> Iterator[Node]:
     """From the drawing to the keys' spikes, which leave in the last step of a phase."""
     ink, most = (-(-count // phase) for count in (config.timesteps, config.hidden_most))
-    yield Source(name="ink", outputs=config.side**2, start=0, payload_bits=ink.bit_length())
-    start, last = 0, len(config.convolutions) - 1
+    yield Source(name="ink", outputs=config.side**2, payload_bits=ink.bit_length())
+    last = len(config.convolutions) - 1
     sides = config.sides
     for i, sizes in enumerate(config.convolutions):
         outputs = sizes.outputs * sides[i + 1] ** 2
         yield Convolution(
             name=f"conv{i}",
             outputs=outputs,
-            start=start,
             file=f"netx/decoder.conv{i}.net",
             inputs=sizes.inputs * sides[i] ** 2,
             in_channels=sizes.inputs,
@@ -72,12 +56,11 @@ def _encoder(config: PlasticConfig, phase: int) -> Iterator[AnyNode]:
             padding=sizes.padding,
         )
         if i == last:
-            yield _accumulator("membranes", outputs, start + 1, f"conv{i}.bias")
+            yield _accumulator("membranes", outputs, f"conv{i}.bias")
             break
         yield CodingNeurons(
             name=f"neurons{i}",
             outputs=outputs,
-            start=start + 1,
             payload_bits=most.bit_length(),
             receives="rate",
             sends="rate",
@@ -86,13 +69,10 @@ def _encoder(config: PlasticConfig, phase: int) -> Iterator[AnyNode]:
             input_shift=0,
             bias=f"conv{i}.bias",
         )
-        start += phase + 1
-    start += 1
-    yield Norm(name="norm", outputs=config.keys, start=start, payload_bits=NORM_BITS + 2)
+    yield Norm(name="norm", outputs=config.keys, payload_bits=NORM_BITS + 2)
     yield KeyNeurons(
         name="keys",
         outputs=config.keys,
-        start=start,
         payload_bits=(2 * KEY_MOST).bit_length(),
         receives="rate",
         bias="keys.bias",
@@ -101,14 +81,12 @@ def _encoder(config: PlasticConfig, phase: int) -> Iterator[AnyNode]:
     )
 
 
-def _accumulator(name: str, outputs: int, start: int, bias: str) -> Accumulator:
+def _accumulator(name: str, outputs: int, bias: str) -> Accumulator:
     return Accumulator(
         name=name,
         outputs=outputs,
-        start=start,
         payload_bits=STATE_BITS,
         receives="rate",
         bias=bias,
-        delay=0,
         fraction_bits=0,
     )

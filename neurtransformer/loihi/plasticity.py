@@ -18,7 +18,6 @@ row of weights for both. `learning.py` does the same in NumPy, integer for integ
 `run_outer_products` writes signed values into a synapse and reads it, with nothing else of an SSA.
 """
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +40,11 @@ from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 from lava.proc.io.source import RingBuffer
 
+from neurtransformer.codes import NO_FORGETTING
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.loihi import runner
+from neurtransformer.loihi.janitor import temporary_folder
 from neurtransformer.loihi.learning import (
     FRACTION_BITS,
     SHIFTS,
@@ -57,7 +58,6 @@ from neurtransformer.loihi.learning import (
 )
 from neurtransformer.loihi.plastic_synapses import hebbian_rule, plastic_synapses
 from neurtransformer.loihi.processes import SPIKES_IN, SPIKES_OUT, STATE
-from neurtransformer.spiking.attention import NO_FORGETTING
 
 
 def learning_rule(shift: int, exponent: int) -> Loihi3FLearningRule:
@@ -211,10 +211,9 @@ def _run_head(
 ) -> tuple[Integers, Integers]:
     """One head. pre, post: what arrives in each step, (steps, key) and (steps, dim)."""
     tokens, rows, keys = len(pre) // STEPS, post.shape[1] + 1, pre.shape[1]
-    with tempfile.TemporaryDirectory(prefix="neurtx-") as folder, runner.lava_off_stdout():
-        reads, weights = Path(folder) / "reads.npy", Path(folder) / "weights.npy"
-        open_memmap(reads, mode="w+", dtype=np.int32, shape=(tokens, rows))
-        open_memmap(weights, mode="w+", dtype=np.int32, shape=(len(pre), rows, keys))
+    with temporary_folder() as folder, runner.lava_off_stdout():
+        reads = runner.new_log(folder / "reads.npy", (tokens, rows))
+        weights = runner.new_log(folder / "weights.npy", (len(pre), rows, keys))
         queries_and_keys, values = RingBuffer(data=pre.T), RingBuffer(data=post.T)
         synapses = plastic_synapses(rows, keys, learning_rule(shift, exponent), weights)
         neurons = ValueNeurons(
@@ -251,10 +250,9 @@ def run_outer_products(
     traces = np.zeros((2, steps, post.shape[1]), dtype=np.int32)
     traces[:, :tokens] = np.maximum(post, 0), np.maximum(-post, 0)
     rows, columns = post.shape[1], sent.shape[1]
-    with tempfile.TemporaryDirectory(prefix="neurtx-") as folder, runner.lava_off_stdout():
-        reads, weights = Path(folder) / "reads.npy", Path(folder) / "weights.npy"
-        open_memmap(reads, mode="w+", dtype=np.int32, shape=(steps, rows))
-        open_memmap(weights, mode="w+", dtype=np.int32, shape=(steps, rows, columns))
+    with temporary_folder() as folder, runner.lava_off_stdout():
+        reads = runner.new_log(folder / "reads.npy", (steps, rows))
+        weights = runner.new_log(folder / "weights.npy", (steps, rows, columns))
         inputs, y1, y2 = (RingBuffer(data=data.T) for data in (sent, *traces))
         synapses = plastic_synapses(rows, columns, learning_rule(NO_FORGETTING, exponent), weights)
         listener = Listener(width=rows, log=reads)

@@ -16,12 +16,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from neurtransformer import text
 from neurtransformer.errors import UserError
 from neurtransformer.integer.arithmetic import Integers
+from neurtransformer.integer.attention import IntegerAttention
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.integer.parts import Trace
 from neurtransformer.loihi.netlist import TextNetlist
-from neurtransformer.loihi.nodes import Network
+from neurtransformer.loihi.network import Network
 
 Backend = Literal["lava", "integer"]
 
@@ -49,9 +51,7 @@ class Tally:
 def prompt_ids(netlist: TextNetlist, prompt: str, tokens: int) -> list[int]:
     """The tokens of a prompt. Raises UserError if it is empty, or too long for the model with
     `tokens` more."""
-    ids = list(netlist.tokenizer.encode(prompt))
-    if not ids:
-        raise UserError("the prompt is empty: give some text")
+    ids = text.prompt_ids(netlist.tokenizer, prompt)
     positions = netlist.model.config.positions
     if len(ids) + tokens - 1 > positions:
         raise UserError(
@@ -87,8 +87,8 @@ def simulate(
     tally, steps = Tally(), 0
     x: Integers = ids_in
     for network in netlist.manifest.networks:
-        ours = _steps(model, network, x)
-        counts = _counts(model, network, x)
+        ours = model.networks[network.name].steps(x, network.phase, network.slots)
+        counts = _counts(model, network.name, x)
         if backend == "lava":
             from neurtransformer.loihi.runner import run_network
 
@@ -118,33 +118,12 @@ def simulate(
     }
 
 
-def _steps(model: IntegerGPT2, network: Network, x: Integers) -> Trace:
-    """The time steps of a network; x: what enters, ids (tokens,) or the stream (tokens, width)."""
-    match network.name.split("."):
-        case ["embed"]:
-            return model.embedding.steps(x)
-        case ["head"]:
-            return model.head.steps(x)
-        case [_, block, "attn"]:
-            return model.attention[int(block)].steps(x, network.phase)
-        case [_, block, _]:
-            return model.feedforward[int(block)].steps(x, network.phase)
-    raise ValueError(network.name)
-
-
-def _counts(model: IntegerGPT2, network: Network, x: Integers) -> Integers:
+def _counts(model: IntegerGPT2, name: str, x: Integers) -> Integers:
     """What leaves the network, by counts."""
-    match network.name.split("."):
-        case ["embed"]:
-            return model.embedding.counts(x)
-        case ["head"]:
-            return model.head.counts(x)
-        case [_, block, "attn"]:
-            attention = model.attention[int(block)]
-            return attention.counts(x[None], attention.new_state(1))[0][0]
-        case [_, block, _]:
-            return model.feedforward[int(block)].counts(x)
-    raise ValueError(network.name)
+    network = model.networks[name]
+    if isinstance(network, IntegerAttention):
+        return network.counts(x[None], network.new_state(1))[0][0]
+    return network.counts(x)
 
 
 def pairs(network: Network, ours: Trace, theirs: Trace) -> Iterator[tuple[str, Integers, Integers]]:
@@ -156,6 +135,6 @@ def pairs(network: Network, ours: Trace, theirs: Trace) -> Iterator[tuple[str, I
         raise ValueError(f"different quantities: {sorted(ours.keys() ^ theirs.keys())}")
     for key in theirs:
         mine = ours[key]
-        if key == "ssa.state":
+        if mine.ndim < theirs[key].ndim:
             mine = np.broadcast_to(mine[:, None], theirs[key].shape)
         yield key, mine, theirs[key]

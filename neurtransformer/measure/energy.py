@@ -16,14 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurtransformer.measure.operations import (
-    Forms,
-    LayerSpikes,
-    Ops,
-    Shape,
-    operations,
-    total,
-)
+from neurtransformer.measure.counts import LayerSpikes, Ops, Shape, total
+from neurtransformer.measure.operations import Forms, operations
 from neurtransformer.measure.quality import SpikeCounter, counting_spikes
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 
@@ -103,21 +97,19 @@ def layer_spikes(
         return sums[name] / counter.tokens[name]
 
     layers = []
-    for i, block in enumerate(model.blocks):
-        name = f"{i}.attn.key"
-        written = counter.active[name].unflatten(0, (block.attn.heads, -1)).sum(-1)
-        written = written / counter.tokens[name]
+    for i in range(len(model.blocks)):
+        key = f"{i}.attn.key"
+        events = {name: x / counter.tokens[key] for name, x in counter.events[i].items()}
         layers.append(
             LayerSpikes(
                 encode=float(per_token(f"{i}.attn.encode").sum()),
                 query=float(per_token(f"{i}.attn.query").sum()),
-                key=float(per_token(name).sum()),
-                written=float(written.sum()),
-                present=float(written[block.attn.present != 0].sum()),
+                key=float(per_token(key).sum()),
                 value=float(per_token(f"{i}.attn.value").sum()),
                 merged=float(per_token(f"{i}.attn.merged").sum()),
                 mlp_encode=float(per_token(f"{i}.mlp.encode").sum()),
                 hidden=float(per_token(f"{i}.mlp.hidden").sum()),
+                events=events,
             )
         )
     return layers
@@ -138,9 +130,8 @@ def estimate(model: SpikingGPT2LMHeadModel, counter: SpikeCounter) -> dict[str, 
         for form in ("dense", "spiking", "graded")
     }
     del sums["shared"]
-    rates = {name: count / shape.timesteps for name, count in counter.mean_counts().items()}
     return {
-        "timesteps": shape.timesteps,
+        "timesteps": shape.code.timesteps,
         "context": shape.context,
         **{name: compare(forms) for name, forms in sums.items()},
         "paper_reduction_percent": list(PAPER_REDUCTION_PERCENT),
@@ -153,7 +144,7 @@ def estimate(model: SpikingGPT2LMHeadModel, counter: SpikeCounter) -> dict[str, 
         },
         "alternatives": [_alternative(prices, sums) for prices in ALTERNATIVES],
         "operations": {name: _breakdown(forms) for name, forms in parts.items()},
-        "spike_rate_by_layer": rates,
+        "spike_rate_by_layer": counter.mean_rates(),
     }
 
 

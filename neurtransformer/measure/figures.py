@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neurtransformer.spiking.attention import age_weights
+from neurtransformer.spiking.attention.linear import age_weights
 
 WIDTH = 5.2  # inches: at 72 points each about the width of a phone
 DENSE, SPIKING, GRADED = "#8c8c8c", "#0072b2", "#56b4e9"  # Okabe and Ito's, and a grey
@@ -145,6 +145,31 @@ def forgetting(shift: Tensor, present: Tensor, context: int) -> bytes:
         for i in range(1, layers):
             axes.axhline(heads * i - 0.5, color="white", linewidth=1.5)
         figure.colorbar(image, label="kept", extend="max" if kept.max() > 1 else "neither")
+        return _svg(figure)
+
+
+def race(values: Mapping[str, Any]) -> bytes:
+    """When the neuron of each token fires, and what its spike counts beside the softmax weight.
+
+    values: what `race.one_race` returns.
+    """
+    tokens = [token.strip() or repr(token) for token in values["tokens"]]
+    rows = range(len(tokens))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 1.0 + 0.16 * len(tokens)))
+        times, shares = figure.subplots(1, 2, sharey=True)
+        fired = [(step, row) for row, step in enumerate(values["step"]) if step is not None]
+        times.scatter([step for step, _ in fired], [row for _, row in fired], color=SPIKING, s=18)
+        times.set_yticks(list(rows), tokens, fontsize=7)
+        times.invert_yaxis()
+        times.set_xlabel("time step after the first spike")
+        times.set_title(f"who fires when (layer {values['layer']}, head {values['head']})")
+        for form, colour, shift in (("softmax", DENSE, -0.2), ("share", SPIKING, 0.2)):
+            label = "dense softmax" if form == "softmax" else "race"
+            places = [row + shift for row in rows]
+            shares.barh(places, values[form], height=0.4, color=colour, label=label)
+        shares.set_xlabel("attention weight")
+        shares.legend(frameon=False, fontsize=8)
         return _svg(figure)
 
 

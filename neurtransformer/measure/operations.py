@@ -1,25 +1,24 @@
 """What one token costs in operations: the dense model's and the spiking model's, pure counts.
 
 Every multiply-accumulate (MAC), every accumulate (AC) and every 32-bit word moved to or from memory
-is counted, for one token at batch 1. Spikes are binary, T steps each (`--spikes rate`): a spike
-visits all its synapses, one AC each; -1 or 1 of a signed population at the same price. Only spikes
-of query and key multiply, because they facilitate. `graded` turns the counts into those of graded
-spikes.
+is counted, for one token at batch 1. Spikes are binary, T steps each (`--spikes binary`): a spike
+visits all its synapses, one AC each; -1 or 1 of a signed population at the same price. `graded`
+turns the counts into those of graded spikes.
 
 Where a choice is open, the dearer one is taken for the spiking side and the cheaper one for the
 dense side. Biases are counted on neither side: accumulators and membranes start from them. Memory
-is weights, cache, SSA state and membranes; accumulators and activations stay in registers.
+is weights, cache, the attention's state and membranes; accumulators and activations stay in
+registers.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from transformers import GPT2Config
-
-from neurtransformer.recipe import Coding
-from neurtransformer.spiking.attention import qkv_sizes
-from neurtransformer.spiking.feedforward import HIDDEN_SPIKES
+from neurtransformer.codes import HIDDEN_SPIKES
+from neurtransformer.measure.attention import KINDS
+from neurtransformer.measure.counts import LayerSpikes, Ops, Part, Shape, total
+from neurtransformer.recipe import Code, Coding
+from neurtransformer.spiking.attention import KINDS as ATTENTIONS
 
 LAYER_NORM_MACS = 4
 """Per channel: mean, variance, scaling, gain and bias."""
@@ -27,95 +26,6 @@ GELU_MACS = 4
 """Per hidden neuron: the cubic (3) and the gate (1); the tanh is left out, in both models alike."""
 SOFTMAX_MACS = 2
 """Per attention weight: the exponential and the division at one MAC each, which is a floor."""
-
-
-# --- counts ---
-
-
-@dataclass(frozen=True)
-class Ops:
-    """Work for one token. words: 32-bit words read from or written to memory."""
-
-    mac: float = 0.0
-    ac: float = 0.0
-    words: float = 0.0
-
-    def __add__(self, other: "Ops") -> "Ops":
-        return Ops(self.mac + other.mac, self.ac + other.ac, self.words + other.words)
-
-
-Part = Mapping[str, Ops]
-"""A part of a model, operation by operation."""
-
-
-def total(parts: Iterable[Part]) -> Ops:
-    """Everything in `parts` added up."""
-    return sum((ops for part in parts for ops in part.values()), Ops())
-
-
-# --- the geometry and what was measured ---
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What of a model's config decides the counts. context: longest sequence, in tokens."""
-
-    width: int
-    heads: int
-    hidden: int
-    layers: int
-    vocab: int
-    context: int
-    timesteps: int
-    coding: Coding
-
-    @classmethod
-    def of(cls, config: GPT2Config) -> Self:
-        hidden = config.n_inner or 4 * config.n_embd
-        return cls(
-            width=config.n_embd,
-            heads=config.n_head,
-            hidden=hidden,
-            layers=config.n_layer,
-            vocab=config.vocab_size,
-            context=config.n_positions,
-            timesteps=config.timesteps,
-            coding=config.coding,
-        )
-
-    @property
-    def seen(self) -> float:
-        """Tokens a causal head looks at, itself included, on average over all positions."""
-        return (self.context + 1) / 2
-
-    @property
-    def state(self) -> int:
-        """Entries of all heads' fast-weight matrices, (head_dim + 1) x key_dim each."""
-        return (self.width // self.heads + 1) * self.keys
-
-    @property
-    def keys(self) -> int:
-        """Key neurons of all heads; there are as many query neurons."""
-        return qkv_sizes(self.width)[1]
-
-
-@dataclass(frozen=True)
-class LayerSpikes:
-    """Measured spikes per token of one block, summed over each population.
-
-    written: key neurons that fire at all, each of which writes one column of the state; present:
-    those of them in heads that let a token attend to itself (u of the SSA not 0).
-    """
-
-    encode: float
-    query: float
-    key: float
-    written: float
-    present: float
-    value: float
-    merged: float
-    mlp_encode: float
-    hidden: float
 
 
 # --- operations of the dense model ---
@@ -183,36 +93,18 @@ def neurons(
 
 
 def spiking_attention(s: Shape, n: LayerSpikes) -> dict[str, Ops]:
-    """Causal SSA of one block.
-
-    write: counting the spikes of key and value costs one AC each; each key that fired is squared,
-    and its square times the whole vector of value counts, head_dim values and the witness, zeros
-    too, goes into its column of the state, one MAC each. present: that column goes, times u, into
-    what this token reads too, in heads that read it. forget: shift and subtract at every entry of
-    the state, one AC each, in every head whether it forgets or not; that pass reads and writes the
-    state. read: a query spike carries a payload, 2n - 1 (n^2 if graded), at a MAC to form it and
-    an AC to add it to the head's sum; each entry of the column that it visits is shifted, an AC,
-    and multiplied, a MAC; the shift takes one search for the leading bit of the sum per head.
-    normalise: per head one addition, one search for the leading bit and one table look-up (an AC
-    each), per value one product with the reciprocal and two rounding shifts.
-    """
-    column = s.width // s.heads + 1
-    steps = s.timesteps
-    visited = n.query * column
-    coded = neurons(s.width, n.encode, steps, pairs=True)
-    coded += neurons(s.keys, n.query, steps, pairs=False, receives=s.coding)
-    coded += neurons(s.keys, n.key, steps, pairs=False, receives=s.coding)
-    coded += neurons(s.width, n.value, steps, pairs=True, receives=s.coding)
-    coded += neurons(s.width, n.merged, steps, pairs=True)
+    """Spiking self-attention of one block: synapses, neurons, and the core of its kind."""
+    timesteps, coding = s.attention
+    kind = ATTENTIONS[s.kind]
+    own = kind.qkv_code(s.attention).timesteps
+    coded = neurons(s.width, n.encode, timesteps, pairs=True)
+    populations = zip(s.qkv, (n.query, n.key, n.value), kind.signed, strict=True)
+    for channels, spikes, signed in populations:
+        coded += neurons(channels, spikes, own, pairs=signed, receives=coding)
+    coded += neurons(s.width, n.merged, timesteps, pairs=True)
     return {
-        "c_attn": synapses(n.encode, sum(qkv_sizes(s.width))),
-        "write": Ops(
-            mac=n.written * (1 + column), ac=n.key + n.value, words=2 * n.written * column
-        ),
-        "present": Ops(mac=n.present * column, words=2 * n.present * column),
-        "forget": Ops(ac=s.state, words=2 * s.state),
-        "read": Ops(mac=visited + n.query, ac=visited + n.query + s.heads, words=visited),
-        "normalise": Ops(mac=s.width, ac=2 * s.width + 3 * s.heads, words=s.heads),
+        "c_attn": synapses(n.encode, sum(s.qkv)),
+        **KINDS[s.kind].core(s, n),
         "c_proj": synapses(n.merged, s.width),
         "neurons": coded,
     }
@@ -220,9 +112,10 @@ def spiking_attention(s: Shape, n: LayerSpikes) -> dict[str, Ops]:
 
 def spiking_feed_forward(s: Shape, n: LayerSpikes) -> dict[str, Ops]:
     """The spiking MLP of one block; its GELU acts once on each membrane."""
-    coded = neurons(s.width, n.mlp_encode, s.timesteps, pairs=True)
-    pairs = HIDDEN_SPIKES[s.coding] == 2
-    coded += neurons(s.hidden, n.hidden, s.timesteps, pairs=pairs, receives=s.coding)
+    timesteps, coding = s.code
+    coded = neurons(s.width, n.mlp_encode, timesteps, pairs=True)
+    pairs = HIDDEN_SPIKES[coding] == 2
+    coded += neurons(s.hidden, n.hidden, timesteps, pairs=pairs, receives=coding)
     return {
         "c_fc": synapses(n.mlp_encode, s.hidden),
         "gelu": Ops(mac=GELU_MACS * s.hidden),
@@ -233,8 +126,8 @@ def spiking_feed_forward(s: Shape, n: LayerSpikes) -> dict[str, Ops]:
 
 # --- graded spikes, and the sum of all blocks ---
 
-SYNAPTIC = ("c_attn", "c_fc", "c_proj")
-"""Operations of binary spikes; those of the SSA multiply already."""
+SYNAPTIC = ("c_attn", "c_fc", "c_proj", "scores")
+"""Operations of binary spikes that carry a count when they are graded."""
 
 
 def graded(part: Part) -> Part:
@@ -259,7 +152,8 @@ def operations(
     the number of graded spikes.
     """
     # a graded spike carries a count, so no membrane doubles
-    one_step = replace(s, timesteps=1, coding="rate")
+    once = Code(1, "rate")
+    one_step = replace(s, code=once, attention=once)
     return {
         "attention": {
             "dense": _sum([dense_attention(s) for _ in spikes]),

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import GPT2LMHeadModel
 
+from neurtransformer.measure.attention import KINDS
+from neurtransformer.spiking.attention import SpikingSelfAttention
 from neurtransformer.spiking.coding import spikes_in
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 from neurtransformer.spiking.neuron import CodingNeuron
@@ -22,6 +24,9 @@ class SpikeCounter:
         self.spikes: dict[str, Tensor] = {}
         self.active: dict[str, Tensor] = {}
         self.tokens: dict[str, int] = {}
+        self.timesteps: dict[str, int] = {}
+        self.events: list[dict[str, float]] = []
+        """Of each block, what else its attention counts: see `measure/attention`."""
 
     def add(self, name: str, neuron: CodingNeuron, output: Tensor, steps: bool) -> None:
         """output: counts (..., channels) or, with `steps`, spikes (T, ..., channels)."""
@@ -33,14 +38,25 @@ class SpikeCounter:
         self.spikes[name] = self.spikes.get(name, 0) + counts.sum(0, dtype=torch.float64)
         self.active[name] = self.active.get(name, 0) + (counts > 0).sum(0).double()
         self.tokens[name] = self.tokens.get(name, 0) + len(counts)
+        self.timesteps[name] = neuron.timesteps
 
     def mean_counts(self) -> dict[str, float]:
         """Mean spike count per neuron and token, for each layer of neurons."""
         return {n: float(s.mean()) / self.tokens[n] for n, s in self.spikes.items()}
 
+    def mean_rates(self) -> dict[str, float]:
+        """Mean spikes per neuron and time step, for each layer of neurons."""
+        return {n: count / self.timesteps[n] for n, count in self.mean_counts().items()}
+
     def spikes_per_token(self) -> float:
-        """Spikes of all neurons of all layers, per token."""
-        return sum(float(s.sum()) / self.tokens[n] for n, s in self.spikes.items())
+        """Spikes of all neurons of all layers, token neurons that race included, per token."""
+        coded = sum(float(s.sum()) / self.tokens[n] for n, s in self.spikes.items())
+        raced = sum(
+            events["race"] / self.tokens[f"{block}.attn.key"]
+            for block, events in enumerate(self.events)
+            if "race" in events
+        )
+        return coded + raced
 
 
 @contextmanager
@@ -59,6 +75,11 @@ def counting_spikes(model: SpikingGPT2LMHeadModel) -> Iterator[SpikeCounter]:
         for name, module in model.named_modules()
         if isinstance(module, CodingNeuron)
     ]
+    for block in model.blocks:
+        counter.events.append({})
+        attention = block.attn
+        if isinstance(attention, SpikingSelfAttention):
+            hooks += KINDS[attention.kind].listen(attention, counter.events[-1])
     try:
         yield counter
     finally:
@@ -99,7 +120,6 @@ def evaluate(
         seen += chunk.numel()
         on_tokens(chunk.numel())
     ppl = {name: math.exp(total / predicted) for name, total in nll.items()}
-    layers = counter.mean_counts()
     timesteps = model.config.timesteps
     neurons = sum(len(s) for s in counter.spikes.values())
     spikes = counter.spikes_per_token()
@@ -115,7 +135,7 @@ def evaluate(
         "spikes_per_token": spikes,
         "mean_spike_count": mean_count,
         "mean_spike_rate": mean_count / timesteps,
-        "spike_rate_by_layer": {name: count / timesteps for name, count in layers.items()},
+        "spike_rate_by_layer": counter.mean_rates(),
         "tokens": seen,
     }
 

@@ -3,7 +3,7 @@
 import base64
 import importlib.metadata
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from safetensors import SafetensorError, safe_open
 
 from neurtransformer.measure import figures
-from neurtransformer.measure.summary import section, shown, summary_rows
+from neurtransformer.measure.summary import section, shown, summary_rows, trainings
+from neurtransformer.provenance import current, provenance_of, remarks, run_sha256
 from neurtransformer.runs import read_json
 
 PACKAGES = ("neurtransformer", "torch", "transformers", "spikingjelly", "lava-nc", "lava-dl")
@@ -46,7 +47,10 @@ class Picture:
 def page(run: Path) -> str:
     """The page for a run folder. Raises UserError if report.json or config.json is damaged."""
     report, config = read_json(run / "report.json"), read_json(run / "config.json")
-    return render(report, config, run.name, head_forgetting(run, config.get("n_layer", 0)))
+    weights = run_sha256(run, config)
+    heads = head_forgetting(run, config.get("n_layer", 0))
+    said = remarks(report, config, weights)
+    return render(current(report, weights), config, run.name, heads, said)
 
 
 def render(
@@ -54,10 +58,12 @@ def render(
     config: Mapping[str, Any],
     name: str,
     heads: tuple[torch.Tensor, torch.Tensor] | None = None,
+    said: Sequence[str] = (),
 ) -> str:
     """The page for what report.json and config.json say; sections may be missing.
 
-    heads: shift and present weight of every head, (layers, heads) both.
+    heads: shift and present weight of every head, (layers, heads) both. said: see
+    `provenance.remarks`.
     """
     environment = Environment(
         loader=PackageLoader("neurtransformer", "measure"),
@@ -70,6 +76,7 @@ def render(
     energy = section(report, "energy")
     return environment.get_template("report.html.j2").render(
         name=name,
+        said=said,
         facts=facts(report, config),
         summary=summary_rows(report),
         steps=steps(report),
@@ -77,6 +84,7 @@ def render(
         energy=energy if "model" in energy else None,
         generated=section(report, "generate"),
         recipe=list(_flat(section(report, "recipe"))),
+        records=records(report),
         versions=versions(),
     )
 
@@ -92,7 +100,8 @@ def facts(report: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[st
         "context": f"{config.get('n_positions')} tokens",
         "time steps T": config.get("timesteps"),
         "calibrated on": f"{shown(converted.get('calibration_tokens'), '{:,}') or '?'} tokens",
-        "fine-tuned": _trained(section(report, "finetune")),
+        "fine-tuned": "; then ".join(_trained(values) for values in trainings(report))
+        or "not yet: neurtx finetune",
     }
     return [(name, str(value)) for name, value in found.items() if value is not None]
 
@@ -151,6 +160,7 @@ def pictures(
     energy, curve = section(report, "energy"), section(report, "finetune").get("curve")
     quality = section(report, "eval")
     losses = quality.get("loss_by_position") or []
+    race = section(quality, "race")
     rates = section(quality, "spike_rate_by_layer") or section(energy, "spike_rate_by_layer")
     drawn: list[tuple[str, str, Any, Callable[[], bytes]]] = [
         (
@@ -159,6 +169,14 @@ def pictures(
             " in every step.",
             rates,
             lambda: figures.spike_rates(rates),
+        ),
+        (
+            "A race",
+            "How the last token of a sentence attends to those before it. Every token is a neuron;"
+            " the query drives them, a threshold that they share falls, and each fires once. A"
+            " spike that is n steps late counts 2 to the power of -n, which is softmax in base 2.",
+            race,
+            lambda: figures.race(race),
         ),
         (
             "Forgetting",
@@ -220,10 +238,21 @@ def versions() -> list[tuple[str, str]]:
 
 
 def _trained(values: Mapping[str, Any]) -> str:
-    if not values:
-        return "not yet: neurtx finetune"
     tokens = shown(values.get("tokens"), "{:,}")
     return f"{values.get('steps')} steps, {tokens} tokens, seed {values.get('seed')}"
+
+
+def records(report: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What was done to get each section, oldest first, and its record, key by key."""
+    done = [("convert", section(report, "convert"))]
+    done += [("finetune", values) for values in trainings(report)]
+    done += [
+        (name, section(report, name))
+        for name in report
+        if name not in ("convert", "finetune", "recipe")
+    ]
+    found = [(name, list(_flat(provenance_of(values)))) for name, values in done]
+    return [(name, rows) for name, rows in found if rows]
 
 
 def _listed(values: Mapping[str, str | None]) -> str | None:

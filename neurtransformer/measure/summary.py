@@ -20,11 +20,18 @@ def shown(value: Any, style: str = "{:.4g}") -> str | None:
     return style.format(value)
 
 
+def trainings(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The sections of all trainings, the last one last."""
+    earlier = report.get("earlier_trainings")
+    found = [*(earlier if isinstance(earlier, list) else []), report.get("finetune")]
+    return [values for values in found if isinstance(values, Mapping) and values]
+
+
 def summary_rows(report: Mapping[str, Any]) -> list[Row]:
     """The rows for what report.json holds; what has not been measured is left out."""
     rows = [
         *_quality(section(report, "eval")),
-        *_training(section(report, "finetune")),
+        *(row for values in trainings(report) for row in _training(values)),
         *_energy(section(report, "energy")),
         *_hardware(section(report, "integer"), section(report, "simulate")),
     ]

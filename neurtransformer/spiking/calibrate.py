@@ -7,7 +7,6 @@ what it will have to code, and each head's forgetting to how far back the softma
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import product
 from typing import cast
 
 import torch
@@ -17,13 +16,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from neurtransformer.recipe import Calibration
 from neurtransformer.spiking import coding
-from neurtransformer.spiking.attention import (
-    NO_FORGETTING,
-    SpikingSelfAttention,
-    age_weights,
-    qkv_sizes,
-    ssa_parallel,
-)
+from neurtransformer.spiking.attention.base import SpikingSelfAttention
 from neurtransformer.spiking.feedforward import SpikingFeedForward
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 from neurtransformer.spiking.neuron import CodingNeuron, SpikeLinear
@@ -31,12 +24,6 @@ from neurtransformer.text import load_blocks, write_text
 
 CLIP_RATIOS = 24
 FIT_SAMPLES = 2048
-PEAK_ROOM = 1.3
-"""Thresholds of query and key over those that code best: what is squared must not be clipped.
-
-The least coding error clips rare peaks, which matter little as counts but much as squares."""
-SHIFTS = (0, 1, 2, 3, 4, 5, 6, 7, NO_FORGETTING)
-PRESENTS = (0.0, 0.25, 0.5, 1.0, 2.0)
 PROFILE_TOKENS = 256
 Taps = dict[str, Tensor]
 
@@ -105,28 +92,6 @@ def fit_neuron(neuron: CodingNeuron, x: Tensor, *, centred: bool) -> None:
         neuron.center.copy_(center)
 
 
-def fit_forgetting(attention: Tensor) -> tuple[Tensor, Tensor]:
-    """For each head the (shift, present) whose age weights are nearest to its softmax weights.
-
-    attention: softmax weights (batch, heads, i, j). Nearest by cross-entropy, with the age weights
-    normalised over j. Returns two tensors (heads,).
-    """
-    heads, length = attention.shape[1], attention.shape[-1]
-    burn_in = min(32, length // 2)
-    mean = attention[:, :, burn_in:].mean(0)
-    best = torch.full((heads,), float("inf"), device=mean.device)
-    shift = torch.full((heads,), NO_FORGETTING, dtype=torch.int32, device=mean.device)
-    present = torch.ones(heads, device=mean.device)
-    for s, u in product(SHIFTS, PRESENTS):
-        weights = age_weights(shift.new_tensor([s]), present.new_tensor([u]), length)[0, burn_in:]
-        weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-9)
-        distance = -(mean * torch.log(weights + 1e-3)).sum(-1).mean(-1)
-        better = distance < best
-        best = torch.where(better, distance, best)
-        shift[better], present[better] = s, u
-    return shift, present
-
-
 @contextmanager
 def tapped(dense: GPT2LMHeadModel) -> Iterator[list[Taps]]:
     """While open, every forward pass of `dense` leaves its activations here, one dict a block.
@@ -177,19 +142,16 @@ def absorb_center(neuron: CodingNeuron, synapse: SpikeLinear) -> None:
 def calibrate_attention(attention: SpikingSelfAttention, block: GPT2Block, taps: Taps) -> None:
     """Fit one SSA to the softmax attention it replaces. Its weights are already carried over."""
     head = taps["attn_in"][:, :PROFILE_TOKENS].contiguous()
-    shift, present = fit_forgetting(softmax_weights(block, head))
-    attention.shift.copy_(shift)
-    attention.present.copy_(present)
+    attention.fit(lambda: softmax_weights(block, head), float(block.attn.scaling))
     fit_neuron(attention.encode, taps["attn_in"], centred=True)
     absorb_center(attention.encode, attention.c_attn)
     membrane = attention.c_attn(attention.encode(taps["attn_in"]), attention.encode.spike_value)
-    parts = membrane.split(qkv_sizes(block.attn.split_size), dim=-1)
+    parts = membrane.split(attention.sizes(block.attn.split_size), dim=-1)
     for neuron, x in zip((attention.query, attention.key, attention.value), parts, strict=True):
         fit_neuron(neuron, x, centred=False)
     for neuron in (attention.query, attention.key):
-        neuron.threshold.mul_(PEAK_ROOM)
-    query, key, value = attention.code(taps["attn_in"])
-    mean = ssa_parallel(query, key, value, (shift, present), attention.timesteps)
+        neuron.threshold.mul_(attention.threshold_room)
+    mean = attention.parallel(*attention.code(taps["attn_in"]))
     fit_neuron(attention.merged, attention.merge(mean), centred=True)
     absorb_center(attention.merged, attention.c_proj)
 

@@ -23,18 +23,13 @@ times its own; the one that receives it doubles its membrane each step before it
 from typing import Any
 
 import torch
-from spikingjelly.activation_based.neuron import IFNode
 from torch import Tensor
 
+from neurtransformer.errors import UserError
 from neurtransformer.recipe import Coding
 
 FLOAT32_BITS = 24
 CURRENT_BITS = 14
-
-
-def largest_count(timesteps: int, coding: Coding, per_step: int = 1) -> int:
-    """The largest count that a channel sends in T steps. per_step: 2 for a staggered pair."""
-    return timesteps * per_step if coding == "rate" else 2**timesteps - 1
 
 
 def counts_from_total(z: Tensor, most: int, signed: bool) -> Tensor:
@@ -48,17 +43,41 @@ def counts_from_total(z: Tensor, most: int, signed: bool) -> Tensor:
     return (z + 0.5).floor_().clamp_(0, most)
 
 
+def soft_reset_neuron() -> Any:
+    """A neuron with soft reset and a threshold of 1, which steps are made of: see `if_node`."""
+    return if_node(1.0, None)
+
+
+def if_node(threshold: float, reset: float | None) -> Any:
+    """SpikingJelly's `IFNode`. reset: to what, None for soft reset.
+
+    SpikingJelly is imported here and nowhere else: counts, all of training among them, do without.
+    Raises UserError if it is not installed.
+    """
+    try:
+        from spikingjelly.activation_based.neuron import IFNode
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "spikingjelly":
+            raise  # installed, but something that it needs is not
+        raise UserError(
+            "SpikingJelly, which simulates time steps, is not installed: type "
+            "`neurtx install spikingjelly`"
+        ) from error
+    return IFNode(v_threshold=threshold, v_reset=reset, step_mode="s")
+
+
 def spikes_from_total(z: Tensor, timesteps: int, signed: bool, per_step: int = 1) -> Tensor:
     """The same neurons step by step: the firing phase, by SpikingJelly's soft-reset `IFNode`.
 
     per_step: 2 for a staggered pair. Its two neurons take turns at every multiple of z's threshold,
     which is one soft-reset neuron that is asked twice a step.
     Returns spikes of shape (T, *z.shape): 0..per_step, or -1, 0, 1 for a signed pair.
+    Raises UserError without SpikingJelly.
     """
     if signed:
         positive = spikes_from_total(z, timesteps, signed=False)
         return positive - spikes_from_total(-z, timesteps, signed=False)
-    neuron = IFNode(v_threshold=1.0, v_reset=None, step_mode="s")
+    neuron = soft_reset_neuron()
     neuron.v = z + 0.5
     silence = torch.zeros_like(z)
     spikes = torch.stack([neuron(silence) for _ in range(timesteps * per_step)])
@@ -70,11 +89,12 @@ def phase_spikes_from_total(z: Tensor, timesteps: int, signed: bool) -> Tensor:
 
     Soft reset, and a threshold that halves each step; SpikingJelly's `IFNode` asked with the
     membrane in units of that threshold. Returns spikes (T, *z.shape): 0, 1, or -1 too for a pair.
+    Raises UserError without SpikingJelly.
     """
     if signed:
         positive = phase_spikes_from_total(z, timesteps, signed=False)
         return positive - phase_spikes_from_total(-z, timesteps, signed=False)
-    neuron = IFNode(v_threshold=1.0, v_reset=None, step_mode="s")
+    neuron = soft_reset_neuron()
     # a neuron that fires in every step, 2^T - 1, is full
     neuron.v = (z + 0.5).clamp(max=2.0**timesteps - 0.5) * 2.0 ** (1 - timesteps)
     silence = torch.zeros_like(z)

@@ -1,5 +1,6 @@
 """Dense GPT-2 to spiking GPT-2: copy the weights, swap the blocks, calibrate."""
 
+import copy
 from collections.abc import Callable
 from typing import cast
 
@@ -10,7 +11,9 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from transformers.pytorch_utils import Conv1D
 
 from neurtransformer.errors import UserError
-from neurtransformer.recipe import MAX_PHASE_TIMESTEPS, MAX_TIMESTEPS, Coding
+from neurtransformer.provenance import model_sha256
+from neurtransformer.recipe import MAX_PHASE_TIMESTEPS, MAX_TIMESTEPS, Code, Coding
+from neurtransformer.spiking.attention import KINDS
 from neurtransformer.spiking.calibrate import calibrate
 from neurtransformer.spiking.config import SpikingGPT2Config
 from neurtransformer.spiking.model import SpikingBlock, SpikingGPT2LMHeadModel
@@ -32,19 +35,36 @@ def convert(
     on_block: Callable[[], None] = lambda: None,
     *,
     coding: Coding = "rate",
+    attention: str = "linear",
+    attention_code: Code | None = None,
 ) -> SpikingGPT2LMHeadModel:
     """The spiking network for `dense`, calibrated on tokens (batch, length) int64, in eval mode.
 
     source: what `dense` was loaded from, kept in the config so that the teacher is found again.
-    on_block: called for each block that is calibrated. coding: see `spiking/coding.py`.
-    Raises UserError for timesteps out of range.
+    on_block: called for each block that is calibrated. coding: see `spiking/coding.py`. attention:
+    its kind. attention_code: the attention's own code, None for that of the rest.
+    Raises UserError for timesteps out of range and for what is no kind of attention.
     """
     check_timesteps(timesteps, coding)
+    if attention not in KINDS:
+        raise UserError(f"attention must be {' or '.join(KINDS)}, not {attention}")
+    code = attention_code or Code(timesteps, coding)
+    check_timesteps(*code)
     values = dense.config.to_dict()
     for name in ("model_type", "architectures", "dtype", "transformers_version"):
         values.pop(name, None)
-    config = SpikingGPT2Config(**values, timesteps=timesteps, coding=coding, dense=source)
+    config = SpikingGPT2Config(
+        **values,
+        timesteps=timesteps,
+        coding=coding,
+        attention=attention,
+        attention_timesteps=code.timesteps,
+        attention_coding=code.coding,
+        dense=source,
+        dense_sha256=model_sha256(dense),
+    )
     model = SpikingGPT2LMHeadModel(config).eval()
+    model.generation_config = copy.deepcopy(dense.generation_config)
     carry_over(model, dense)
     calibrate(model, dense, tokens, on_block)
     return model
@@ -53,12 +73,13 @@ def convert(
 @torch.no_grad()
 def carry_over(model: SpikingGPT2LMHeadModel, dense: GPT2LMHeadModel) -> None:
     """Copy every pretrained parameter to where it lives in the spiking network."""
-    embeddings = (
+    around = (
         (model.transformer["wte"], dense.transformer.wte),
         (model.transformer["wpe"], dense.transformer.wpe),
         (model.transformer["ln_f"], dense.transformer.ln_f),
+        (model.lm_head, dense.lm_head),  # the embedding itself where the config ties them
     )
-    for ours, theirs in embeddings:
+    for ours, theirs in around:
         ours.load_state_dict(theirs.state_dict())
     dense_blocks = cast("list[GPT2Block]", dense.transformer.h)
     for ours, theirs in zip(model.blocks, dense_blocks, strict=True):
@@ -69,24 +90,13 @@ def _carry_block(ours: SpikingBlock, theirs: GPT2Block) -> None:
     ours.ln_1.load_state_dict(theirs.ln_1.state_dict())
     ours.ln_2.load_state_dict(theirs.ln_2.state_dict())
     heads = ours.attn.heads
-    _carry_linear(ours.attn.c_attn, theirs.attn.c_attn, lambda rows: mirrored(rows, heads))
+    _carry_linear(ours.attn.c_attn, theirs.attn.c_attn, lambda rows: ours.attn.arrange(rows, heads))
     for module, conv in (
         (ours.attn.c_proj, theirs.attn.c_proj),
         (ours.mlp.c_fc, theirs.mlp.c_fc),
         (ours.mlp.c_proj, theirs.mlp.c_proj),
     ):
         _carry_linear(module, conv)
-
-
-def mirrored(rows: Tensor, heads: int) -> Tensor:
-    """Rows of GPT-2's c_attn to rows of ours: in each head of query and key W becomes [W; -W].
-
-    Two neurons for one pretrained channel, so that unsigned counts tell both of its signs.
-    rows: weights (3 width, in) or biases (3 width,). Returns (5 width, ...): q, k, v, head-major.
-    """
-    query, key, value = rows.chunk(3)
-    pairs = (x.unflatten(0, (heads, -1)) for x in (query, key))
-    return torch.cat([*(torch.cat([x, -x], dim=1).flatten(0, 1) for x in pairs), value])
 
 
 def _carry_linear(

@@ -1,14 +1,11 @@
 """The spiking feed-forward block: code, synapses, GELU neuron, synapses."""
 
-from typing import Literal
-
 from torch import Tensor, nn
 
+from neurtransformer.checkpoint import ACTIVATIONS
+from neurtransformer.codes import HIDDEN_SPIKES
 from neurtransformer.recipe import Coding
 from neurtransformer.spiking.neuron import CodingNeuron, SpikeLinear
-
-HIDDEN_SPIKES: dict[Coding, Literal[1, 2]] = {"rate": 2, "phase": 1}
-"""Most spikes of a hidden channel in a step; rate-coded ones are staggered pairs of neurons."""
 
 
 class SpikingFeedForward(nn.Module):
@@ -28,7 +25,7 @@ class SpikingFeedForward(nn.Module):
         self.encode = CodingNeuron(width, timesteps, signed=True, coding=coding, analogue=True)
         self.c_fc = SpikeLinear(width, hidden, self.encode.most, coding)
         # torch's own GELU; transformers' gelu_new is the same curve by way of slow powers
-        gelu = nn.GELU("none" if activation == "gelu" else "tanh")
+        gelu = nn.GELU(ACTIVATIONS[activation])
         self.hidden = CodingNeuron(
             hidden,
             timesteps,

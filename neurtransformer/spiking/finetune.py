@@ -12,7 +12,6 @@ What happens in a step depends on the seed and the number of the step alone, so 
 stopped and resumed ends with the same weights as one that was not.
 """
 
-import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -31,24 +30,19 @@ from torch.nn import functional as F
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from neurtransformer.errors import UserError
+from neurtransformer.provenance import text_sha256
 from neurtransformer.recipe import Finetune
 from neurtransformer.runs import new_folder, read_json, write_json
 from neurtransformer.spiking.calibrate import tapped
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 from neurtransformer.spiking.neuron import CodingNeuron
-from neurtransformer.text import load_blocks, write_text
+from neurtransformer.text import UnreadableText, load_blocks, write_text
 
 log = logging.getLogger(__name__)
 
 Stage = Literal["match", "distil"]
 WARM_UP = 10
 CHECKPOINT_EVERY = 50
-THRESHOLD_RATE = 3.0
-"""Thresholds are of the size of activations, weights a hundredth of it: they take larger steps."""
-
-REST_RATE = 0.3
-"""The same for weights outside the SSA: they are pretrained for what they do, the SSA is not."""
-
 GRADIENT_NORM = {"match": 5.0, "distil": 1.0}
 
 
@@ -99,10 +93,17 @@ def training_text(
     seed: int,
     processes: int = 1,
 ) -> Tensor:
-    """Blocks (n, length) int64 of `text`; for None, CPython's text and the teacher's own."""
+    """Blocks (n, length) int64 of `text`; for None, CPython's text, if the tokenizer reads English,
+    and the teacher's own."""
     length = min(recipe.block, teacher.config.n_positions)
     needed = recipe.steps * recipe.batch * length * processes
-    blocks = load_blocks(text, tokenizer, length, split="train", limit_tokens=needed)
+    try:
+        blocks = load_blocks(text, tokenizer, length, split="train", limit_tokens=needed)
+    except UnreadableText as error:
+        if text is not None or recipe.self_written == 0:
+            raise
+        log.info("training on the dense model's own text alone: %s", error)
+        blocks = torch.empty(0, length, dtype=torch.long)
     if text is not None or recipe.self_written == 0:
         return blocks
     written = recipe.self_written, blocks.shape[1]
@@ -110,24 +111,27 @@ def training_text(
     return torch.cat([blocks, write_text(teacher, *written, seed)])
 
 
-def trainable(model: SpikingGPT2LMHeadModel, train: str) -> list[dict[str, Any]]:
+def trainable(model: SpikingGPT2LMHeadModel, recipe: Finetune) -> list[dict[str, Any]]:
     """Mark what is trained: the SSA and all thresholds of every block, or all of every block.
 
     Returns an optimizer's groups of parameters, `scale` of each being its share of the rate.
     """
     model.requires_grad_(False)
-    model.transformer["h"].requires_grad_(train == "blocks")
+    model.transformer["h"].requires_grad_(recipe.train == "blocks")
     for block in model.blocks:
         block.attn.requires_grad_(True)
         for module in block.modules():
             if isinstance(module, CodingNeuron):
                 module.requires_grad_(True)
-    groups: dict[float, list[nn.Parameter]] = {1.0: [], THRESHOLD_RATE: [], REST_RATE: []}
+    attention: list[nn.Parameter] = []
+    thresholds: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            rest = 1.0 if ".attn." in name else REST_RATE
-            groups[THRESHOLD_RATE if name.endswith(".threshold") else rest].append(parameter)
-    return [{"params": params, "scale": scale} for scale, params in groups.items() if params]
+            where = attention if ".attn." in name else rest
+            (thresholds if name.endswith(".threshold") else where).append(parameter)
+    shares = (attention, 1.0), (thresholds, recipe.threshold_share), (rest, recipe.rest_share)
+    return [{"params": params, "scale": share} for params, share in shares if params]
 
 
 def trained(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -180,7 +184,8 @@ def finetune(
     """Train `model` in place on blocks (n, length) int64; returns every step, for the loss curve.
 
     checkpoint: folder that is written every CHECKPOINT_EVERY steps, None for no folder; with
-    `resume` training goes on from it. The caller removes it when all is saved.
+    `resume` training goes on from it. The caller removes it when all is saved. One that cannot be
+    written is a warning, and the one before it stays.
     Under torchrun or `accelerate launch` every process returns the same, with batches of its own;
     the main one writes checkpoints.
     Raises UserError if there is nothing to resume or the checkpoint belongs to other settings.
@@ -188,14 +193,14 @@ def finetune(
     # thresholds of the feed-forward blocks take no part in the first stage
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[unused])
-    groups = trainable(model, recipe.train)
+    groups = trainable(model, recipe)
     distiller = accelerator.prepare(Distiller(model, teacher))
     model.train()
-    text = hashlib.sha256(blocks.numpy().tobytes()).hexdigest()
     plan = {
         "recipe": recipe.model_dump(),
         "seed": seed,
-        "text_sha256": text,
+        "teacher_sha256": model.config.dense_sha256,
+        "text_sha256": text_sha256(blocks),
         "processes": accelerator.num_processes,
     }
     match_steps = round(recipe.steps * recipe.match_share)
@@ -228,7 +233,11 @@ def finetune(
         on_step(done[-1])
         due = len(done) % CHECKPOINT_EVERY == 0 and accelerator.is_main_process
         if checkpoint is not None and due:
-            write_checkpoint(checkpoint, model, optimizer, plan, done)
+            try:
+                write_checkpoint(checkpoint, model, optimizer, plan, done)
+            # libraries put what the system says into errors of their own
+            except (OSError, SafetensorError, UserError) as error:
+                log.warning("no checkpoint at step %s, training goes on: %s", len(done), error)
     model.requires_grad_(False).eval()
     return done
 
@@ -260,9 +269,13 @@ def read_checkpoint(
 ) -> list[Step]:
     """Put model and optimizer where the checkpoint left them; returns the steps done by then."""
     report = read_json(folder / "report.json")
-    if report.get("plan") != plan:
+    was = report.get("plan")
+    # checkpoints of earlier versions do not say which teacher they had
+    known = {"teacher_sha256": plan["teacher_sha256"], **was} if isinstance(was, dict) else was
+    if known != plan:
         raise UserError(
-            "the checkpoint was made with other settings, text or processes: give the same again"
+            "the checkpoint was made with other settings, text, teacher or processes: "
+            "give the same again"
         )
     try:
         tensors = load_file(folder / "checkpoint.safetensors")

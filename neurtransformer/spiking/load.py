@@ -1,20 +1,32 @@
 """Run folders: the spiking model and its tokenizer, checked before they are believed."""
 
+import contextlib
+import logging
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, cast, get_args
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from neurtransformer.dense import load_dense
+from neurtransformer import stop
+from neurtransformer.checkpoint import check_tokenizer
+from neurtransformer.dense import ALIASES, KNOWN, load_dense
 from neurtransformer.errors import UserError
+from neurtransformer.provenance import model_sha256
 from neurtransformer.recipe import Coding
-from neurtransformer.runs import read_json
+from neurtransformer.runs import is_bundled, read_json, write_json
+from neurtransformer.spiking.attention import KINDS
 from neurtransformer.spiking.config import SpikingGPT2Config
 from neurtransformer.spiking.convert import check_timesteps
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+
+log = logging.getLogger(__name__)
+
+_GIVE = "name its teacher with --teacher NAME_OR_FOLDER"
 
 
 def load_run(run: Path) -> tuple[SpikingGPT2LMHeadModel, PreTrainedTokenizerBase]:
@@ -25,12 +37,7 @@ def load_run(run: Path) -> tuple[SpikingGPT2LMHeadModel, PreTrainedTokenizerBase
     values = read_json(run / "config.json")
     if values.get("model_type") != SpikingGPT2Config.model_type:
         raise UserError(f"{run} holds a {values.get('model_type')} model, not a spiking GPT-2")
-    timesteps, coding = values.get("timesteps"), values.get("coding", "rate")
-    if coding not in get_args(Coding):
-        raise UserError(f"{run}/config.json: coding must be {' or '.join(get_args(Coding))}")
-    if not isinstance(timesteps, int):
-        raise UserError(f"{run}/config.json: timesteps must be a whole number")
-    check_timesteps(timesteps, coding)
+    _check_codes(run, values)
     if not (run / "model.safetensors").is_file():
         raise UserError(f"{run}/model.safetensors is missing: convert the model again")
     try:
@@ -44,6 +51,7 @@ def load_run(run: Path) -> tuple[SpikingGPT2LMHeadModel, PreTrainedTokenizerBase
         tokenizer = AutoTokenizer.from_pretrained(
             run, local_files_only=True, trust_remote_code=False
         )
+        check_tokenizer(tokenizer, model.config.vocab_size, run)
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise UserError(f"{run} does not load: {' '.join(str(error).split())}") from error
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
@@ -55,26 +63,119 @@ def load_run(run: Path) -> tuple[SpikingGPT2LMHeadModel, PreTrainedTokenizerBase
     return model.eval(), tokenizer
 
 
+def _check_codes(run: Path, values: dict[str, Any]) -> None:
+    kind = values.get("attention", "linear")
+    if kind not in KINDS:
+        raise UserError(f"{run}/config.json: attention must be {' or '.join(KINDS)}")
+    timesteps, coding = values.get("timesteps"), values.get("coding", "rate")
+    own = values.get("attention_timesteps"), values.get("attention_coding")
+    codes = (timesteps, coding), (own[0] or timesteps, own[1] or coding)
+    for steps, name in codes:
+        if name not in get_args(Coding):
+            raise UserError(f"{run}/config.json: coding must be {' or '.join(get_args(Coding))}")
+        if not isinstance(steps, int):
+            raise UserError(f"{run}/config.json: timesteps must be a whole number")
+        check_timesteps(steps, name)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A dense model, float32 and in eval mode, where it comes from, and the hash of its weights."""
+
+    dense: GPT2LMHeadModel
+    source: str
+    sha256: str
+
+
 def load_teacher(model: SpikingGPT2LMHeadModel) -> GPT2LMHeadModel:
-    """The dense model that `model` was converted from. Raises UserError if it is out of reach."""
-    source = model.config.dense
+    """The dense model that `model` was converted from. Raises UserError if it is out of reach, or
+    another by now."""
+    return find_teacher(model).dense
+
+
+def find_teacher(model: SpikingGPT2LMHeadModel, given: str | None = None) -> Teacher:
+    """The dense model that `model` learnt from, or the one that is `given`, a name or folder.
+
+    Raises UserError if it is out of reach, does not fit or, unless it was given, is not the one
+    that the model's config remembers. A given one may be another; that is said.
+    """
+    source = model.config.dense if given is None else source_name(given)
     if source is None:
-        raise UserError("this run does not say which dense model it was converted from")
-    dense, _ = load_dense(source)
+        raise UserError(f"this run does not say which dense model it was made from: {_GIVE}")
+    try:
+        dense, _ = load_dense(source)
+    except UserError as error:
+        if given is not None:
+            raise
+        raise UserError(f"the teacher {source} of this run is gone: {error}; {_GIVE}") from error
     ours, theirs = model.config, dense.config
     for name in ("n_layer", "n_embd", "n_head", "vocab_size", "n_positions"):
         if getattr(ours, name) != getattr(theirs, name):
             raise UserError(
-                f"{source} is not the model this run was converted from: {name} differs"
+                f"the teacher {source} is not the model that this run was made from: {name} is "
+                f"{getattr(theirs, name)}, the run's {getattr(ours, name)}; {_GIVE}"
             )
-    return dense
+    teacher = Teacher(dense, source, model_sha256(dense))
+    if not _is_known(model, teacher):
+        if given is None:
+            raise UserError(
+                f"the teacher {source} has changed and is not the model that this run was made "
+                f"from: put that one back, or {_GIVE}"
+            )
+        log.warning("the teacher %s is another model than the one this run was made from", source)
+    return teacher
+
+
+def source_name(name: str) -> str:
+    """What to remember of a dense model's name: a folder's full path, or the short name that a
+    name is another of."""
+    local = name not in KNOWN and Path(name).is_dir()
+    return str(Path(name).resolve()) if local else ALIASES.get(name, name)
+
+
+def _is_known(model: SpikingGPT2LMHeadModel, teacher: Teacher) -> bool:
+    """Whether a model was made from that teacher. One from before hashes were recorded shares at
+    least the embeddings, which nobody trains, up to rounding to half precision."""
+    if model.config.dense_sha256 is not None:
+        return bool(model.config.dense_sha256 == teacher.sha256)
+    ours, theirs = (
+        cast("nn.Embedding", x.get_input_embeddings()).weight for x in (model, teacher.dense)
+    )
+    return torch.allclose(ours, theirs, rtol=2**-7, atol=1e-6)
+
+
+def teacher_of(run: Path, model: SpikingGPT2LMHeadModel, given: str | None) -> Teacher:
+    """`find_teacher`, where the run remembers the place of a given teacher that was only moved."""
+    teacher = find_teacher(model, given)
+    if given is not None and not is_bundled(run) and _is_known(model, teacher):
+        remember_teacher(model, teacher)
+        # nothing is lost where a run is for reading only
+        with contextlib.suppress(OSError):
+            config = read_json(run / "config.json")
+            known = {"dense": teacher.source, "dense_sha256": teacher.sha256}
+            write_json(run / "config.json", {**config, **known})
+    return teacher
+
+
+def remember_teacher(model: SpikingGPT2LMHeadModel, teacher: Teacher) -> None:
+    """Make `teacher` the one that the model's config remembers."""
+    model.config.dense, model.config.dense_sha256 = teacher.source, teacher.sha256
 
 
 def replace_weights(run: Path, model: SpikingGPT2LMHeadModel) -> None:
-    """Put the weights of `model` into its run; the old ones stay until the new ones are whole."""
+    """Put the weights and the config of `model` into its run; the old ones stay until the new ones
+    are whole."""
     fresh = run / ".fresh-weights"
-    try:
-        model.save_pretrained(fresh)
-        (fresh / "model.safetensors").replace(run / "model.safetensors")
-    finally:
+
+    def remove() -> None:
         shutil.rmtree(fresh, ignore_errors=True)
+
+    with stop.tidied_by(remove):
+        try:
+            model.save_pretrained(fresh)
+            # the dtype in it has to be there before the weights: read as half of what they are,
+            # they would not be what was trained
+            for name in ("config.json", "model.safetensors"):
+                (fresh / name).replace(run / name)
+        finally:
+            remove()

@@ -23,7 +23,8 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from neurtransformer.spiking.attention import SpikingSelfAttention
+from neurtransformer.spiking.attention import KINDS
+from neurtransformer.spiking.attention.base import State
 from neurtransformer.spiking.config import SpikingGPT2Config
 from neurtransformer.spiking.feedforward import SpikingFeedForward
 from neurtransformer.spiking.float32 import Embedding, LayerNorm, Linear
@@ -39,12 +40,12 @@ CACHE = next(
 
 
 class SSAState:
-    """What generation keeps between tokens: one fast-weight matrix per layer, constant in size."""
+    """What generation keeps between tokens: the state of each layer's attention."""
 
     is_compileable = False
 
     def __init__(self, layers: int) -> None:
-        self.matrices: list[Tensor | None] = [None] * layers
+        self.states: list[State | None] = [None] * layers
         self.tokens_seen = 0
         # transformers': false for what knows how many tokens it has read
         self.is_linear = [False] * layers
@@ -55,7 +56,10 @@ class SSAState:
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Beam search: follow the chosen beams."""
-        self.matrices = [None if m is None else m[beam_idx] for m in self.matrices]
+        self.states = [
+            None if state is None else tuple(part[beam_idx] for part in state)
+            for state in self.states
+        ]
 
 
 @dataclass
@@ -74,15 +78,15 @@ class SpikingBlock(nn.Module):
         width, epsilon = config.n_embd, config.layer_norm_epsilon
         hidden = config.n_inner or 4 * width
         self.ln_1 = LayerNorm(width, eps=epsilon)
-        self.attn = SpikingSelfAttention(width, config.n_head, config.timesteps, config.coding)
+        self.attn = KINDS[config.attention](width, config.n_head, config.attention_code)
         self.ln_2 = LayerNorm(width, eps=epsilon)
         self.mlp = SpikingFeedForward(
             width, hidden, config.timesteps, config.activation_function, config.coding
         )
 
     def forward(
-        self, x: Tensor, steps: bool, state: Tensor | None, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+        self, x: Tensor, steps: bool, state: State | None, mask: Tensor | None
+    ) -> tuple[Tensor, State | None]:
         attended, state = self.attn(self.ln_1(x), steps, state, mask)
         x = x + attended
         return x + self.mlp(self.ln_2(x), steps), state
@@ -173,16 +177,19 @@ class SpikingGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
             x = x + self.transformer["wpe"](self._positions(x, position_ids, attention_mask, past))
             hidden = [x]
             for i, block in enumerate(self.blocks):
-                matrix = state.matrices[i] if state is not None else None
-                x, matrix = block(x, self.steps, matrix, mask)
+                kept = state.states[i] if state is not None else None
+                x, kept = block(x, self.steps, kept, mask)
                 hidden.append(x)
                 if state is not None:
-                    state.matrices[i] = matrix
+                    state.states[i] = kept
             if state is not None:
                 state.tokens_seen = past + x.shape[1]
             x = hidden[-1] = self.transformer["ln_f"](x)
-            keep = slice(-logits_to_keep or None, None)
-            logits = self.lm_head(x[:, logits_to_keep if torch.is_tensor(logits_to_keep) else keep])
+            if isinstance(logits_to_keep, int):
+                kept_positions: slice | Tensor = slice(-logits_to_keep or None, None)
+            else:
+                kept_positions = logits_to_keep
+            logits = self.lm_head(x[:, kept_positions])
             loss = self._loss(logits, labels, num_items_in_batch) if labels is not None else None
         wanted = self._config_or("output_hidden_states", output_hidden_states)
         output = SpikingGPT2Output(

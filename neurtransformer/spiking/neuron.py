@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from neurtransformer.codes import largest_count
 from neurtransformer.recipe import Coding
 from neurtransformer.spiking.coding import (
     counts_from_total,
-    largest_count,
     phase_spikes_from_total,
     snap_current,
     snap_weights,

@@ -1,4 +1,4 @@
-"""Causal spiking self-attention (SSA): a fast-weight matrix written by spikes.
+"""Linear attention: a fast-weight matrix written by spikes.
 
 With key counts k, value counts v and query counts q of one token, and squares of k and q taken
 neuron by neuron, a head does
@@ -24,42 +24,26 @@ The module has both forms: `ssa_parallel`, over all pairs of tokens, differentia
 and `ssa_recurrent`, the bounded integer state of the chip, for everything else.
 """
 
-import math
+from collections.abc import Callable
+from itertools import product
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from neurtransformer.recipe import Coding
+from neurtransformer.codes import (
+    HEADROOM_BITS,
+    KEY_EXPANSION,
+    MEAN_BITS,
+    NO_FORGETTING,
+    RECIPROCALS,
+    STATE_BITS,
+    level_bits,
+    qkv_sizes,
+    witness,
+)
+from neurtransformer.recipe import Code
+from neurtransformer.spiking.attention.base import SpikingSelfAttention, State
 from neurtransformer.spiking.coding import facilitated
-from neurtransformer.spiking.neuron import CodingNeuron, SpikeLinear
-
-STATE_BITS = 24
-"""Width of a state on Loihi 2, sign included; also what a float32 holds exactly."""
-
-KEY_EXPANSION = 2
-"""Key and query neurons for each of the head's pretrained key channels, see `convert.mirrored`."""
-
-NO_FORGETTING = STATE_BITS
-"""The shift that leaves a state as it is."""
-
-HEADROOM_BITS = 8
-"""A state holds 2^HEADROOM_BITS products of full scale before it saturates, unless it forgets."""
-
-MEAN_BITS = 8
-"""Fraction bits of the mean value counts that a head passes on."""
-
-RECIPROCALS = tuple(round(2**16 / (2 * index + 1)) for index in range(128, 256))
-"""2^15 / x at the middle of [index, index + 1): 128 entries of 8 bits."""
-
-
-def level_bits(timesteps: int) -> int:
-    """The least b with ``T <= 2^b``, the scale of a count."""
-    return math.ceil(math.log2(timesteps))
-
-
-def witness(timesteps: int) -> int:
-    """The count 2^level_bits that stands for the 1 in [v, 1], the full scale of a value."""
-    return 1 << level_bits(timesteps)
 
 
 def write_shift(timesteps: int, shift: Tensor) -> Tensor:
@@ -152,13 +136,13 @@ def ssa_recurrent(
     return torch.stack(reads, dim=-2), state
 
 
-def normalise(read: Tensor, timesteps: int) -> Tensor:
+def normalise(read: Tensor, bits: int) -> Tensor:
     """Divide the values of a read by its last entry plus one, with shifts and one table look-up.
 
-    read: (..., value + 1), integers; the last is the sum of the attention weights times `witness`,
-    so no other is larger. Returns mean value counts (..., value) as integers with MEAN_BITS
-    fraction bits; every intermediate fits 24 bits. The reciprocal is `RECIPROCALS` at the leading 8
-    bits of the sum, right to 1/256.
+    read: (..., value + 1), integers; the last is the sum of the attention weights times 2^bits, the
+    full scale of a value, so no other is larger. Returns mean value counts (..., value) as integers
+    with MEAN_BITS fraction bits; every intermediate fits 24 bits. The reciprocal is `RECIPROCALS`
+    at the leading 8 bits of the sum, right to 1/256.
     """
     mantissa, exponent = torch.frexp(read[..., -1:] + 1)
     index = torch.floor(mantissa * 256).long() - 128
@@ -166,7 +150,7 @@ def normalise(read: Tensor, timesteps: int) -> Tensor:
     limit = float(2**15 - 1)
     scaled = torch.floor(torch.ldexp(read[..., :-1], 15 - exponent) + 0.5)
     product = scaled.clamp_(-limit, limit) * reciprocal
-    return torch.floor(product * 2.0 ** (MEAN_BITS - 22 + level_bits(timesteps)) + 0.5)
+    return torch.floor(product * 2.0 ** (MEAN_BITS - 22 + bits) + 0.5)
 
 
 def age_weights(shift: Tensor, present: Tensor, length: int) -> Tensor:
@@ -176,11 +160,6 @@ def age_weights(shift: Tensor, present: Tensor, length: int) -> Tensor:
     keep = (1 - torch.exp2(-shift.float()))[:, None, None]
     past = (keep ** (age - 1).clamp_min(0)).tril(-1)
     return past + present[:, None, None] * torch.eye(length, device=shift.device)
-
-
-def qkv_sizes(width: int) -> tuple[int, int, int]:
-    """How many query, key and value neurons (rows of `c_attn`, in this order) a block has."""
-    return KEY_EXPANSION * width, KEY_EXPANSION * width, width
 
 
 def ssa_weights(query: Tensor, key: Tensor, forgetting: tuple[Tensor, Tensor]) -> Tensor:
@@ -207,84 +186,110 @@ def ssa_parallel(
     return weights @ value / (weights.sum(-1, keepdim=True) + least)
 
 
-class SpikingSelfAttention(nn.Module):
-    """GPT-2's attention with softmax replaced by SSA. `c_attn` and `c_proj` keep their names.
+SHIFTS = (0, 1, 2, 3, 4, 5, 6, 7, NO_FORGETTING)
+PRESENTS = (0.0, 0.25, 0.5, 1.0, 2.0)
 
-    Keys and queries are unsigned populations (so attention weights are never negative), wider than
-    values and outputs, which are signed. `c_attn` has the rows of all queries, then keys, then
-    values, each head by head. `shift` and `present` (heads,) are the s and u of the rule above.
-    coding: how the inputs and the merged heads are sent; query, key and value are always counted,
-    because their products would not fit the state otherwise.
+
+def fit_forgetting(attention: Tensor) -> tuple[Tensor, Tensor]:
+    """For each head the (shift, present) whose age weights are nearest to its softmax weights.
+
+    attention: softmax weights (batch, heads, i, j). Nearest by cross-entropy, with the age weights
+    normalised over j. Returns two tensors (heads,).
     """
+    heads, length = attention.shape[1], attention.shape[-1]
+    burn_in = min(32, length // 2)
+    mean = attention[:, :, burn_in:].mean(0)
+    best = torch.full((heads,), float("inf"), device=mean.device)
+    shift = torch.full((heads,), NO_FORGETTING, dtype=torch.int32, device=mean.device)
+    present = torch.ones(heads, device=mean.device)
+    for s, u in product(SHIFTS, PRESENTS):
+        weights = age_weights(shift.new_tensor([s]), present.new_tensor([u]), length)[0, burn_in:]
+        weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-9)
+        distance = -(mean * torch.log(weights + 1e-3)).sum(-1).mean(-1)
+        better = distance < best
+        best = torch.where(better, distance, best)
+        shift[better], present[better] = s, u
+    return shift, present
+
+
+class LinearAttention(SpikingSelfAttention):
+    """SSA by fast weights. Query and key are unsigned, so attention weights are never negative, and
+    twice as many as GPT-2's; value is signed. `shift` and `present` (heads,) are the s and u of the
+    rule above.
+
+    Query, key and value are rate coded whatever the code of the inputs and of the merged heads:
+    products of phase-coded counts would not fit the state.
+    """
+
+    kind = "linear"
+    signed = False, False, True
+    # what is squared must not be clipped: the least coding error clips rare peaks, which matter
+    # little as counts but much as squares
+    threshold_room = 1.3
 
     shift: Tensor
     present: Tensor
 
-    def __init__(self, width: int, heads: int, timesteps: int, coding: Coding = "rate") -> None:
-        super().__init__()
-        self.heads = heads
-        self.timesteps = timesteps
-        self.encode = CodingNeuron(width, timesteps, signed=True, coding=coding, analogue=True)
-        queries, keys, values = qkv_sizes(width)
-        most = self.encode.most
-        self.c_attn = SpikeLinear(width, queries + keys + values, most, coding)
-        self.query = CodingNeuron(queries, timesteps, signed=False)
-        self.key = CodingNeuron(keys, timesteps, signed=False)
-        self.value = CodingNeuron(width, timesteps, signed=True)
+    def __init__(self, width: int, heads: int, code: Code) -> None:
+        super().__init__(width, heads, code)
         self.register_buffer("shift", torch.full((heads,), NO_FORGETTING, dtype=torch.int32))
         self.register_buffer("present", torch.ones(heads))
-        self.merged = CodingNeuron(width, timesteps, signed=True, coding=coding)
-        self.c_proj = SpikeLinear(width, width, most, coding)
 
-    def split_heads(self, spikes: Tensor) -> Tensor:
-        """(..., length, channels) to (..., heads, length, channels / heads)."""
-        return spikes.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
+    @staticmethod
+    def qkv_code(code: Code) -> Code:
+        return Code(code.timesteps, "rate")
 
-    def new_state(self, batch: int) -> Tensor:
+    @staticmethod
+    def sizes(width: int) -> tuple[int, int, int]:
+        return qkv_sizes(width)
+
+    @staticmethod
+    def arrange(rows: Tensor, heads: int) -> Tensor:
+        """In each head of query and key W becomes [W; -W]: two neurons for one pretrained channel,
+        so that unsigned counts tell both of its signs."""
+        query, key, value = rows.chunk(3)
+        pairs = (x.unflatten(0, (heads, -1)) for x in (query, key))
+        return torch.cat([*(torch.cat([x, -x], dim=1).flatten(0, 1) for x in pairs), value])
+
+    def fit(self, softmax: Callable[[], Tensor], scaling: float) -> None:
+        shift, present = fit_forgetting(softmax())
+        self.shift.copy_(shift)
+        self.present.copy_(present)
+
+    @property
+    def forgetting(self) -> tuple[Tensor, Tensor]:
+        """s and u, (heads,), u in float32 whatever the type of the weights."""
+        return self.shift, self.present.float()
+
+    def new_state(self, batch: int) -> State:
         """The empty fast-weight matrix, (batch, heads, head_dim + 1, key_dim), float32."""
         head_dim = self.c_proj.weight.shape[0] // self.heads
         shape = batch, self.heads, head_dim + 1, KEY_EXPANSION * head_dim
-        return self.present.new_zeros(shape, dtype=torch.float32)
+        return (self.present.new_zeros(shape, dtype=torch.float32),)
 
-    def code(self, x: Tensor, steps: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """x (batch, length, width) to the spikes of query, key and value, heads split."""
-        spikes = self.encode(x, steps)
-        membrane = self.c_attn(spikes, self.encode.spike_value, steps)
-        q, k, v = membrane.split(qkv_sizes(x.shape[-1]), dim=-1)
-        neurons = (self.query, q), (self.key, k), (self.value, v)
-        query, key, value = (self.split_heads(neuron(m, steps)) for neuron, m in neurons)
-        return query, key, value
+    def weights(self, query: Tensor, key: Tensor) -> Tensor:
+        return ssa_weights(query, key, self.forgetting)
 
-    def merge(self, mean: Tensor) -> Tensor:
-        """Mean value counts (batch, heads, length, head_dim) to values (batch, length, width)."""
-        return mean.transpose(1, 2).flatten(-2) * self.value.spike_value
+    def parallel(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        key = key if mask is None else key * mask[:, None, :, None]
+        return ssa_parallel(query, key, value, self.forgetting, self.qkv.timesteps)
 
-    def forward(
+    def mix(
         self,
-        x: Tensor,
-        steps: bool = False,
-        state: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """x: (batch, length, width), the normalised residual stream.
-
-        mask: (batch, length), 0 where a token is padding and must not be written.
-        Returns what is added to the residual stream, and the state after the last token (None in
-        training mode).
-        """
-        query, key, value = self.code(x, steps)
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        steps: bool,
+        state: State,
+        mask: Tensor | None,
+    ) -> tuple[Tensor, State]:
+        reads = query if steps else query.unsqueeze(0)
+        if steps:
+            key, value = key.sum(0), value.sum(0)
         if mask is not None:
             key = key * mask[:, None, :, None]
-        forgetting = self.shift, self.present.float()
-        if self.training:
-            mean = ssa_parallel(query, key, value, forgetting, self.timesteps)
-        else:
-            reads = query if steps else query.unsqueeze(0)
-            if steps:
-                key, value = key.sum(0), value.sum(0)
-            if state is None:
-                state = self.new_state(x.shape[0])
-            read, state = ssa_recurrent(reads, key, value, forgetting, self.timesteps, state)
-            mean = normalise(read, self.timesteps) * 2.0**-MEAN_BITS
-        spikes = self.merged(self.merge(mean), steps)
-        return self.c_proj(spikes, self.merged.spike_value, steps), state
+        timesteps = self.qkv.timesteps
+        read, matrix = ssa_recurrent(reads, key, value, self.forgetting, timesteps, *state)
+        return normalise(read, level_bits(timesteps)) * 2.0**-MEAN_BITS, (matrix,)

@@ -1,0 +1,149 @@
+"""What every attention has in integers around its core, and the interface of a kind.
+
+The network of one block: LayerNorm, c_attn, neurons of query, key and value, the core, neurons of
+the merged heads, c_proj, residual stream. A *kind* fills in the core: counts of query, key and
+value come in, mean value counts with MEAN_BITS fraction bits go out.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurtransformer.integer import arithmetic
+from neurtransformer.integer.arithmetic import MERGE_SHIFT, Integers
+from neurtransformer.integer.config import IntegerConfig
+from neurtransformer.integer.entries import Entry
+from neurtransformer.integer.parts import (
+    Accumulator,
+    Encoder,
+    Projection,
+    Tensors,
+    Trace,
+    at_the_end,
+    by_token,
+    integers,
+)
+from neurtransformer.recipe import Code
+
+State = tuple[Integers, ...]
+"""What a core keeps between tokens; the first axis of every array is the batch."""
+
+
+class IntegerAttention(ABC):
+    """The attention network of one block. tensors: those of the model, name: of the network."""
+
+    kind: ClassVar[str]
+
+    def __init__(self, tensors: Tensors, name: str, config: IntegerConfig) -> None:
+        self.heads = config.heads
+        self.code, self.qkv = config.attention_code, self.qkv_code(config.attention_code)
+        self.encode = Encoder.of(tensors, name, self.code.most, self.code.coding)
+        self.c_attn = Projection.of(tensors, f"{name}.c_attn")
+        self.c_proj = Projection.of(tensors, f"{name}.c_proj")
+        self.residual = Accumulator.of(tensors, f"{name}.residual")
+        self.qkv_theta = integers(tensors, f"{name}.qkv.theta")
+        self.merged_theta = integers(tensors, f"{name}.merged.theta")
+        self.merged_bias = integers(tensors, f"{name}.merged.bias")
+        sizes = self.sizes(config.width)
+        self.key_start, self.value_start = sizes[0], sizes[0] + sizes[1]
+        self.dim = config.width // config.heads
+        self.qkv_signed = np.arange(len(self.qkv_theta)) >= self.unsigned(config.width)
+
+    # --- what a kind fills in ---
+
+    @staticmethod
+    def qkv_code(code: Code) -> Code:
+        """The code of queries, keys and values, where inputs and merged heads have `code`."""
+        return code
+
+    @staticmethod
+    def sizes(width: int) -> tuple[int, int, int]:
+        """Neurons of query, key and value."""
+        return width, width, width
+
+    @staticmethod
+    def unsigned(width: int) -> int:
+        """How many of them, the first, are unsigned."""
+        return 0
+
+    @staticmethod
+    @abstractmethod
+    def entries(config: IntegerConfig) -> Iterator[tuple[str, Entry]]:
+        """The tensors of the core: names without the network's, shapes and ranges."""
+
+    @staticmethod
+    @abstractmethod
+    def quantised(attention: Any, worth: NDArray[np.float64]) -> dict[str, NDArray]:
+        """Those tensors for a spiking attention of this kind. worth: of one spike of each neuron of
+        query, key and value, as integer thresholds make it."""
+
+    @abstractmethod
+    def new_state(self, batch: int) -> State:
+        """The state before the first token."""
+
+    @abstractmethod
+    def weights(self, query: Integers, key: Integers) -> NDArray[np.float64]:
+        """Effective attention weights (batch, heads, i, j), before they are divided by their sum,
+        of counts (batch, heads, length, channels)."""
+
+    @abstractmethod
+    def mix(
+        self, query: Integers, key: Integers, value: Integers, state: State
+    ) -> tuple[Integers, State]:
+        """Counts (batch, heads, length, channels) and the state to mean value counts (batch, heads,
+        length, dim) and the state after the last token."""
+
+    @abstractmethod
+    def core_steps(self, spikes: Integers, phase: int) -> tuple[Integers, Trace]:
+        """Spikes (slots, length, neurons) of query, key and value, from an empty state, to the mean
+        value counts (length, width) and all that happens in the core in each step of a phase:
+        (tokens, phase, ...), or (tokens, ...) for what is the same in all steps."""
+
+    # --- what all kinds share ---
+
+    def split(self, qkv: Integers) -> tuple[Integers, Integers, Integers]:
+        """(..., length, qkv) to query, key and value, each (..., heads, length, their dim)."""
+        parts = np.split(qkv, (self.key_start, self.value_start), axis=-1)
+        query, key, value = (
+            x.reshape(*x.shape[:-1], self.heads, -1).swapaxes(-2, -3) for x in parts
+        )
+        return query, key, value
+
+    def heads_of(self, x: Integers) -> tuple[Integers, Integers, Integers]:
+        """Stream (batch, length, width) to the counts of query, key and value, heads split."""
+        u = self.c_attn.counts(self.encode.counts(x))
+        return self.split(arithmetic.fire_counts(u, self.qkv_theta, self.qkv.most, self.qkv_signed))
+
+    def counts(self, x: Integers, state: State) -> tuple[Integers, State]:
+        """Stream (batch, length, width) and state to the stream and the state after it."""
+        mean, state = self.mix(*self.heads_of(x), state)
+        u = (mean.swapaxes(1, 2).reshape(x.shape) << MERGE_SHIFT) + self.merged_bias
+        merged = arithmetic.fire_counts(u, self.merged_theta, self.code.most, signed=True)
+        return self.residual.add(self.c_proj.counts(merged), x), state
+
+    def steps(self, x: Integers, phase: int, slots: int) -> Trace:
+        """Stream (length, width) of one sequence to all that happens, from an empty state.
+
+        phase: steps in which a token is handled; neurons fire in the first `slots` of them.
+        """
+        when = phase, slots
+        trace = {"stream.spikes": at_the_end(x, phase), **self.encode.steps(x, *when)}
+        trace["qkv.u"] = self.c_attn.steps(trace["encode.spikes"], self.code.coding, slots)
+        trace["qkv.spikes"], trace["qkv.v"] = arithmetic.fire_steps(
+            trace["qkv.u"][-1], self.qkv_theta, self.qkv.most, self.qkv_signed, *when,
+            self.qkv.coding,
+        )  # fmt: skip
+        mean, core = self.core_steps(trace["qkv.spikes"][:slots], phase)
+        arriving = at_the_end(mean, phase)
+        trace["merged.u"] = arithmetic.integrate(
+            arriving << MERGE_SHIFT, self.merged_bias, "rate", slots
+        )
+        trace["merged.spikes"], trace["merged.v"] = arithmetic.fire_steps(
+            trace["merged.u"][-1], self.merged_theta, self.code.most, True, *when, self.code.coding
+        )
+        u = self.c_proj.steps(trace["merged.spikes"], self.code.coding, slots)
+        trace |= {"residual.u": u, "residual.x": at_the_end(self.residual.add(u[-1], x), phase)}
+        return {**by_token(trace), **core}

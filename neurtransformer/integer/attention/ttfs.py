@@ -1,0 +1,193 @@
+"""The race of token neurons in integers, in closed form (`attention: ttfs`).
+
+With counts q, k, v of one head, gains G of its key channels and the width of an octave D:
+
+    w_jc = clip(round(k_jc G_c / 2^gain_shift), +-KEY_LIMIT)      key synapses, written once
+    S_ij = sum_c q_ic w_jc                                        scores, 24 bits
+    e_ij = clip(floor((S_ij + D / 2) / D), -REACH, REACH - 1)     octaves
+    n_i  = the least n with sum_{j: late_ij <= n} 2^(n - late_ij) >= 2^END_BITS,
+           late_ij the octaves that j is behind the first
+    d_i  = that sum,  o_i = sum_j 2^(n_i - late_ij) v_j           over the same j
+    mean = o / d                                                  by the table of reciprocals
+
+The maximum over tokens that `late` needs is known to no neuron: what the chip does instead, step by
+step, is in loihi/attention/ttfs.py, and comes to the same. Here the steps are derived from the
+octaves: the neuron of octave e fires in the step whose level is e.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurtransformer.codes import (
+    COARSE,
+    COARSE_STEPS,
+    END_BITS,
+    FINE_STEPS,
+    GAIN_LIMIT,
+    KEY_LIMIT,
+    REACH,
+    gain_shift,
+    level_bits,
+)
+from neurtransformer.integer import arithmetic
+from neurtransformer.integer.arithmetic import LIMIT, Integers, shift_round
+from neurtransformer.integer.attention.base import IntegerAttention, State
+from neurtransformer.integer.config import IntegerConfig
+from neurtransformer.integer.entries import Entry
+from neurtransformer.integer.parts import Tensors, Trace, integers
+
+ABSENT = -(1 << 40)
+"""The octave of a token neuron that is not there."""
+
+
+def key_synapses(key: Integers, gain: Integers, most: int) -> Integers:
+    """Key counts (..., heads, length, dim) to synapses. gain: (heads, dim)."""
+    drive = key * gain[:, None, :]
+    return np.clip(shift_round(drive, gain_shift(most)), -KEY_LIMIT, KEY_LIMIT)
+
+
+def octaves_of(score: Integers, octave: Integers) -> Integers:
+    """Scores (..., heads, i, j) to whole octaves. octave: (heads,)."""
+    width = octave[:, None, None]
+    return np.clip((score + (width >> 1)) // width, -REACH, REACH - 1)
+
+
+def race_weights(octaves: Integers) -> Integers:
+    """What the spike of each token neuron counts in the end: (..., j), 0 for who has not fired.
+
+    octaves: (..., j), ABSENT where there is no neuron.
+    """
+    late = octaves.max(-1, keepdims=True) - octaves
+    late = np.where(octaves == ABSENT, END_BITS + 1, late)
+    # how many fire n octaves behind the first: (..., END_BITS + 1)
+    fired = np.stack([(late == n).sum(-1) for n in range(END_BITS + 1)], axis=-1)
+    end = np.full(fired.shape[:-1], END_BITS)
+    d = np.zeros_like(end)
+    for n in range(END_BITS + 1):
+        over = d >= 1 << END_BITS
+        end = np.where(over, np.minimum(end, n - 1), end)
+        d = np.where(over, d, 2 * d + fired[..., n])
+    behind = end[..., None] - late
+    return np.where(behind >= 0, 1 << np.maximum(behind, 0), 0)
+
+
+def causal(score: Integers) -> NDArray[np.bool_]:
+    """Which neurons were written before or at the token that asks: (i, j), the last i of j."""
+    asking, past = score.shape[-2:]
+    return np.tri(asking, past, past - asking, dtype=bool)
+
+
+class RaceAttention(IntegerAttention):
+    """Query, key and value are signed, in the attention's own code."""
+
+    kind = "ttfs"
+
+    def __init__(self, tensors: Tensors, name: str, config: IntegerConfig) -> None:
+        super().__init__(tensors, name, config)
+        self.gain = integers(tensors, f"{name}.race.gain").reshape(self.heads, -1)
+        self.octave = integers(tensors, f"{name}.race.octave")
+
+    @staticmethod
+    def entries(config: IntegerConfig) -> Iterator[tuple[str, Entry]]:
+        yield "race.gain", Entry((config.width,), "chip", 0, GAIN_LIMIT)
+        yield "race.octave", Entry((config.heads,), "chip", 1, LIMIT)
+
+    @staticmethod
+    def quantised(attention: Any, worth: NDArray[np.float64]) -> dict[str, NDArray]:
+        query, key, _ = worth.reshape(3, attention.heads, -1)
+        product = query * key
+        largest = product.max(-1, keepdims=True)
+        unit = largest[:, 0] * float(attention.scaling) * 2.0 ** gain_shift(attention.qkv.most)
+        octave = np.rint(GAIN_LIMIT * np.log(2) / unit).clip(1, LIMIT)
+        return {
+            "race.gain": np.rint(product / largest * GAIN_LIMIT).reshape(-1).astype(np.int32),
+            "race.octave": octave.astype(np.int32),
+        }
+
+    def new_state(self, batch: int) -> State:
+        """No token neurons yet: key synapses and values, (batch, heads, 0, dim)."""
+        empty = np.zeros((batch, self.heads, 0, self.dim), dtype=np.int64)
+        return empty, empty
+
+    def scores(self, query: Integers, synapses: Integers) -> Integers:
+        """(..., i, dim) and (..., j, dim) to membranes (..., i, j); float64 holds them exactly."""
+        products = query.astype(np.float64) @ synapses.swapaxes(-1, -2).astype(np.float64)
+        return products.astype(np.int64)
+
+    def raced(self, score: Integers) -> Integers:
+        """Membranes to the weights of `race_weights`."""
+        return race_weights(np.where(causal(score), octaves_of(score, self.octave), ABSENT))
+
+    def weights(self, query: Integers, key: Integers) -> NDArray[np.float64]:
+        synapses = key_synapses(key, self.gain, self.qkv.most)
+        return self.raced(self.scores(query, synapses)).astype(np.float64)
+
+    def mix(
+        self, query: Integers, key: Integers, value: Integers, state: State
+    ) -> tuple[Integers, State]:
+        synapses = np.concatenate([state[0], key_synapses(key, self.gain, self.qkv.most)], axis=2)
+        values = np.concatenate([state[1], value], axis=2)
+        weights = self.raced(self.scores(query, synapses))
+        o = (weights.astype(np.float64) @ values.astype(np.float64)).astype(np.int64)
+        return self.divided(o, weights.sum(-1)), (synapses, values)
+
+    def divided(self, o: Integers, d: Integers) -> Integers:
+        """``o / d`` of sums of values (..., dim) and of weights (...): mean counts (..., dim)."""
+        bits = level_bits(self.qkv.most)
+        return arithmetic.normalise(np.concatenate([o, d[..., None] << bits], axis=-1), bits)
+
+    def core_steps(self, spikes: Integers, phase: int) -> tuple[Integers, Trace]:
+        slots, tokens, _ = spikes.shape
+        query, key, value = self.split(spikes)
+        key, value = (self.decoded(x) for x in (key, value))
+        synapses = key_synapses(key, self.gain, self.qkv.most)
+        ones = np.ones_like(value[..., :1])
+        values = np.concatenate([value, ones], axis=-1)
+        drives = self.scores(query, synapses)  # (slots, heads, i, j)
+        drives = np.where(causal(drives), drives, 0)
+        score = arithmetic.integrate(drives, np.zeros_like(drives[0]), self.qkv.coding, slots)
+        octaves = np.where(causal(drives), octaves_of(score[-1], self.octave), ABSENT)
+        top = octaves.max(-1)  # (heads, i)
+        base = top // COARSE * COARSE
+        coarse = REACH - COARSE * (np.arange(COARSE_STEPS) + 1)
+        fine = base[..., None] + COARSE - 1 - np.arange(FINE_STEPS)
+        # the steps of the race, one token neuron in the step of its octave
+        fired = (octaves[..., None, :] == fine[..., None]).astype(np.int64)
+        read = np.zeros((self.heads, tokens, FINE_STEPS, self.dim + 1), dtype=np.int64)
+        last = np.zeros_like(read[:, :, 0])
+        for step in range(FINE_STEPS):
+            runs = last[..., -1:] < 1 << END_BITS
+            fired[:, :, step] *= runs
+            last = read[:, :, step] = np.where(
+                runs, 2 * last + np.einsum("hij,hjd->hid", fired[:, :, step], values), last
+            )
+        mean = self.divided(last[..., :-1], last[..., -1]).swapaxes(0, 1)
+
+        def whole(x: Integers, before: int) -> Integers:
+            """(tokens, steps, heads, ...): zeros in the steps before."""
+            zeros = np.zeros((x.shape[0], before, *x.shape[2:]), dtype=np.int64)
+            return np.concatenate([zeros, x], axis=1)
+
+        levels = np.broadcast_to(coarse[None, :, None], (tokens, COARSE_STEPS, self.heads))
+        level = np.concatenate([levels, fine.transpose(1, 2, 0)], axis=1)
+        still = np.repeat(score[-1:], phase - slots, axis=0)
+        there = np.tri(tokens, dtype=np.int64)[:, None, :, None]
+        waiting = phase - FINE_STEPS
+        return mean.reshape(tokens, -1), {
+            "race.score": np.concatenate([score, still]).transpose(2, 0, 1, 3),
+            "race.spikes": whole(fired.transpose(1, 2, 0, 3), waiting),
+            "race.level": whole(level, slots),
+            "race.read": whole(read.transpose(1, 2, 0, 3), waiting),
+            "race.keys": synapses[None] * there,
+            "race.values": values[None] * there,
+        }
+
+    def decoded(self, spikes: Integers) -> Integers:
+        """Counts (...) from the spikes (slots, ...) that send them."""
+        if self.qkv.coding == "rate" or len(spikes) == 1:
+            return spikes.sum(0)
+        weight = 1 << np.arange(len(spikes))[::-1]
+        return np.tensordot(weight, spikes, axes=1)

@@ -1,0 +1,82 @@
+"""Spiking network -> config and tensors of the integer network."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurtransformer.codes import STATE_BITS
+from neurtransformer.errors import UserError
+from neurtransformer.integer import quantise
+from neurtransformer.integer.config import MAX_STREAM_BITS, IntegerConfig
+from neurtransformer.recipe import checked
+from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+
+PROBE = (2, 64)
+"""Sequences and tokens of the random text that the size of the residual stream is measured on."""
+
+STREAM_ROOM = 8
+"""A channel of the stream may be so many times larger than on that text before it saturates."""
+
+
+def quantised(model: SpikingGPT2LMHeadModel) -> tuple[IntegerConfig, quantise.Tensors]:
+    """Quantise a spiking network. Raises UserError if it holds NaN or infinities, or sizes that
+    integers cannot have."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise UserError(f"{name} holds NaN or infinite weights: fine-tune or convert again")
+    c = model.config
+    sizes = {
+        "layers": c.n_layer,
+        "width": c.n_embd,
+        "heads": c.n_head,
+        "hidden": c.n_inner or 4 * c.n_embd,
+        "vocabulary": c.vocab_size,
+        "positions": c.n_positions,
+        "timesteps": c.timesteps,
+        "coding": c.coding,
+        "attention": c.attention,
+        "attention_timesteps": c.attention_code.timesteps,
+        "attention_coding": c.attention_code.coding,
+        "epsilon": c.layer_norm_epsilon,
+        "stream_bits": stream_bits(model),
+    }
+    config = checked(IntegerConfig, sizes, None)
+    tensors = quantise.quantise_embedding(model, config)
+    for i, block in enumerate(model.blocks):
+        tensors |= quantise.quantise_attention(block, f"h.{i}.attn", config)
+        tensors |= quantise.quantise_feedforward(block, f"h.{i}.mlp", config)
+    return config, tensors | quantise.quantise_head(model, config)
+
+
+@torch.no_grad()
+def stream_bits(model: SpikingGPT2LMHeadModel) -> int:
+    """Fraction bits of the residual stream, 0..MAX_STREAM_BITS: as many as leave STREAM_ROOM.
+
+    Measured on random tokens, so that it is the same for every text. Raises UserError for a stream
+    that no number of them leaves room for.
+    """
+    size = PROBE[0], min(PROBE[1], model.config.n_positions)
+    ids = torch.randint(model.config.vocab_size, size, generator=torch.Generator().manual_seed(0))
+    found: list[float] = []
+
+    def watch(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0]
+        found.append(float((x - x.mean(-1, keepdim=True)).abs().max()))
+
+    norms = [model.transformer["ln_f"], *(n for b in model.blocks for n in (b.ln_1, b.ln_2))]
+    hooks = [norm.register_forward_pre_hook(watch) for norm in norms]
+    try:
+        model(ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    largest = max(found)
+    if not largest < 2.0 ** (STATE_BITS - 1) / STREAM_ROOM:
+        raise UserError(
+            f"the residual stream of this model reaches {largest:.3g}, too much for {STATE_BITS} "
+            "bits: its weights are damaged, or fine-tuning went wrong"
+        )
+    integer_bits = math.ceil(math.log2(max(largest, 2.0**-STATE_BITS) * STREAM_ROOM))
+    return int(np.clip(STATE_BITS - 1 - integer_bits, 0, MAX_STREAM_BITS))

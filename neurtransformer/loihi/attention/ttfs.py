@@ -1,0 +1,293 @@
+"""Attention as a race: softmax in base 2 by time to first spike.
+
+Every past token is a neuron of each head. Its input synapses hold the token's key, its output
+synapses the token's value and a 1, each written once, when the token arrives. In a phase
+
+- slots: the spikes of query, key and value of the next token are counted, and the query spikes of
+  this one, delayed by a phase, drive the membranes of all token neurons to their scores;
+- 2 REACH / COARSE steps of coarse descent: a threshold that all token neurons of a head share falls
+  by COARSE octaves a step, until one of them would fire;
+- COARSE + END_BITS steps of race: from the top of that stretch the threshold falls by one octave a
+  step. Each neuron fires once, when the threshold reaches it; those who listen double in each step,
+  and add the values of those that fire, and their number. When that has reached 2^END_BITS, the
+  race is over.
+
+No step knows a maximum over tokens: what a head sees of its neurons is how many spike.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from neurtransformer.codes import (
+    COARSE,
+    COARSE_STEPS,
+    END_BITS,
+    FINE_STEPS,
+    KEY_LIMIT,
+    MEAN_BITS,
+    REACH,
+    gain_shift,
+    level_bits,
+)
+from neurtransformer.integer.config import IntegerConfig
+from neurtransformer.loihi.attention.base import Attention, mean_of
+from neurtransformer.loihi.chip import Chip, Layer, Way
+from neurtransformer.loihi.microcode import Clock, Microcode, Words, rounded, words
+from neurtransformer.loihi.nodes import Count, Log, Node, Programmed, Setting
+from neurtransformer.recipe import Coding
+
+RACE_STEPS = COARSE_STEPS + FINE_STEPS
+
+
+class RaceCode(Microcode):
+    """The token neurons of all heads of a block, and those who listen to them.
+
+    gain: (heads * dim,), of a key channel, `gain_shift` bits too large. octave: (heads,), in units
+    of a score. tokens: neurons of a head. bits: of a count's full scale. coding: of the spikes of
+    query, key and value, each of all heads, that arrive. Sends the mean value counts (heads * dim,)
+    in the last step of a phase.
+
+    score: membranes. base: where the fine race of a head begins, once `found`. read: what the
+    listeners hold, the last of them the number of spikes.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        gain: ArrayLike,
+        gain_shift: int,
+        octave: ArrayLike,
+        tokens: int,
+        bits: int,
+        coding: Coding,
+    ) -> None:
+        super().__init__(clock)
+        self.octave = words(octave)
+        heads = len(self.octave)
+        self.gain = words(gain).reshape(heads, -1)
+        dim = self.gain.shape[1]
+        self.gain_shift, self.bits, self.doubles = gain_shift, bits, coding == "phase"
+        self.inputs, self.outputs = {"s_in": 3 * heads * dim}, heads * dim
+
+        def empty(*shape: int) -> Words:
+            return np.zeros(shape, dtype=np.int32)
+
+        self.count = empty(3, heads, dim)
+        self.arrived, self.query = empty(clock.slots, heads, dim), empty(clock.slots, heads, dim)
+        self.keys, self.values = empty(heads, tokens, dim), empty(heads, tokens, dim + 1)
+        self.written = empty(tokens)
+        self.score, self.spikes, self.fired = (empty(heads, tokens) for _ in range(3))
+        self.found, self.base, self.level = empty(heads), empty(heads), empty(heads)
+        self.read, self.mean = empty(heads, dim + 1), empty(heads * dim)
+
+    def tick(self, now: int, arriving: Mapping[str, Words]) -> Words:
+        step, token = self.clock.step(now), self.clock.token(now) - 1
+        self.mean[:] = 0
+        if step < 0:
+            return self.mean
+        if token >= 0:
+            if step == 0:
+                self.write(token)
+            self.attend(step)
+            if self.clock.is_last(now):
+                self.mean[:] = self.divided().reshape(-1)
+        if step < self.clock.slots:
+            self.gather(step, arriving["s_in"])
+        return self.mean
+
+    def gather(self, step: int, spikes: Words) -> None:
+        """Count the spikes of a token, and keep those of its query until the next phase."""
+        if step == 0:
+            self.count[:] = 0
+        elif self.doubles:
+            self.count += self.count
+        self.count += spikes.reshape(self.count.shape)
+        self.arrived[step] = spikes.reshape(self.count.shape)[0]
+
+    def write(self, token: int) -> None:
+        """The Hebbian write of the neuron whose token has arrived; a new race begins."""
+        _, key, value = self.count
+        if token < len(self.written):  # else a sequence is over
+            synapses = rounded(key * self.gain, self.gain_shift)
+            self.keys[:, token] = np.clip(synapses, -KEY_LIMIT, KEY_LIMIT)
+            self.values[:, token, :-1] = value
+            self.values[:, token, -1] = 1
+            self.written[token] = 1
+        self.query[:] = self.arrived
+        for x in (self.score, self.fired, self.found, self.base, self.read):
+            x[:] = 0
+
+    def attend(self, step: int) -> None:
+        """One step of the scores, the coarse descent or the race."""
+        self.spikes[:], self.level[:] = 0, 0
+        coarse = step - self.clock.slots
+        fine = coarse - COARSE_STEPS
+        if coarse < 0:
+            if self.doubles and step > 0:
+                self.score += self.score
+            self.score += (self.keys * self.query[step][:, None]).sum(-1, dtype=np.int32)
+        elif fine < 0:
+            self.level[:] = REACH - COARSE * (coarse + 1)
+            self.descend()
+        elif fine < FINE_STEPS:
+            self.level[:] = self.base + COARSE - 1 - fine
+            self.race()
+
+    def reached(self) -> Words:
+        """1 where the threshold has fallen to a token neuron, (heads, tokens)."""
+        threshold = (self.level * self.octave)[:, None]
+        over = self.score + (self.octave >> 1)[:, None] >= threshold
+        # the lowest octave holds all that is below it
+        over |= self.level[:, None] <= -REACH
+        return over * self.written
+
+    def descend(self) -> None:
+        """Where the first spikes of a head would come, there its race will be."""
+        here = (self.reached().sum(-1, dtype=np.int32) > 0) & (self.found == 0)
+        self.base[here] = self.level[here]
+        self.found[here] = 1
+
+    def race(self) -> None:
+        """Who is reached for the first time fires; the listeners double and add."""
+        runs = self.read[:, -1:] < 1 << END_BITS
+        self.spikes[:] = self.reached() * (1 - self.fired) * runs
+        self.fired += self.spikes
+        heard = (self.values * self.spikes[:, :, None]).sum(1, dtype=np.int32)
+        self.read += np.where(runs, self.read + heard, 0)
+
+    def divided(self) -> Words:
+        """Mean value counts (heads, dim)."""
+        sums = self.read.copy()
+        sums[:, -1] <<= self.bits
+        return mean_of(sums, self.bits)
+
+
+class Race(Programmed):
+    """The token neurons of all heads and their listeners. Tensors: gain, octave.
+
+    dim: channels of a query, a key and a value. positions: token neurons of a head. receives: the
+    code of the spikes that arrive. most: the largest count of one. The steps of a phase are
+    those of attention/ttfs.py."""
+
+    kind: Literal["race"] = "race"
+    heads: Count
+    dim: Count
+    positions: Count
+    receives: Coding
+    most: Count
+    gain_shift: Count
+    end_bits: Count = END_BITS
+    coarse: Count = COARSE
+    reach: Count = REACH
+    key_bits: Literal[8] = 8
+    mean_bits: Count = MEAN_BITS
+    state_bits: Literal[24] = 24
+
+    ports: ClassVar[tuple[str, ...]] = ("s_in",)
+    logged: ClassVar[Mapping[str, Log]] = {
+        "score": Log(later=True),
+        "spikes": Log(later=True),
+        "level": Log(later=True),
+        "read": Log(later=True),
+        "keys": Log(later=True, once=True),
+        "values": Log(later=True, once=True),
+    }
+    table_bits: ClassVar[int] = 128 * 8
+
+    @property
+    def firing(self) -> int:
+        return self.heads * self.positions
+
+    def latency(self, phase: int) -> int:
+        """The race of a token is run one phase after its spikes."""
+        return phase
+
+    def shape(self, quantity: str, tokens: int) -> tuple[int, ...]:
+        match quantity:
+            case "level":
+                return (self.heads,)
+            case "read":
+                return self.heads, self.dim + 1
+            case "keys":
+                return self.heads, tokens, self.dim
+            case "values":
+                return self.heads, tokens, self.dim + 1
+        return self.heads, tokens
+
+    def microcode(self, setting: Setting) -> Microcode:
+        return RaceCode(
+            setting.clock(self),
+            gain=setting.tensor(f"{self.name}.gain"),
+            gain_shift=self.gain_shift,
+            octave=setting.tensor(f"{self.name}.octave"),
+            tokens=setting.tokens,
+            bits=level_bits(self.most),
+            coding=self.receives,
+        )
+
+    def layers(self, name: str, matrices: Sequence[Any], beside: int, chip: Chip) -> list[Layer]:
+        """Token neurons with the keys, and listeners with the values. In each part of a head one
+        neuron more holds its level, or counts."""
+        width, count = self.heads * self.dim, self.most.bit_length() + 1
+        keys = Layer(
+            name=f"{name}.keys",
+            groups=self.heads,
+            rows=self.positions,
+            columns=self.dim,
+            synapse_bits=self.key_bits,
+            row_bits=self.words * chip.width.state,
+            table_bits=0,
+            # the query that waits, and the count of the key, with its gain
+            column_bits=2 * count + self.key_bits,
+            column_axons=2,
+            row_axons=1,
+            extra_rows=1,
+            plastic=True,
+            hears=(Way("columns"), Way("columns", width)),
+        )
+        values = Layer(
+            name=f"{name}.values",
+            groups=self.heads,
+            rows=self.dim,
+            columns=self.positions,
+            synapse_bits=count,
+            row_bits=self.words * chip.width.state + count,
+            table_bits=self.table_bits,
+            row_axons=1,
+            extra_rows=1,
+            plastic=True,
+            hears=(Way("rows", 2 * width),),
+            within=(Way("columns"),),
+        )
+        return [keys, values]
+
+
+class TTFS(Attention):
+    """`attention: ttfs`."""
+
+    nodes = (Race,)
+
+    @staticmethod
+    def phase(slots: int) -> int:
+        return slots + RACE_STEPS
+
+    @staticmethod
+    def between(config: IntegerConfig) -> list[Node]:
+        code = config.attention_code
+        bits = level_bits(code.most)
+        race = Race(
+            name="race",
+            outputs=config.width,
+            payload_bits=bits + MEAN_BITS + 2,
+            heads=config.heads,
+            dim=config.width // config.heads,
+            positions=config.positions,
+            receives=code.coding,
+            most=code.most,
+            gain_shift=gain_shift(code.most),
+        )
+        return [race]

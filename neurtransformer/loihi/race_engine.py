@@ -1,0 +1,201 @@
+"""The race of `attention/ttfs.py` with its synapses in Lava's own learning engine, exactly.
+
+One head is two stock `LearningDense`: from key channels to token neurons, and from token neurons to
+the listeners. A synapse is written once, from 0 to a whole number, so the engine's rounding at
+random never acts. A token takes a phase of `PHASE` steps, an epoch each:
+
+    0   write   the key channels with positive synapses spike, the token's neuron has y1 = 8
+    1   write   those with negative ones do, it has y2 = 8; and it spikes itself, while the
+                listeners have the token's values as y1 and y2
+    2   read    the query arrives as graded spikes
+    3.. race    coarse descent and race, as in `RaceCode`
+
+    dw = 2^1 x0 x1 y1 - 2^1 x0 x1 y2
+
+x0, a spike of this epoch, keeps out what earlier ones have left in x1, which is half a payload
+(`GradedSpikeCfg.OVERWRITE`). The engine drops 3 bits of a product: 8 takes them up. Synapses hold
+twice their value, because Loihi stores weights of mixed sign in steps of two: +-254 are 8 bits.
+Nobody tells the token neurons that the race is over; the listeners know, and listen no more.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+import neurtransformer.loihi.lava_compat  # noqa: F401  (must come before Lava)
+
+# isort: split
+from lava.proc.io.source import RingBuffer
+
+from neurtransformer.codes import COARSE, COARSE_STEPS, END_BITS, FINE_STEPS, REACH
+from neurtransformer.errors import UserError
+from neurtransformer.integer.arithmetic import Integers
+from neurtransformer.integer.attention.ttfs import RaceAttention, key_synapses
+from neurtransformer.loihi import runner
+from neurtransformer.loihi.attention.ttfs import RACE_STEPS
+from neurtransformer.loihi.janitor import temporary_folder
+from neurtransformer.loihi.learning import PRODUCT_SHIFT
+from neurtransformer.loihi.microcode import Clock, Microcode, Words
+from neurtransformer.loihi.plastic_synapses import hebbian_rule, plastic_synapses
+from neurtransformer.loihi.processes import LogFile, Population
+from neurtransformer.loihi.simulate import Tally
+
+WRITE_POSITIVE, WRITE_NEGATIVE, READ, RACE = range(4)
+"""Steps of a phase; the race begins with the last, when what a query reads has arrived."""
+
+PHASE = RACE + COARSE_STEPS + FINE_STEPS
+
+FULL = 1 << PRODUCT_SHIFT
+"""The trace that leaves the other one of a product as it is."""
+
+TRACE_LIMIT = 127
+RULE = "2^1*x0*x1*y1 - 2^1*x0*x1*y2"
+
+
+class TokenNeurons(Microcode):
+    """The token neurons of one head, n of them, in a ring. octave: the width of one.
+
+    What arrives is twice a score. A neuron that is written spikes with a payload of 2 FULL.
+    """
+
+    def __init__(self, clock: Clock, *, tokens: int, octave: int) -> None:
+        super().__init__(clock)
+        self.octave = octave
+        self.inputs, self.outputs = {"a_in": tokens}, tokens
+        self.score, self.spikes, self.fired = (np.zeros(tokens, np.int32) for _ in range(3))
+        # where the race begins, and whether that is known
+        self.base = np.array([0, 0], dtype=np.int32)
+
+    def tick(self, now: int, arriving: Mapping[str, Words]) -> Words:
+        step, token = self.clock.step(now), self.clock.token(now)
+        self.spikes[:] = 0
+        if step == WRITE_NEGATIVE and token < len(self.spikes):
+            self.spikes[token] = 2 * FULL
+        elif step == RACE:
+            self.score[:] = arriving["a_in"] >> 1
+            self.fired[:], self.base[:] = 0, 0
+        fine = step - RACE - COARSE_STEPS
+        if step >= RACE and fine < 0:
+            level = REACH - COARSE * (step - RACE + 1)
+            if self.reached(level, token).any() and not self.base[1]:
+                self.base[:] = level, 1
+        elif fine >= 0:
+            level = int(self.base[0]) + COARSE - 1 - fine
+            self.spikes[:] = self.reached(level, token) & (self.fired == 0)
+            self.fired += self.spikes
+        return self.spikes
+
+    def reached(self, level: int, token: int) -> NDArray[np.bool_]:
+        over = self.score + (self.octave >> 1) >= level * self.octave
+        return (over | (level <= -REACH)) & (np.arange(len(over)) <= token)
+
+
+class Listeners(Microcode):
+    """What listens to the token neurons of one head: its values, and the number of spikes.
+
+    What arrives is twice a value, one step after the spikes.
+    """
+
+    def __init__(self, clock: Clock, *, width: int) -> None:
+        super().__init__(clock)
+        self.inputs, self.outputs = {"a_in": width}, width
+        self.read, self.silent = np.zeros(width, np.int32), np.zeros(width, np.int32)
+
+    def tick(self, now: int, arriving: Mapping[str, Words]) -> Words:
+        first = RACE + COARSE_STEPS + 1
+        step = self.clock.step(now)
+        if step == first:
+            self.read[:] = 0
+        # the last spikes arrive when the next phase has begun
+        if (step >= first or (step == 0 and now > 0)) and self.read[-1] < 1 << END_BITS:
+            self.read += self.read + (arriving["a_in"] >> 1)
+        return self.silent
+
+
+class Sequence(NamedTuple):
+    """One head on one sequence, or what it made of it, in integers. All (tokens, ...)."""
+
+    query: Integers
+    """Counts, (tokens, dim)."""
+    keys: Integers
+    """Synapses, (tokens, dim)."""
+    values: Integers
+    """Counts, (tokens, dim)."""
+
+
+def run_head(head: Sequence, octave: int) -> tuple[Integers, Integers, Integers]:
+    """A sequence through one head in Lava, from empty synapses.
+
+    Returns reads (tokens, dim + 1), and the synapses after each token: keys (tokens, n, dim) and
+    values (tokens, n, dim + 1), n the number of tokens. Raises LavaFailed, and UserError for counts
+    that a trace cannot hold.
+    """
+    tokens, dim = head.keys.shape
+    if max(np.abs(x).max() for x in head) > TRACE_LIMIT:
+        raise UserError(f"the learning engine's traces hold counts of at most {TRACE_LIMIT}")
+    steps = PHASE * tokens + 1
+    pre, gate, taught = _sent(head, steps)
+    with temporary_folder() as folder, runner.lava_off_stdout():
+
+        def log(quantity: str, rows: int, *shape: int) -> Path:
+            return runner.new_log(folder / f"{quantity}.npy", (rows, *shape))
+
+        clock = Clock(PHASE, 1, 0)
+        rule = hebbian_rule(RULE)
+        keys = plastic_synapses(tokens, dim, rule, log("keys", steps, tokens, dim))
+        values = plastic_synapses(dim + 1, tokens, rule, log("values", steps, dim + 1, tokens))
+        neurons = Population(TokenNeurons(clock, tokens=tokens, octave=octave), {})
+        listeners = Population(
+            Listeners(clock, width=dim + 1), {"read": LogFile(log("read", steps, dim + 1))}
+        )
+        sources = [RingBuffer(data=x.T) for x in (pre, *gate, *taught)]
+        ports = (keys.s_in, keys.s_in_y1, keys.s_in_y2, values.s_in_y1, values.s_in_y2)
+        for source, port in zip(sources, ports, strict=True):
+            source.s_out.connect(port)
+        keys.a_out.connect(neurons.a_in)
+        neurons.s_out.connect(values.s_in)
+        values.a_out.connect(listeners.a_in)
+        runner.run_lava([*sources, keys, neurons, values, listeners], steps)
+        read, key, value = (np.load(folder / f"{x}.npy") for x in ("read", "keys", "values"))
+    ends = slice(PHASE - 1, None, PHASE)
+    reads = read[PHASE::PHASE].astype(np.int64)
+    return reads, key[ends].astype(np.int64) >> 1, value[ends].swapaxes(1, 2).astype(np.int64) >> 1
+
+
+def compare(attention: RaceAttention, x: Integers, heads: range) -> Tally:
+    """Some heads of one attention network on a residual stream (tokens, width), from empty
+    synapses: every read, and every synapse after every token, beside the integer model's."""
+    query, key, value = (counts[0] for counts in attention.heads_of(x[None]))
+    synapses = key_synapses(key, attention.gain, attention.qkv.most)
+    trace = attention.steps(x, 1 + RACE_STEPS, 1)
+    tally = Tally()
+    for head in heads:
+        sent = Sequence(query[head], synapses[head], value[head])
+        reads, keys, values = run_head(sent, int(attention.octave[head]))
+        tally.add(f"{head}.read", trace["race.read"][:, -1, head], reads)
+        tally.add(f"{head}.keys", trace["race.keys"][:, head], keys)
+        tally.add(f"{head}.values", trace["race.values"][:, head], values)
+    return tally
+
+
+def _sent(head: Sequence, steps: int) -> tuple[Words, Words, Words]:
+    """What is sent in each step: to the keys (steps, dim); y1 and y2 of the token neurons (2,
+    steps, n); y1 and y2 of the listeners (2, steps, dim + 1)."""
+    tokens, dim = head.keys.shape
+    pre = np.zeros((steps, dim), dtype=np.int32)
+    gate = np.zeros((2, steps, tokens), dtype=np.int32)
+    taught = np.zeros((2, steps, dim + 1), dtype=np.int32)
+    begins = PHASE * np.arange(tokens)
+    # the engine halves a payload before it becomes a trace
+    pre[begins + WRITE_POSITIVE] = 2 * np.maximum(head.keys, 0)
+    pre[begins + WRITE_NEGATIVE] = 2 * np.maximum(-head.keys, 0)
+    pre[begins + READ] = head.query
+    gate[0, begins + WRITE_POSITIVE, np.arange(tokens)] = FULL
+    gate[1, begins + WRITE_NEGATIVE, np.arange(tokens)] = FULL
+    taught[0, begins + WRITE_NEGATIVE, :dim] = np.maximum(head.values, 0)
+    taught[1, begins + WRITE_NEGATIVE, :dim] = np.maximum(-head.values, 0)
+    taught[0, begins + WRITE_NEGATIVE, dim] = 1
+    return pre, gate, taught

@@ -1,0 +1,72 @@
+"""Operations of the race of token neurons."""
+
+from typing import Any
+
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from neurtransformer.codes import COARSE, REACH
+from neurtransformer.measure.counts import LayerSpikes, Ops, Part, Shape
+from neurtransformer.spiking.attention.ttfs import RaceAttention, TokenNeurons, octaves_of
+
+
+def listen(attention: RaceAttention, events: dict[str, float]) -> list[RemovableHandle]:
+    """Add up, over heads and tokens that ask: token neurons that they see (`seen`), that fire
+    (`race`), steps until the race is over (`steps`), and those steps times the neurons seen
+    (`compared`)."""
+
+    def hear(module: TokenNeurons, args: tuple[Any, ...], output: Any) -> None:
+        score, octave, there = args[:3]
+        there = there.expand_as(score)
+        top = octaves_of(score, octave).masked_fill(~there, -REACH).amax(-1)
+        coarse = ((REACH - top) / COARSE).ceil()
+        if isinstance(output, tuple):
+            spikes, running = output
+            fired, fine = spikes.sum((0, -1)), running.sum(0).squeeze(-1)
+        else:
+            fired = (output > 0).sum(-1)
+            # the first to fire does so that many steps after the fine race begins
+            first = REACH - coarse * COARSE + COARSE - 1 - top
+            fine = first + 1 + output.amax(-1).clamp_min(1).log2()
+        steps = coarse + fine
+        seen = there.sum(-1)
+        for name, x in (
+            ("seen", seen),
+            ("race", fired),
+            ("steps", steps),
+            ("compared", steps * seen),
+        ):
+            events[name] = events.get(name, 0.0) + float(x.sum(dtype=torch.float64))
+
+    return [attention.neurons.register_forward_hook(hear)]
+
+
+def core(s: Shape, n: LayerSpikes) -> Part:
+    """The race of one block, at the mean of all positions of the context.
+
+    What was measured on shorter text is scaled to the token neurons that a full context has.
+    write: counting the spikes of query, key and value costs one AC each; a key count is multiplied
+    by its gain, and keys and values are written. scores: a query spike adds the synapses of its
+    channel to the membranes of all token neurons, one AC each; membranes that phase-coded spikes
+    drive are doubled, a shift in each step but the first. race: in every step each token neuron
+    compares its membrane with the threshold, which falls once for the head; the listeners are
+    doubled. values: the spike of a token neuron adds its value and the witness to the listeners.
+    normalise: as in the linear kind.
+    """
+    column = s.width // s.heads + 1
+    pairs = s.heads * s.seen
+    measured = n.events.get("seen", 0.0)
+    longer = pairs / measured if measured else 0.0
+    steps, compared = n.events.get("steps", 0.0), n.events.get("compared", 0.0) * longer
+    fired = n.events.get("race", 0.0) * longer
+    doublings = (s.attention.timesteps - 1) * pairs if s.attention.coding == "phase" else 0.0
+    return {
+        "write": Ops(mac=s.width, ac=n.query + n.key + n.value, words=2 * s.width),
+        "scores": Ops(
+            ac=n.query * s.seen + doublings,
+            words=n.query * s.seen + 2 * s.attention.timesteps * pairs,
+        ),
+        "race": Ops(ac=compared + steps * (1 + column), words=compared + 2 * steps * column),
+        "values": Ops(ac=fired * column, words=fired * column),
+        "normalise": Ops(mac=s.width, ac=2 * s.width + 3 * s.heads, words=s.heads),
+    }

@@ -1,0 +1,90 @@
+"""What an operation is, and what decides how many there are: the geometry and measured spikes."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+from neurtransformer.recipe import Code
+from neurtransformer.spiking.attention import KINDS
+
+if TYPE_CHECKING:
+    from neurtransformer.spiking.config import SpikingGPT2Config
+
+
+@dataclass(frozen=True)
+class Ops:
+    """Work for one token. words: 32-bit words read from or written to memory."""
+
+    mac: float = 0.0
+    ac: float = 0.0
+    words: float = 0.0
+
+    def __add__(self, other: "Ops") -> "Ops":
+        return Ops(self.mac + other.mac, self.ac + other.ac, self.words + other.words)
+
+
+Part = Mapping[str, Ops]
+"""A part of a model, operation by operation."""
+
+
+def total(parts: Iterable[Part]) -> Ops:
+    """Everything in `parts` added up."""
+    return sum((ops for part in parts for ops in part.values()), Ops())
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a model's config decides the counts. context: longest sequence, in tokens. code,
+    attention: the codes of the feed-forward blocks and of the attention. kind: of the attention."""
+
+    width: int
+    heads: int
+    hidden: int
+    layers: int
+    vocab: int
+    context: int
+    code: Code
+    attention: Code
+    kind: str
+
+    @classmethod
+    def of(cls, config: "SpikingGPT2Config") -> Self:
+        hidden = config.n_inner or 4 * config.n_embd
+        return cls(
+            width=config.n_embd,
+            heads=config.n_head,
+            hidden=hidden,
+            layers=config.n_layer,
+            vocab=config.vocab_size,
+            context=config.n_positions,
+            code=config.code,
+            attention=config.attention_code,
+            kind=config.attention,
+        )
+
+    @property
+    def seen(self) -> float:
+        """Tokens a causal head looks at, itself included, on average over all positions."""
+        return (self.context + 1) / 2
+
+    @property
+    def qkv(self) -> tuple[int, int, int]:
+        """Query, key and value neurons of a block."""
+        return KINDS[self.kind].sizes(self.width)
+
+
+@dataclass(frozen=True)
+class LayerSpikes:
+    """Measured spikes per token of one block, summed over each population.
+
+    events: what else the kind of attention counts in its core, per token.
+    """
+
+    encode: float
+    query: float
+    key: float
+    value: float
+    merged: float
+    mlp_encode: float
+    hidden: float
+    events: Mapping[str, float] = field(default_factory=dict)

@@ -1,0 +1,280 @@
+"""Attention as a race: softmax in base 2 by time to first spike (`attention: ttfs`).
+
+Every past token is a neuron. Its input synapses hold the token's key, its output synapses the
+token's value, each written once, when the token arrives (a Hebbian rule gated to that neuron). A
+query drives the membranes of all token neurons of its head to their scores, and then they race: a
+threshold that they share falls by one octave per time step, and each neuron fires once, in the step
+in which the threshold reaches it. Two listeners gather the spikes,
+
+    o <- 2 o + sum of the values of those that fire      d <- 2 d + their number
+
+so that a spike that is n steps late counts 2^-n, and ``o / d`` is softmax in base 2 of scores
+rounded to whole octaves. The race is over when d has reached 2^END_BITS: who has not fired by then
+would count less than 2^-END_BITS of the sum. There is no exponential, no maximum over tokens, and
+no division but one reciprocal per head. Octaves are the exponent of softmax in base 2 (Softermax,
+arXiv 2103.09301; power-of-two softmax in Sorbet, 2409.15298); a falling threshold decodes them in
+SpikedAttention (NeurIPS 2024), which takes a row's maximum and divides.
+
+In integers, with counts q, k, v of signed neurons (|count| <= M) and a gain G per key channel:
+
+    key synapse    w_jc = clip(round(k_jc G_c / 2^gain_shift), +-KEY_LIMIT)
+    score          S_ij = sum_c q_ic w_jc
+    octave         e_ij = clip(floor((S_ij + octave / 2) / octave), -REACH, REACH - 1)
+
+G and the width of an octave in units of the score follow from the thresholds of query and key
+(`RaceAttention.gains`), so that ``S / octave`` is the dense score in octaves.
+
+Where the race begins nobody has to know in advance: in a coarse descent the threshold falls by
+COARSE octaves a step until some neuron would fire; the fine race runs from there (`race_steps`).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neurtransformer.codes import (
+    COARSE,
+    END_BITS,
+    FINE_STEPS,
+    GAIN_LIMIT,
+    KEY_LIMIT,
+    MEAN_BITS,
+    REACH,
+    STATE_BITS,
+    gain_shift,
+    level_bits,
+)
+from neurtransformer.errors import UserError
+from neurtransformer.recipe import Code
+from neurtransformer.spiking.attention.base import SpikingSelfAttention, State, decoded
+from neurtransformer.spiking.attention.linear import normalise
+from neurtransformer.spiking.coding import if_node
+
+
+def key_synapses(key: Tensor, gain: Tensor, most: int) -> Tensor:
+    """Key counts (batch, heads, length, dim) to synapses, integers of at most KEY_LIMIT.
+
+    gain: integers (heads, dim). The gradient passes straight through the rounding.
+    """
+    exact = key * gain[:, None, :] * 2.0 ** -gain_shift(most)
+    return _rounded(exact).clamp(-KEY_LIMIT, KEY_LIMIT)
+
+
+def octaves_of(score: Tensor, octave: Tensor) -> Tensor:
+    """Scores (batch, heads, i, j) to whole octaves, integers in floats. octave: (heads,).
+
+    Exact: a float32 quotient of integers below 2^24 never rounds up to the next whole number.
+    """
+    width = octave[:, None, None]
+    return torch.floor((score + torch.floor(width / 2)) / width).clamp_(-REACH, REACH - 1)
+
+
+def race_weights(octaves: Tensor, there: Tensor) -> Tensor:
+    """What the spike of each token neuron counts when the race is over: 2^n for one that fired n
+    steps before the end, 0 for one that has not fired. Their sum is d.
+
+    octaves: (batch, heads, i, j). there: bool that broadcasts to it, False where j is no token
+    neuron or comes after i. A row without any token neuron is all 0.
+    """
+    octaves = octaves.masked_fill(~there, float("-inf"))
+    late = octaves.amax(-1, keepdim=True) - octaves
+    # in units of the least weight that can count; exp2 of -inf and nan is no weight
+    weights = torch.exp2(END_BITS - late)
+    weights = torch.where(late <= END_BITS, weights, weights.new_zeros(()))
+    flat = weights.flatten(0, -2)
+    # d after n steps is at most the sum of all weights times 2^(n - END_BITS): a lower bound for n
+    steps = (2 * END_BITS + 1 - torch.frexp(flat.sum(-1))[1]).clamp_min(0)
+    running = flat.any(-1).nonzero().squeeze(-1)
+    kept = flat.clone()
+    while len(running):
+        least = torch.exp2((END_BITS - steps[running]).to(flat.dtype))[:, None]
+        rows = flat[running]
+        rows = torch.where(rows >= least, rows, rows.new_zeros(())) / least
+        kept[running] = rows
+        running = running[rows.sum(-1) < 2.0**END_BITS]
+        steps[running] += 1
+    return kept.view_as(weights)
+
+
+def race_steps(score: Tensor, octave: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+    """The race step by step: the spikes of the token neurons, and the steps in which they count.
+
+    score: membranes (batch, heads, i, j). octave: (heads,). there: as in `race_weights`.
+    The neurons are SpikingJelly's `IFNode`: that the threshold falls is the same as that a constant
+    current of one octave drives all membranes. Returns spikes (FINE_STEPS, batch, heads, i, j) and
+    whether the race of a row still runs in a step, (FINE_STEPS, batch, heads, i, 1). Raises
+    UserError without SpikingJelly.
+    """
+    # thresholds of wide octaves need more than the 24 bits of a float32
+    width = octave.double()[:, None].expand(score.shape[:-1])[..., None]
+    membrane = (score + torch.floor(width / 2)).clamp(-REACH * width, REACH * width - 1)
+    membrane = membrane.masked_fill(~there, float("-inf"))
+    base = torch.full_like(width, -REACH)
+    found = torch.zeros_like(width, dtype=torch.bool)
+    for level in range(REACH - COARSE, -REACH - 1, -COARSE):
+        reached = (membrane >= level * width).any(-1, keepdim=True) & ~found
+        base = torch.where(reached, base.new_tensor(float(level)), base)
+        found = found | reached
+    neuron = if_node(0.0, -1e30)
+    neuron.v = membrane - (base + COARSE) * width
+    current = width.expand_as(membrane)
+    sent = torch.zeros_like(width)
+    spikes, runs = [], []
+    for _ in range(FINE_STEPS):
+        running = (sent < 2.0**END_BITS) & found
+        fired = (neuron(current) * running).to(score.dtype)
+        sent = torch.where(running, 2 * sent + fired.sum(-1, keepdim=True, dtype=sent.dtype), sent)
+        spikes.append(fired)
+        runs.append(running)
+    return torch.stack(spikes), torch.stack(runs)
+
+
+def listen(spikes: Tensor, running: Tensor, value: Tensor) -> Tensor:
+    """What the listeners hold when the race is over: [o, d], (batch, heads, i, dim + 1).
+
+    spikes, running: see `race_steps`. value: counts (batch, heads, j, dim).
+    """
+    one = torch.ones_like(value[..., :1])
+    value = torch.cat([value, one], dim=-1)
+    read = value.new_zeros(*spikes.shape[1:-1], value.shape[-1])
+    for fired, runs in zip(spikes, running, strict=True):
+        read = torch.where(runs, 2 * read + fired @ value, read)
+    return read
+
+
+class _Race(torch.autograd.Function):
+    """Mean values of the race; backward that of a softmax in base 2 with the same weights."""
+
+    @staticmethod
+    def forward(ctx: Any, octaves: Tensor, whole: Tensor, value: Tensor, there: Tensor) -> Tensor:
+        weights = race_weights(whole, there)
+        shares = weights / weights.sum(-1, keepdim=True).clamp_min(1.0)
+        ctx.save_for_backward(shares, value)
+        return shares @ value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor, None]:
+        shares, value = ctx.saved_tensors
+        (grad,) = grads
+        flow = shares * (grad @ value.transpose(-1, -2))
+        flow = flow - shares * flow.sum(-1, keepdim=True)
+        return flow * math.log(2), None, shares.transpose(-1, -2) @ grad, None
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """``floor(x + 1/2)``, with the gradient of x."""
+    return x + (torch.floor(x + 0.5) - x).detach()
+
+
+class TokenNeurons(nn.Module):
+    """The token neurons of all heads, as a module that can be listened to."""
+
+    def forward(
+        self, score: Tensor, octave: Tensor, there: Tensor, steps: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """`race_weights` of the scores, or what `race_steps` gives."""
+        if steps:
+            return race_steps(score, octave, there)
+        return race_weights(octaves_of(score, octave), there)
+
+
+class RaceAttention(SpikingSelfAttention):
+    """SSA by a race of token neurons. Query, key and value are signed, as many as GPT-2's.
+
+    scaling: what the dense scores q.k are multiplied by.
+    """
+
+    kind = "ttfs"
+    scaling: Tensor
+
+    def __init__(self, width: int, heads: int, code: Code) -> None:
+        super().__init__(width, heads, code)
+        dim = width // heads
+        # half of the state, so that half an octave fits beside it
+        if code.most * KEY_LIMIT * dim > 2 ** (STATE_BITS - 2):
+            raise UserError(
+                f"scores of heads {dim} wide do not fit {STATE_BITS} bits at T = {code.timesteps} "
+                f"of {code.coding} coding: give fewer timesteps"
+            )
+        self.neurons = TokenNeurons()
+        self.register_buffer("scaling", torch.tensor(dim**-0.5))
+
+    def fit(self, softmax: Callable[[], Tensor], scaling: float) -> None:
+        self.scaling.fill_(scaling)
+
+    def gains(self) -> tuple[Tensor, Tensor]:
+        """The gains of the key channels (heads, dim) and the width of an octave (heads,), integers
+        in floats, with gradients to the thresholds they come from."""
+        worth = (self.query.spike_value * self.key.spike_value).view(self.heads, -1)
+        largest = worth.amax(-1, keepdim=True)
+        gain = _rounded(worth / largest * GAIN_LIMIT)
+        unit = largest.squeeze(-1) * self.scaling.float() * 2.0 ** gain_shift(self.query.most)
+        return gain, _rounded(GAIN_LIMIT * math.log(2) / unit).clamp(1, 2 ** (STATE_BITS - 1) - 1)
+
+    def new_state(self, batch: int) -> State:
+        """No token neurons yet: their key synapses and values (batch, heads, 0, dim),
+        float32, and which of them are there, not padding, (batch, 0)."""
+        dim = self.c_proj.weight.shape[0] // self.heads
+        empty = self.scaling.new_zeros(batch, self.heads, 0, dim, dtype=torch.float32)
+        return empty, empty, self.scaling.new_zeros(batch, 0, dtype=torch.bool)
+
+    def weights(self, query: Tensor, key: Tensor) -> Tensor:
+        gain, octave = self.gains()
+        score = query @ key_synapses(key, gain, self.key.most).transpose(-1, -2)
+        return race_weights(octaves_of(score, octave), causal(score))
+
+    def parallel(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        gain, octave = self.gains()
+        score = query @ key_synapses(key, gain, self.key.most).transpose(-1, -2)
+        whole = octaves_of(score.detach(), octave.detach())
+        there = causal(score)
+        if mask is not None:
+            there = there & mask.bool()[:, None, None, :]
+        return _Race.apply(score / octave[:, None, None], whole, value, there)
+
+    def mix(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        steps: bool,
+        state: State,
+        mask: Tensor | None,
+    ) -> tuple[Tensor, State]:
+        if steps:
+            key, value = decoded(key, self.qkv), decoded(value, self.qkv)
+        gain, octave = self.gains()
+        batch, _, length, _ = key.shape
+        new = mask.bool() if mask is not None else torch.ones_like(key[:, 0, :, 0]).bool()
+        synapses = torch.cat([state[0], key_synapses(key, gain, self.key.most)], dim=-2)
+        values = torch.cat([state[1], value], dim=-2)
+        written = torch.cat([state[2], new.view(batch, length)], dim=-1)
+        if steps:
+            score = torch.zeros((), device=query.device)
+            doubling = 2.0 if self.qkv.coding == "phase" else 1.0
+            for spikes in query:
+                score = score * doubling + spikes @ synapses.transpose(-1, -2)
+        else:
+            score = query @ synapses.transpose(-1, -2)
+        there = causal(score) & written[:, None, None, :]
+        raced = self.neurons(score, octave, there, steps)
+        if isinstance(raced, tuple):
+            spikes, running = raced
+            read = listen(spikes, running, values)
+        else:
+            read = torch.cat([raced @ values, raced.sum(-1, keepdim=True)], dim=-1)
+        bits = level_bits(self.value.most)
+        read[..., -1] *= 2.0**bits
+        return normalise(read, bits) * 2.0**-MEAN_BITS, (synapses, values, written)
+
+
+def causal(score: Tensor) -> Tensor:
+    """Which token neurons were written before or at the token that asks: bool (i, j), for scores
+    (..., i, j) of the last i of j tokens."""
+    asking, past = score.shape[-2:]
+    return torch.ones(asking, past, dtype=torch.bool, device=score.device).tril(past - asking)

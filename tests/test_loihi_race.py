@@ -1,0 +1,169 @@
+"""The race of token neurons: microcode against the closed form, and Lava's learning engine."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neurtransformer.codes import COARSE_STEPS, END_BITS, FINE_STEPS, KEY_LIMIT, REACH, level_bits
+from neurtransformer.errors import UserError
+from neurtransformer.integer import arithmetic
+from neurtransformer.integer.arithmetic import LIMIT, Integers
+from neurtransformer.loihi.attention.ttfs import RACE_STEPS, RaceCode
+from neurtransformer.loihi.microcode import Clock, words
+from neurtransformer.recipe import Coding
+
+SEEDS = st.integers(0, 2**32 - 1)
+CODINGS: st.SearchStrategy[Coding] = st.sampled_from(["rate", "phase"])
+
+
+def largest(timesteps: int, coding: Coding) -> int:
+    return 2**timesteps - 1 if coding == "phase" else timesteps
+
+
+def spikes_of(counts: Integers, slots: int, coding: Coding) -> Integers:
+    """Signed counts (...) as the spikes of each slot, (slots, ...)."""
+    if slots == 1:
+        return counts[None]
+    size = np.abs(counts)
+    step = np.arange(slots).reshape(-1, *[1] * counts.ndim)
+    sent = (size >> (slots - 1 - step)) & 1 if coding == "phase" else (step < size).astype(int)
+    return np.sign(counts) * sent
+
+
+def race_of(octaves: Integers, values: Integers) -> Integers:
+    """[o, d] of one query: octaves (n,) and values (n, dim). By the maximum over tokens."""
+    late = octaves.max() - octaves
+    end = next(n for n in range(99) if np.exp2(n - late[late <= n]).sum() >= 2**END_BITS)
+    weights = np.where(late <= end, 1 << np.maximum(end - late, 0), 0)
+    return np.concatenate([weights @ values, [weights.sum()]])
+
+
+class Case:
+    """Random counts of a sequence, (tokens, heads, dim), gains and octaves."""
+
+    def __init__(self, seed: int, tokens: int, heads: int, dim: int, most: int) -> None:
+        rng = np.random.default_rng(seed)
+        shape = tokens, heads, dim
+        self.counts = rng.integers(-most, most + 1, (3, *shape)) * rng.integers(0, 2, (3, *shape))
+        self.counts[:, rng.random(tokens) < 0.3] = self.counts[:, :1]
+        self.gain = rng.integers(0, 255, heads * dim)
+        far = most * KEY_LIMIT * dim
+        self.octave = np.rint(far / 2 ** rng.uniform(0, 12, heads)).astype(int).clip(1)
+        self.bits = level_bits(most)
+
+    @property
+    def keys(self) -> Integers:
+        gained = self.counts[1] * self.gain.reshape(self.counts.shape[2:])
+        return arithmetic.shift_round(gained, self.bits + 1).clip(-KEY_LIMIT, KEY_LIMIT)
+
+    def reads(self) -> Integers:
+        """(tokens, heads, dim + 1)."""
+        query, _, value = self.counts
+        score = np.einsum("ihd,jhd->hij", query, self.keys)
+        octave = self.octave[:, None, None]
+        octaves = ((score + (octave >> 1)) // octave).clip(-REACH, REACH - 1)
+        return np.stack(
+            [
+                [race_of(octaves[h, i, : i + 1], value[: i + 1, h]) for h in range(len(octaves))]
+                for i in range(len(query))
+            ]
+        )
+
+    def code(self, clock: Clock, coding: Coding) -> RaceCode:
+        return RaceCode(
+            clock,
+            gain=self.gain,
+            gain_shift=self.bits + 1,
+            octave=self.octave,
+            tokens=self.counts.shape[1],
+            bits=self.bits,
+            coding=coding,
+        )
+
+
+@settings(max_examples=30)
+@given(SEEDS, st.integers(1, 8), CODINGS, st.booleans(), st.integers(1, 3), st.integers(1, 9))
+def test_microcode_of_the_race_is_its_closed_form(
+    seed: int, timesteps: int, coding: Coding, graded: bool, heads: int, dim: int
+) -> None:
+    case = Case(seed, 7, heads, dim, largest(timesteps, coding))
+    slots = 1 if graded else timesteps
+    phase = slots + RACE_STEPS
+    code = case.code(Clock(phase, slots, 2), coding)
+    sent = spikes_of(np.moveaxis(case.counts, 1, 0), slots, coding)
+    wanted = case.reads()
+    scaled = wanted.copy()
+    scaled[..., -1] <<= case.bits
+    mean = arithmetic.normalise(scaled, case.bits).reshape(7, -1)
+    for now in range(2 + 8 * phase):
+        step, token = code.clock.step(now), code.clock.token(now)
+        arriving = np.zeros(code.inputs["s_in"], dtype=np.int32)
+        if now >= 2 and step < slots and token < 7:
+            arriving = words(sent[step, token]).reshape(-1)
+        found = code.tick(now, {"s_in": arriving})
+        if token >= 1 and step == phase - 1:
+            assert (code.read == wanted[token - 1]).all()
+            assert (found == mean[token - 1]).all()
+            assert (code.keys[:, token - 1] == case.keys[token - 1]).all()
+        else:
+            assert not found.any()
+
+
+@pytest.mark.parametrize("tokens", [1, 1024])
+@pytest.mark.parametrize("score", [-LIMIT, -1, 0, LIMIT])
+def test_equal_scores_stay_in_24_bits(tokens: int, score: int) -> None:
+    """All neurons in one octave, all values full: the largest sums that there can be, and nobody is
+    so far down that the race does not end."""
+    most, timesteps = 255, 8
+    clock = Clock(timesteps + RACE_STEPS, timesteps, 0)
+    case = Case(0, tokens, 1, 2, most)
+    code = case.code(clock, "phase")
+    code.written[:], code.score[:] = 1, score
+    code.values[0, :, :2], code.values[0, :, 2] = (most, -most), 1
+
+    for step in range(timesteps, clock.phase):
+        code.attend(step)
+        assert np.abs(code.read).max() <= LIMIT
+    assert 1 << END_BITS <= code.read[0, -1] < (2 << END_BITS) + tokens
+    assert int(code.read[0, -1]) << case.bits <= LIMIT
+    assert (np.abs(code.mean) <= most << 8).all()
+
+
+def test_the_steps_are_those_of_the_network() -> None:
+    assert (COARSE_STEPS, FINE_STEPS, RACE_STEPS) == (16, 20, 36)
+
+
+# --- in Lava's learning engine ---
+
+
+@pytest.fixture(scope="module")
+def engine(lava: None) -> Any:
+    from neurtransformer.loihi import race_engine
+
+    return race_engine
+
+
+@pytest.mark.parametrize(("seed", "tokens", "dim", "most"), [(0, 12, 8, 31), (1, 5, 3, 127)])
+def test_the_learning_engine_is_exact(
+    engine: Any, seed: int, tokens: int, dim: int, most: int
+) -> None:
+    """Every read and every synapse after every token."""
+    case = Case(seed, tokens, 1, dim, most)
+    query, _, value = case.counts[:, :, 0]
+    head = engine.Sequence(query, case.keys[:, 0], value)
+    reads, keys, values = engine.run_head(head, int(case.octave[0]))
+    assert (reads == case.reads()[:, 0]).all()
+    there = np.tri(tokens, dtype=int)[:, :, None]
+    assert (keys == there * head.keys).all()
+    assert (values == there * np.pad(value, ((0, 0), (0, 1)), constant_values=1)).all()
+
+
+def test_counts_beyond_a_trace_are_refused(engine: Any) -> None:
+    case = Case(0, 2, 1, 3, 255)
+    case.counts[0, 0, 0, 0] = 128
+    query, _, value = case.counts[:, :, 0]
+    with pytest.raises(UserError, match="127"):
+        engine.run_head(engine.Sequence(query, case.keys[:, 0], value), 9)

@@ -1,0 +1,194 @@
+"""The race of token neurons: against softmax in base 2, steps against counts, token by token."""
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from neurtransformer.codes import COARSE, END_BITS, KEY_LIMIT, REACH
+from neurtransformer.errors import UserError
+from neurtransformer.recipe import Code
+from neurtransformer.spiking.attention.ttfs import (
+    RaceAttention,
+    causal,
+    key_synapses,
+    listen,
+    octaves_of,
+    race_steps,
+    race_weights,
+)
+
+CODES = [Code(5, "phase"), Code(8, "phase"), Code(8, "rate"), Code(1, "rate")]
+SEEDS = st.integers(0, 2**16)
+
+
+def by_hand(octaves: list[int], values: list[int]) -> tuple[int, int]:
+    """[o, d] of one race in Python's integers, level after level from far above."""
+    o = d = 0
+    level = max(octaves, default=0) + 3
+    while octaves and d < 2**END_BITS:
+        fired = [v for e, v in zip(octaves, values, strict=True) if e == level]
+        o, d, level = 2 * o + sum(fired), 2 * d + len(fired), level - 1
+    return o, d
+
+
+@given(st.lists(st.integers(-REACH, REACH - 1), min_size=1, max_size=40), SEEDS)
+@example([0] * 40, 0)  # all at once
+@example([-REACH], 0)
+@example([REACH - 1, -REACH], 0)
+@example([20, *[20 - END_BITS] * 30], 0)  # the last step that can count
+@example([20, *[19 - END_BITS] * 30], 0)  # one too late
+@example([5, *[-1] * 39], 0)  # whoever is late ends the race sooner
+def test_the_closed_form_and_the_steps_are_the_race_by_hand(octaves: list[int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randint(-255, 256, (len(octaves),), generator=generator)
+    width = torch.tensor([7.0])
+    e = torch.tensor(octaves, dtype=torch.float32)
+    # anywhere within its octave
+    score = e * 7 - 3 + torch.randint(0, 7, e.shape, generator=generator)
+    score, there = score[None, None, None], torch.ones(1, len(octaves), dtype=torch.bool)
+    assert torch.equal(octaves_of(score, width).flatten(), e)
+    weights = race_weights(octaves_of(score, width), there).flatten().long()
+    o, d = by_hand(octaves, values.tolist())
+    assert (int(weights @ values), int(weights.sum())) == (o, d)
+    read = listen(*race_steps(score, width, there), values.float()[None, None, :, None])
+    assert read.flatten().tolist() == [o, d]
+    assert 2**END_BITS <= d < 2 ** (END_BITS + 1) + len(octaves)
+
+
+def test_an_octave_may_be_as_wide_as_a_state() -> None:
+    """On the edge of an octave of 22 bits, where the threshold has 28."""
+    score, width = torch.tensor([-1202476.0]), torch.tensor([2404953.0])
+    there = torch.ones(1, 1, dtype=torch.bool)
+    read = listen(*race_steps(score[None, None, None], width, there), torch.ones(1, 1, 1, 1))
+    assert read.flatten().tolist() == [2.0**END_BITS, 2.0**END_BITS]
+
+
+def test_a_thousand_equal_tokens_leave_room_in_24_bits() -> None:
+    """The largest sums there can be: all fire with the step that ends the race."""
+    octaves = torch.zeros(1, 1, 1, 1024)
+    octaves[..., 0] = END_BITS - 1
+    there = torch.ones(1, 1024, dtype=torch.bool)
+    for e in (octaves, torch.zeros_like(octaves)):
+        d = float(race_weights(e, there).sum())
+        assert 2**END_BITS <= d < 2 ** (END_BITS + 2)
+        assert d * 255 < 2**23
+
+
+@given(SEEDS, st.integers(1, 60))
+def test_octaves_are_floors_of_integers(seed: int, width: int) -> None:
+    """Floats divide as integers do, at the edges of octaves and wherever 24 bits reach."""
+    generator = torch.Generator().manual_seed(seed)
+    widths = torch.randint(1, 2 ** min(23, 1 + width // 2), (3,), generator=generator)
+    near = torch.randint(-70, 70, (2, 3, 4, 50), generator=generator) * widths[:, None, None]
+    score = (
+        near + torch.randint(-2, 3, near.shape, generator=generator) - widths[:, None, None] // 2
+    )
+    score = score.clamp(-(2**23) + 1, 2**23 - 1)
+    exact = (score + widths[:, None, None] // 2).div(widths[:, None, None], rounding_mode="floor")
+    found = octaves_of(score.float(), widths.float())
+    assert torch.equal(found.long(), exact.clamp(-REACH, REACH - 1))
+
+
+def attention(code: Code, seed: int, scale: float = 1.0) -> RaceAttention:
+    """Two heads of 16 with thresholds such that attention is neither flat nor one-hot."""
+    torch.manual_seed(seed)
+    made = RaceAttention(32, 2, code).eval()
+    for neuron in (made.query, made.key, made.value, made.merged):
+        neuron.threshold.data.uniform_(0.3, 1.5).mul_(scale)
+    made.c_attn.weight.data.normal_(0, 0.35 * scale)
+    return made
+
+
+@given(st.sampled_from(CODES), SEEDS, st.sampled_from([0.1, 1.0, 10.0]), st.integers(1, 12))
+@torch.no_grad()
+def test_steps_are_counts_and_tokens_one_by_one_too(
+    code: Code, seed: int, scale: float, length: int
+) -> None:
+    """With padding: whole rows of it, and in front of a text."""
+    network = attention(code, seed, scale)
+    x = torch.randn(3, length, 32)
+    mask = torch.ones(3, length)
+    mask[0, : length // 2], mask[1] = 0, 0
+    counts, state = network(x, mask=mask)
+    steps, same = network(x, steps=True, mask=mask)
+    assert torch.equal(counts, steps)
+    assert all(torch.equal(a, b) for a, b in zip(state, same, strict=True))
+    one_by_one, parts = None, []
+    for i in range(length):
+        part, one_by_one = network(x[:, i : i + 1], state=one_by_one, mask=mask[:, i : i + 1])
+        parts.append(part)
+    assert torch.equal(torch.cat(parts, 1), counts)
+    if length > 1:
+        alone, _ = network(x[:1, length // 2 :])
+        assert torch.equal(counts[:1, length // 2 :], alone)
+
+
+@given(st.sampled_from(CODES[:2]), SEEDS)
+@torch.no_grad()
+def test_it_is_softmax_of_rounded_scores(code: Code, seed: int) -> None:
+    """Against softmax itself, of scores computed from what the counts are worth."""
+    network = attention(code, seed)
+    x = torch.randn(2, 24, 32)
+    query, key, value = network.code(x)
+    worth = [n.spike_value.view(2, 1, 16) for n in (network.query, network.key)]
+    score = (query * worth[0]) @ (key * worth[1]).transpose(-1, -2) * 16**-0.5
+    score = score.masked_fill(~causal(score), float("-inf"))
+    weights = network.weights(query, key)
+    shares = weights / weights.sum(-1, keepdim=True)
+    # half an octave of rounding each way, and a key synapse has 8 bits
+    ratio = (shares + 1e-6) / (score.softmax(-1) + 1e-6)
+    assert ratio.max() < 2.3 and ratio.min() > 1 / 2.3
+    assert (shares - score.softmax(-1)).abs().mean() < 0.02
+    mean = network.parallel(query, key, value)
+    assert torch.allclose(mean, shares @ value, atol=1e-3)
+
+
+def test_gradients_are_those_of_softmax() -> None:
+    """Exactly so where scores are whole octaves and nothing is cut off."""
+    from neurtransformer.spiking.attention.ttfs import _Race
+
+    torch.manual_seed(0)
+    whole = torch.randint(-3, 4, (2, 2, 5, 5)).float()
+    there = causal(whole)
+    gradients = []
+    value = torch.randn(2, 2, 5, 3)
+    for race in (True, False):
+        e, v = whole.clone().requires_grad_(), value.clone().requires_grad_()
+        if race:
+            mean = _Race.apply(e, whole, v, there)
+        else:
+            mean = (e * torch.log(torch.tensor(2.0))).masked_fill(~there, -torch.inf).softmax(
+                -1
+            ) @ v
+        (mean * torch.arange(30.0).view(2, 1, 5, 3)).sum().backward()
+        gradients.append((mean.detach(), e.grad, v.grad))
+    for ours, theirs in zip(*gradients, strict=True):
+        assert isinstance(ours, Tensor) and isinstance(theirs, Tensor)
+        assert torch.allclose(ours, theirs, rtol=2e-3, atol=2e-3)
+
+
+def test_thresholds_of_query_and_key_learn() -> None:
+    network = attention(CODES[0], 0).train()
+    output, _ = network(torch.randn(2, 8, 32))
+    output.square().sum().backward()
+    for neuron in (network.query, network.key, network.value, network.merged):
+        gradient = neuron.threshold.grad
+        assert gradient is not None and gradient.isfinite().all() and gradient.any()
+
+
+def test_key_synapses_have_8_bits() -> None:
+    for code in CODES:
+        key = torch.tensor([-code.most, 0, code.most]).float().view(1, 1, 3, 1)
+        synapses = key_synapses(key, torch.tensor([[254.0]]), code.most).flatten()
+        assert synapses[0] == -synapses[2] and 120 <= synapses[2] <= KEY_LIMIT and synapses[1] == 0
+
+
+def test_heads_too_wide_for_24_bits_are_refused() -> None:
+    with pytest.raises(UserError, match="fewer timesteps"):
+        RaceAttention(512, 1, Code(8, "phase"))
+
+
+def test_the_coarse_descent_covers_the_reach() -> None:
+    assert (2 * REACH) % COARSE == 0
