@@ -9,6 +9,7 @@ that costs an error and not the context: `forward` refuses arguments that it doe
 attention mask that tells of tokens which it has not seen.
 """
 
+import logging
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
@@ -27,6 +28,8 @@ from neurtransformer.spiking.attention.base import State
 from neurtransformer.spiking.config import SpikingGPT2Config
 from neurtransformer.spiking.feedforward import SpikingFeedForward
 from neurtransformer.spiking.float32 import Embedding, LayerNorm, Linear
+
+log = logging.getLogger(__name__)
 
 CACHE = next(
     field.name
@@ -104,6 +107,7 @@ class SpikingGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: SpikingGPT2Config) -> None:
         super().__init__(config)
+        self.loss_type = "ForCausalLM"  # transformers would look for it in the name of the class
         self.steps = False
         self.transformer = nn.ModuleDict(
             {
@@ -170,20 +174,7 @@ class SpikingGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
             x = self._embedded(input_ids, inputs_embeds, token_type_ids)
             past = state.tokens_seen if state is not None else 0
             mask = self._new_tokens(attention_mask, past, x.shape[1])
-            if position_ids is None:
-                position_ids = self._positions(x, attention_mask, past)
-            elif use_cache and past == 0 and attention_mask is None and position_ids.min() > 0:
-                # `generate` with a cache that was lost on the way: text without context
-                raise ValueError(
-                    f"the first token is at position {int(position_ids.min())}, but there is no "
-                    "state of the tokens before it"
-                )
-            if int(position_ids.max()) >= self.config.n_positions:
-                raise ValueError(
-                    f"sequence reaches position {int(position_ids.max())}; this model has "
-                    f"{self.config.n_positions} positions"
-                )
-            x = x + self.transformer["wpe"](position_ids)
+            x = x + self.transformer["wpe"](self._positions(x, position_ids, attention_mask, past))
             hidden = [x]
             for i, block in enumerate(self.blocks):
                 kept = state.states[i] if state is not None else None
@@ -263,12 +254,32 @@ class SpikingGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
             raise ValueError("padding must stand before or after a text, not between its tokens")
         return real[:, -length:].float()
 
-    @staticmethod
-    def _positions(x: Tensor, attention_mask: Tensor | None, past: int) -> Tensor:
+    def _positions(
+        self, x: Tensor, position_ids: Tensor | None, attention_mask: Tensor | None, past: int
+    ) -> Tensor:
+        """Where the new tokens stand in their text, (batch or 1, length).
+
+        Raises ValueError beyond the last position, and for a token that stands later than all
+        tokens that have been read allow: `generate` gives no mask where nothing is padding, so that
+        this is what tells of a lost state.
+        """
         length = x.shape[1]
-        if attention_mask is None:
-            return torch.arange(past, past + length, device=x.device).unsqueeze(0)
-        return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -length:]
+        order = torch.arange(past, past + length, device=x.device).unsqueeze(0)
+        if position_ids is None:
+            position_ids = order
+            if attention_mask is not None:
+                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -length:]
+        if bool((position_ids >= self.config.n_positions).any()):
+            raise ValueError(
+                f"sequence reaches position {int(position_ids.max())}; this model has "
+                f"{self.config.n_positions} positions"
+            )
+        if bool((position_ids > order).any()):
+            raise ValueError(
+                f"position_ids reach {int(position_ids.max())}, but there are {past} tokens in the "
+                f"state and {length} new ones"
+            )
+        return position_ids
 
     def _loss(
         self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None
@@ -293,6 +304,11 @@ class SpikingGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
         """Give `generate` our state instead of a key-value cache."""
+        if generation_config.cache_implementation is not None:
+            log.warning(
+                "cache_implementation=%r is for key-value caches and without effect here",
+                generation_config.cache_implementation,
+            )
         if generation_config.use_cache and model_kwargs.get(CACHE) is None:
             model_kwargs[CACHE] = SSAState(self.config.n_layer)
 
