@@ -128,18 +128,18 @@ def _in_child() -> None:
     """The first thing that a forked process does while there is a janitor."""
     if not _janitors:
         return
-    janitor = _janitors[-1]
-    for other in _janitors:
-        os.close(other.alive)  # else the pipe would not end with the parent
-    _janitors.clear()
     # whoever is in the background is stopped when it writes to some terminals
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTTOU):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with contextlib.suppress(OSError):
-        os.setpgid(0, janitor.process)
-    if os.getppid() != janitor.parent:
-        os._exit(1)  # it died before we were in the group, and the janitor may have gone
+        os.setpgid(0, _janitors[-1].process)
+    if os.getppid() != _janitors[-1].parent:
+        os._exit(1)  # it died, and if somebody killed the janitor, nobody will end us
+    # only now may the pipe end: the janitor must not kill its group before we are in it
+    for other in _janitors:
+        os.close(other.alive)
+    _janitors.clear()
 
 
 os.register_at_fork(after_in_child=_in_child)
