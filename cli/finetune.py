@@ -10,6 +10,11 @@ from .output import answer, json_option, teacher_option
 @click.option("--text", help="Text to train on: a file, - or a hub data set.")
 @click.option("--steps", type=click.IntRange(min=1), help="Optimisation steps, both stages.")
 @click.option("--train", type=click.Choice(["ssa", "blocks"]), help="What is trained.")
+@click.option(
+    "--spikes-budget",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of the run's synaptic operations to keep, up to 1.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -20,6 +25,7 @@ def command(
     text: str | None,
     steps: int | None,
     train: str | None,
+    spikes_budget: float | None,
     resume: bool,
     device: str,
     seed: int,
@@ -61,7 +67,7 @@ def command(
         raise UserError(f"no space left for the trained weights beside {weights}: free some")
     report = runs.read_json(folder / "report.json")
     recipe = Recipe.from_report(report, folder).finetune
-    recipe = recipe.changed(steps=steps, train=train)
+    recipe = recipe.changed(steps=steps, train=train, spikes_budget=spikes_budget)
     checkpoint = folder / "checkpoint"
     if checkpoint.exists() and not resume:
         raise UserError(
@@ -119,15 +125,19 @@ def command(
         )
     # a shorter text than a batch is a smaller batch
     tokens_per_step = min(recipe.batch, len(blocks)) * blocks.shape[1] * processes.num_processes
+    last = history[-10:]
     values = {
         "steps": len(history),
         "tokens": len(history) * tokens_per_step,
         "processes": processes.num_processes,
         "train": recipe.train,
         "seed": seed,
-        "loss": sum(step.loss for step in history[-10:]) / len(history[-10:]),
+        "loss": sum(step.loss for step in last) / len(last),
         "seconds": time.monotonic() - started,
     }
+    if recipe.spikes_budget is not None:
+        share = sum(step.synops for step in last) / len(last) / history[0].synops
+        values |= {"spikes_budget": recipe.spikes_budget, "synops_share": share}
     if processes.is_main_process:
         replace_weights(folder, model.cpu())
         curve = [[step.number, step.stage, step.loss] for step in history]

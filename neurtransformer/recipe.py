@@ -63,6 +63,7 @@ class Finetune(Section):
     distil_rate: Rate
     threshold_share: Share = 3.0
     rest_share: Share = 0.3
+    spikes_budget: Annotated[float, Field(gt=0, le=1)] | None = None
     train: Literal["ssa", "blocks"]
     self_written: Annotated[int, Field(ge=0)]
 

@@ -8,6 +8,10 @@ fed with, learns the teacher's attention output (all layers at once, errors rela
 variance). *distil*: the whole spiking network learns the teacher's next-token distribution
 (Kullback-Leibler). The order follows Hedgehog (arXiv 2402.04347).
 
+With a `spikes_budget` the synaptic operations of a token (`synops.py`) may be no more than that
+share of what they were in the first step: PENALTY times what is above it, as a share, is added to
+the loss. What is allowed falls evenly over the first half of the steps.
+
 What happens in a step depends on the seed and the number of the step alone, so a run that was
 stopped and resumed ends with the same weights as one that was not.
 """
@@ -15,8 +19,8 @@ stopped and resumed ends with the same weights as one that was not.
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +40,7 @@ from neurtransformer.runs import new_folder, read_json, write_json
 from neurtransformer.spiking.calibrate import tapped
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 from neurtransformer.spiking.neuron import CodingNeuron
+from neurtransformer.spiking.synops import counting_synops
 from neurtransformer.text import UnreadableText, load_blocks, write_text
 
 log = logging.getLogger(__name__)
@@ -44,28 +49,41 @@ Stage = Literal["match", "distil"]
 WARM_UP = 10
 CHECKPOINT_EVERY = 50
 GRADIENT_NORM = {"match": 5.0, "distil": 1.0}
+PENALTY = 1.0
+"""Nats per token for spending twice what is allowed: far more than any budget was seen to cost."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimisation step did: number from 1, stage, loss."""
+    """What one optimisation step did: number from 1, stage, loss without the penalty, and synaptic
+    operations per token, which are counted if there is a budget for them."""
 
     number: int
     stage: Stage
     loss: float
+    synops: float = 0.0
 
 
 class Distiller(nn.Module):
-    """Teacher and student together; its forward pass is the loss of one stage."""
+    """Teacher and student together; its forward pass is the loss of one stage, and the student's
+    synaptic operations per token, 0 unless they are to be counted."""
 
-    def __init__(self, student: SpikingGPT2LMHeadModel, teacher: GPT2LMHeadModel) -> None:
+    def __init__(
+        self, student: SpikingGPT2LMHeadModel, teacher: GPT2LMHeadModel, *, count: bool = False
+    ) -> None:
         super().__init__()
         self.student = student
         self.teacher: GPT2LMHeadModel = teacher.requires_grad_(False).eval()
+        self.count = count
 
-    def forward(self, tokens: Tensor, stage: Stage) -> Tensor:
-        """tokens: (batch, length) int64. Returns a scalar."""
-        return self.match(tokens) if stage == "match" else self.distil(tokens)
+    def forward(self, tokens: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
+        """tokens: (batch, length) int64. Returns two scalars."""
+        counting: AbstractContextManager[list[Tensor]] = nullcontext([])
+        if self.count:
+            counting = counting_synops(self.student)
+        with counting as synops:
+            loss = self.match(tokens) if stage == "match" else self.distil(tokens)
+        return loss, sum(synops, loss.new_zeros(()))
 
     def match(self, tokens: Tensor) -> Tensor:
         """Mean over layers of the squared error of attention outputs over their variance."""
@@ -144,6 +162,11 @@ def rate_at(step: int, steps: int, peak: float) -> float:
     return peak * min(1.0, (step + 1) / WARM_UP) * (1 - step / steps)
 
 
+def allowed_at(step: int, steps: int, budget: float) -> float:
+    """The share of the first step's synaptic operations that step 0..steps-1 may have."""
+    return 1 - (1 - budget) * min(1.0, 2 * (step + 1) / steps)
+
+
 def batch_at(step: int, blocks: Tensor, batch: int, seed: int) -> Tensor:
     """Batch number `step` of endless shuffled passes over blocks (n, length): (batch, length)."""
     size = min(batch, len(blocks))
@@ -194,7 +217,8 @@ def finetune(
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[unused])
     groups = trainable(model, recipe)
-    distiller = accelerator.prepare(Distiller(model, teacher))
+    budget = recipe.spikes_budget
+    distiller = accelerator.prepare(Distiller(model, teacher, count=budget is not None))
     model.train()
     plan = {
         "recipe": recipe.model_dump(),
@@ -221,15 +245,18 @@ def finetune(
             group["lr"] = group["scale"] * rate_at(number - first, length, peak)
         share = number * accelerator.num_processes + accelerator.process_index
         tokens = batch_at(share, blocks, recipe.batch, seed).to(accelerator.device)
-        loss = distiller(tokens, stage)
-        mean_loss = accelerator.reduce(loss.detach().clone(), "mean").item()
-        if not math.isfinite(mean_loss):
-            raise FloatingPointError(f"the loss is {mean_loss} at step {number + 1}")
+        loss, synops = distiller(tokens, stage)
+        means = accelerator.reduce(torch.stack([loss, synops]).detach(), "mean")
+        done.append(Step(number + 1, stage, *means.tolist()))
+        if not math.isfinite(done[-1].loss):
+            raise FloatingPointError(f"the loss is {done[-1].loss} at step {number + 1}")
+        if budget is not None:
+            above = synops / done[0].synops - allowed_at(number, recipe.steps, budget)
+            loss = loss + PENALTY * above.relu()
         optimizer.zero_grad()
         accelerator.backward(loss)
         nn.utils.clip_grad_norm_(trained(optimizer), GRADIENT_NORM[stage])
         optimizer.step()
-        done.append(Step(number + 1, stage, mean_loss))
         on_step(done[-1])
         due = len(done) % CHECKPOINT_EVERY == 0 and accelerator.is_main_process
         if checkpoint is not None and due:
@@ -254,7 +281,7 @@ def write_checkpoint(
     for index, parameter in enumerate(trained(optimizer)):
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().contiguous()
-    steps = [[step.number, step.stage, step.loss] for step in done]
+    steps = [astuple(step) for step in done]
     with new_folder(folder, force=True) as fresh:
         save_file(tensors, fresh / "checkpoint.safetensors")
         write_json(fresh / "report.json", {"plan": plan, "steps": steps})

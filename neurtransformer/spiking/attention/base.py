@@ -66,6 +66,11 @@ class SpikingSelfAttention(nn.Module, ABC):
         """Rows of GPT-2's c_attn, weights (3 width, in) or biases (3 width,), to rows of ours."""
         return rows
 
+    def fan_outs(self, past: float) -> tuple[float, float, float]:
+        """How many synapses a spike of a query, key and value neuron reaches where `past` tokens
+        can be seen."""
+        return 1.0, 1.0, 1.0
+
     @abstractmethod
     def fit(self, softmax: Callable[[], Tensor], scaling: float) -> None:
         """Fit the core to the dense attention that it replaces, before thresholds are fitted.

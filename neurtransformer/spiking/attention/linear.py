@@ -251,6 +251,10 @@ class LinearAttention(SpikingSelfAttention):
         pairs = (x.unflatten(0, (heads, -1)) for x in (query, key))
         return torch.cat([*(torch.cat([x, -x], dim=1).flatten(0, 1) for x in pairs), value])
 
+    def fan_outs(self, past: float) -> tuple[float, float, float]:
+        column = self.c_proj.weight.shape[0] // self.heads + 1
+        return column, column, 1.0
+
     def fit(self, softmax: Callable[[], Tensor], scaling: float) -> None:
         shift, present = fit_forgetting(softmax())
         self.shift.copy_(shift)

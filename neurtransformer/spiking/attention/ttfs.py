@@ -202,6 +202,9 @@ class RaceAttention(SpikingSelfAttention):
         self.neurons = TokenNeurons()
         self.register_buffer("scaling", torch.tensor(dim**-0.5))
 
+    def fan_outs(self, past: float) -> tuple[float, float, float]:
+        return past, 1.0, 1.0
+
     def fit(self, softmax: Callable[[], Tensor], scaling: float) -> None:
         self.scaling.fill_(scaling)
 
