@@ -150,20 +150,20 @@ def test_gradients_are_those_of_softmax() -> None:
     from neurtransformer.spiking.attention.ttfs import _Race
 
     torch.manual_seed(0)
-    whole = torch.randint(-3, 4, (2, 2, 5, 5)).float()
-    there = causal(whole)
+    width = torch.tensor([40.0, 300.0])
+    scores = torch.randint(-3, 4, (2, 2, 5, 5)).float() * width[:, None, None]
+    there = causal(scores)
     gradients = []
-    value = torch.randn(2, 2, 5, 3)
+    values = torch.randn(2, 2, 5, 3)
     for race in (True, False):
-        e, v = whole.clone().requires_grad_(), value.clone().requires_grad_()
+        score, octave, v = (x.clone().requires_grad_() for x in (scores, width, values))
         if race:
-            mean = _Race.apply(e, whole, v, there)
+            mean = _Race.apply(score, octave, v, there)
         else:
-            mean = (e * torch.log(torch.tensor(2.0))).masked_fill(~there, -torch.inf).softmax(
-                -1
-            ) @ v
+            e = score / octave[:, None, None] * torch.log(torch.tensor(2.0))
+            mean = e.masked_fill(~there, -torch.inf).softmax(-1) @ v
         (mean * torch.arange(30.0).view(2, 1, 5, 3)).sum().backward()
-        gradients.append((mean.detach(), e.grad, v.grad))
+        gradients.append((mean.detach(), score.grad, octave.grad, v.grad))
     for ours, theirs in zip(*gradients, strict=True):
         assert isinstance(ours, Tensor) and isinstance(theirs, Tensor)
         assert torch.allclose(ours, theirs, rtol=2e-3, atol=2e-3)

@@ -68,8 +68,8 @@ def octaves_of(score: Tensor, octave: Tensor) -> Tensor:
 
     Exact: a float32 quotient of integers below 2^24 never rounds up to the next whole number.
     """
-    width = octave[:, None, None]
-    return torch.floor((score + torch.floor(width / 2)) / width).clamp_(-REACH, REACH - 1)
+    score, width = score.detach(), octave.detach()[:, None, None]
+    return (score + torch.floor(width / 2)).div_(width).floor_().clamp_(-REACH, REACH - 1)
 
 
 def race_weights(octaves: Tensor, there: Tensor) -> Tensor:
@@ -80,23 +80,26 @@ def race_weights(octaves: Tensor, there: Tensor) -> Tensor:
     neuron or comes after i. A row without any token neuron is all 0.
     """
     octaves = octaves.masked_fill(~there, float("-inf"))
-    late = octaves.amax(-1, keepdim=True) - octaves
-    # in units of the least weight that can count; exp2 of -inf and nan is no weight
-    weights = torch.exp2(END_BITS - late)
-    weights = torch.where(late <= END_BITS, weights, weights.new_zeros(()))
+    # in units of the least weight that can count; nan, where no token neuron is, is no weight
+    weights = torch.exp2(octaves - octaves.amax(-1, keepdim=True) + END_BITS)
+    weights = torch.where(weights >= 1, weights, weights.new_zeros(()))
     flat = weights.flatten(0, -2)
     # d after n steps is at most the sum of all weights times 2^(n - END_BITS): a lower bound for n
     steps = (2 * END_BITS + 1 - torch.frexp(flat.sum(-1))[1]).clamp_min(0)
-    running = flat.any(-1).nonzero().squeeze(-1)
-    kept = flat.clone()
+    kept = _in_time(flat, steps)
+    running = ((kept.sum(-1) < 2.0**END_BITS) & flat.any(-1)).nonzero().squeeze(-1)
     while len(running):
-        least = torch.exp2((END_BITS - steps[running]).to(flat.dtype))[:, None]
-        rows = flat[running]
-        rows = torch.where(rows >= least, rows, rows.new_zeros(())) / least
+        steps[running] += 1
+        rows = _in_time(flat[running], steps[running])
         kept[running] = rows
         running = running[rows.sum(-1) < 2.0**END_BITS]
-        steps[running] += 1
     return kept.view_as(weights)
+
+
+def _in_time(weights: Tensor, steps: Tensor) -> Tensor:
+    """What counts of weights (n, j) when the race of each row is over after steps (n,)."""
+    least = torch.exp2((END_BITS - steps).to(weights.dtype))[:, None]
+    return torch.where(weights >= least, weights / least, weights.new_zeros(()))
 
 
 def race_steps(score: Tensor, octave: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,19 +152,21 @@ class _Race(torch.autograd.Function):
     """Mean values of the race; backward that of a softmax in base 2 with the same weights."""
 
     @staticmethod
-    def forward(ctx: Any, octaves: Tensor, whole: Tensor, value: Tensor, there: Tensor) -> Tensor:
-        weights = race_weights(whole, there)
+    def forward(ctx: Any, score: Tensor, octave: Tensor, value: Tensor, there: Tensor) -> Tensor:
+        weights = race_weights(octaves_of(score, octave), there)
         shares = weights / weights.sum(-1, keepdim=True).clamp_min(1.0)
-        ctx.save_for_backward(shares, value)
+        ctx.save_for_backward(score, octave, value, shares)
         return shares @ value
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor, None]:
-        shares, value = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        score, octave, value, shares = ctx.saved_tensors
         (grad,) = grads
         flow = shares * (grad @ value.transpose(-1, -2))
-        flow = flow - shares * flow.sum(-1, keepdim=True)
-        return flow * math.log(2), None, shares.transpose(-1, -2) @ grad, None
+        flow = flow.addcmul_(shares, flow.sum(-1, keepdim=True), value=-1)
+        flow = flow.mul_(math.log(2) / octave[:, None, None])
+        to_octave = -torch.einsum("bhij,bhij->h", flow, score) / octave
+        return flow, to_octave, shares.transpose(-1, -2) @ grad, None
 
 
 def _rounded(x: Tensor) -> Tensor:
@@ -234,11 +239,10 @@ class RaceAttention(SpikingSelfAttention):
     ) -> Tensor:
         gain, octave = self.gains()
         score = query @ key_synapses(key, gain, self.key.most).transpose(-1, -2)
-        whole = octaves_of(score.detach(), octave.detach())
         there = causal(score)
         if mask is not None:
             there = there & mask.bool()[:, None, None, :]
-        return _Race.apply(score / octave[:, None, None], whole, value, there)
+        return _Race.apply(score, octave, value, there)
 
     def mix(
         self,
