@@ -157,6 +157,21 @@ def test_own_text_begins_somewhere(ends: dict[str, Any], start: Any) -> None:
     assert set(blocks[:, 0].tolist()) == set(start)
 
 
+def test_own_text_is_drawn_from_all_tokens_as_the_model_has_them() -> None:
+    """Second tokens of documents of two, against the softmax without the token that ends a text."""
+    model, documents = model_of(80, n_positions=2, bos_token_id=3, eos_token_id=5), 4000
+    with torch.no_grad():
+        model.transformer.wte.weight.mul_(10)
+        logits = model(torch.tensor([[3]])).logits[0, -1].double()
+    logits[5] = -torch.inf
+    expected = documents * logits.softmax(-1)
+    first, second = write_text(model, documents, 2, seed=0).unbind(1)
+    assert bool((first == 3).all())
+    found = second.bincount(minlength=80)
+    assert expected.max() > 4 * expected[expected > 0].min()
+    assert bool(((found - expected).abs() <= 5 * expected.sqrt()).all())
+
+
 def test_generation_settings_reach_the_run(dna: Path, tmp_path: Path) -> None:
     from neurtransformer.spiking.convert import convert
     from neurtransformer.spiking.load import load_run
