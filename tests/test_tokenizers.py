@@ -92,6 +92,15 @@ def test_a_prompt_of_nothing_known_is_one_line() -> None:
             prompt_ids(tokenizer, prompt)
 
 
+def test_a_tokenizer_of_one_token_more_than_the_model_is_refused(tmp_path: Path) -> None:
+    letters("ACGT").save_pretrained(tmp_path)
+    model_of(4).save_pretrained(tmp_path)
+    assert len(load_dense(str(tmp_path))[1]) == 4
+    model_of(3).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="token number 3, but the model has 3 tokens"):
+        load_dense(str(tmp_path))
+
+
 def test_a_chinese_gpt2_with_berts_tokenizer(tmp_path: Path) -> None:
     model_of(len(BERT)).save_pretrained(tmp_path)
     (tmp_path / "vocab.txt").write_text("\n".join(BERT))
