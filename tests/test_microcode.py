@@ -174,6 +174,37 @@ def test_coding_neurons(
         assert (ours == x.swapaxes(0, 1)).all(), name
 
 
+@given(SEEDS, st.integers(1, 300), st.integers(1, 4))
+def test_a_full_membrane_has_no_room_for_half_a_threshold(seed: int, most: int, phase: int) -> None:
+    """The largest membranes that 24 bits hold, alone and beside others."""
+    rng = np.random.default_rng(seed)
+    n, room = 12, LIMIT // most
+    theta = rng.integers(1, room + 1, n)
+    theta[0] = room
+    bias = rng.choice([-LIMIT, LIMIT, LIMIT - room // 2, LIMIT // 2], n)
+    bias[0] = LIMIT
+    line = {"a_in": np.zeros((3 * phase, n), dtype=np.int64)}
+    neurons = microcode.CodingNeurons(
+        Clock(phase, 1, 0),
+        bias=bias,
+        theta=theta,
+        unsigned=n // 2,
+        receives="rate",
+        sends="rate",
+        most=most,
+        shift_in=0,
+    )
+    found = run(neurons, line, {"v": phase, "spikes": phase})
+    signed = np.arange(n) >= n // 2
+    spikes, v = arithmetic.fire_steps(bias, theta, most, signed, phase, 1, "rate")
+    assert (found["v"][:phase] == v).all() and (found["spikes"][:phase] == spikes).all()
+    keys = microcode.KeyNeurons(Clock(phase, 1, 0), bias=bias, theta=theta, most=most, shift_in=0)
+    found = run(keys, line, {"v": phase})
+    assert (found["v"] == arithmetic.fire_start(bias, theta, False)[0]).all()
+    counts = arithmetic.fire_counts(bias, theta, most, False)
+    assert (found["sent"][2 * phase - 1] == 2 * counts).all()
+
+
 @given(SEEDS, st.integers(1, 8), st.integers(0, 3))
 def test_accumulators_wait_for_their_stream(seed: int, phase: int, start: int) -> None:
     rng = np.random.default_rng(seed)

@@ -21,10 +21,8 @@ from safetensors.numpy import load_file, save_file
 from neurtransformer.errors import UserError
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.loihi import netlist, netx
-from neurtransformer.loihi import simulate as simulation
 from neurtransformer.loihi.attention.linear import SSA
 from neurtransformer.loihi.nodes import Synapses
-from neurtransformer.loihi.simulate import prompt_ids
 from neurtransformer.runs import read_json, write_json
 from neurtransformer.spiking.load import load_run
 
@@ -347,28 +345,13 @@ def test_export_and_simulate_by_command(
     assert values["tokens"] > 0 and values["steps"] > 0 and values["text"] and values["same_text"]
 
 
-def test_a_prompt_may_fill_all_positions(original: netlist.TextNetlist) -> None:
-    """Sixteen: the last token that is written is not read."""
-    assert len(prompt_ids(original, "x" * 15, 2)) == len(prompt_ids(original, "x" * 16, 1)) - 1
-    for prompt, tokens in (("x" * 15, 3), ("x" * 17, 1)):
-        with pytest.raises(UserError, match="16 positions"):
-            prompt_ids(original, prompt, tokens)
-
-
-def test_steps_that_are_not_the_counts_are_told(
-    original: netlist.TextNetlist, monkeypatch: pytest.MonkeyPatch
+def test_a_tokenizer_may_have_all_tokens_of_the_model_and_no_more(
+    whole: Path, original: netlist.TextNetlist
 ) -> None:
-    whole = simulation._counts
-    assert simulation.simulate(original, [1, 2], "integer")["mismatches"] == 0
-
-    def other(model: IntegerGPT2, name: str, x: Any) -> Any:
-        counts = whole(model, name, x)
-        counts[-1, 0] += name == "h.0.attn"
-        return counts
-
-    monkeypatch.setattr(simulation, "_counts", other)
-    found = simulation.simulate(original, [1, 2], "integer")
-    assert (found["mismatches"], found["first_mismatch"]) == (1, "h.0.attn.counts")
+    most = max(original.tokenizer.get_vocab().values())
+    assert len(netlist._tokenizer(whole, most + 1)) == most + 1
+    with pytest.raises(UserError, match=f"does not fit the model's {most} tokens"):
+        netlist._tokenizer(whole, most)
 
 
 def test_nothing_is_left_of_a_failed_export(

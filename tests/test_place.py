@@ -1,10 +1,7 @@
 """Placing on cores and chips: no limit broken, everything placed once, near the lower bound."""
 
-import json
 import math
-from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +26,7 @@ from neurtransformer.loihi.nodes import (
     Synapses,
 )
 from neurtransformer.loihi.place import (
+    Part,
     Placement,
     _outputs,
     _taken,
@@ -306,6 +304,32 @@ def test_the_stream_goes_from_network_to_network() -> None:
     }
 
 
+def test_matrices_of_one_population_lie_side_by_side() -> None:
+    """Columns of two that lead to the same neurons: 4 of the first, then 6 of the second."""
+    host = Source(name="host", outputs=3, payload_bits=1)
+    first, second, end = (accumulator(n, k) for n, k in (("first", 4), ("second", 6), ("end", 5)))
+    to_first, to_second = matrix("to_first", 4, 3), matrix("to_second", 6, 3)
+    behind, beside = matrix("behind", 5, 4), matrix("beside", 5, 6)
+    nodes = host, to_first, first, to_second, second, behind, beside, end
+    wires = [
+        *in_line([host, to_first, first, behind, end]),
+        *in_line([host, to_second, second, beside, end]),
+    ]
+    placement = place([timed("n", nodes, wires, 1, 1)], LOIHI2)
+    names = [layer.name for layer in placement.layers]
+    last = names.index("n.behind")
+    layer = placement.layers[last]
+    assert (layer.rows, layer.columns) == (5, 10)
+    for columns, hears in ((range(4), "n.to_first"), (range(4, 10), "n.to_second")):
+        part = Part(last, range(1), range(5), columns)
+        for edge in placement.edges:
+            if edge.receiver == last:
+                sender = placement.layers[edge.sender]
+                ((start, stop),) = _taken(edge, layer, part)
+                heard = range(sender.rows)[max(0, start) : max(0, stop)]
+                assert len(heard) == (sender.rows if sender.name == hears else 0)
+
+
 def test_split_by_outputs() -> None:
     # 100 weights and entries for 100 axons of 32 bits: 3,200 + 800 bits a neuron
     chip = chip_with(synaptic_bytes=(3200 + 800 * 7) // 8)
@@ -403,56 +427,3 @@ def test_what_attention_asks_for_by_hand() -> None:
         inputs,
         8,
     )
-
-
-# --- the command ---
-
-
-def test_place_a_netlist(neurtx: Callable[..., Any], tiny_netlist: Path) -> None:
-    done = neurtx("place", str(tiny_netlist), "--json", "--out", "cores.png")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["netlist"] == str(tiny_netlist)
-    assert found["cores"] >= 8
-    assert found["chips"] == 1
-    assert found["fits"] == {"one chip": True, "Kapoho Point": True, "Hala Point": True}
-    assert Path(found["picture"]).read_bytes().startswith(b"\x89PNG")
-    assert "exists already" in neurtx("place", str(tiny_netlist), "--out", "cores.png").mistake()
-
-
-def test_place_by_name(neurtx: Callable[..., Any]) -> None:
-    found = json.loads(neurtx("place", "gpt2-xl", "--json").stdout)
-    assert found["model"] == "gpt2-xl"
-    assert found["fits"] == {"one chip": False, "Kapoho Point": False, "Hala Point": True}
-    shown = neurtx("place", "gpt2-nano").stdout
-    assert "fits Kapoho Point" in shown
-    assert "h.attn.ssa" in shown
-
-
-def test_a_chip_of_ones_own(neurtx: Callable[..., Any], tmp_path: Path) -> None:
-    mine = tmp_path / "mine.yaml"
-    mine.write_text("core:\n  synaptic_bytes: 65536\nsystems:\n  two chips: 2\n")
-    half = json.loads(neurtx("place", "gpt2-small", "--chip", str(mine), "--json").stdout)
-    full = json.loads(neurtx("place", "gpt2-small", "--json").stdout)
-    assert 1.8 < half["cores"] / full["cores"] < 2.2
-    assert half["fits"]["two chips"] is False
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (("gpt2-huge",), "does not exist"),
-        (("gpt2-nano", "--chip", "none.yaml"), "no readable YAML"),
-        (("gpt2-nano", "--chip", "bad.yaml"), "core.neurons"),
-        (("gpt2-nano", "--chip", "odd.yaml"), "sugar"),
-        (("gpt2-nano", "--out", "cores.pdf"), "ends in .png"),
-        (("gpt2-nano", "--out", "nowhere/cores.png"), "does not exist"),
-        ((), "no netlist here yet"),
-    ],
-)
-def test_mistakes(
-    neurtx: Callable[..., Any], tmp_path: Path, args: tuple[str, ...], message: str
-) -> None:
-    (tmp_path / "bad.yaml").write_text("core:\n  neurons: 0\n")
-    (tmp_path / "odd.yaml").write_text("sugar: 3\n")
-    assert message in neurtx("place", *args).mistake()

@@ -108,6 +108,18 @@ def test_lava_forgets_and_saturates_as_specified(engine: Any) -> None:
     assert np.abs(weights[-1]).max() <= high / 2**5 + 1
 
 
+def test_lava_cuts_what_is_written_one_unit_below_256(engine: Any) -> None:
+    """Told from 256 by the one draw of the first 398 that rounds so small a rest down."""
+    last = 397
+    pre, post = np.zeros((2, last + 1, 1), dtype=np.int64)
+    pre[[0, last]], post[0], post[last] = 127, 50, -127
+    reads, weights = engine.run_outer_products(pre, post, np.array([[1]]), -2)
+    ours = learning.outer_products(pre, post, -2, FORMS["lava"])
+    assert (weights == ours).all() and (reads == weights[:, :1] - weights[:, 1:]).all()
+    before = int(learning.outer_products(pre[:last], post[:last], -2, FORMS["lava"])[0, 0])
+    assert int(weights[0, 0]) == before - 257
+
+
 # --- the NumPy model ---
 
 
@@ -143,10 +155,12 @@ def test_weights_stay_in_their_bits(seed: int, name: str, exponent: int) -> None
 
 
 def test_what_is_left_and_what_is_written_are_cut_before_they_meet() -> None:
-    """Each to what the accumulator holds, 256 and a little; their sum to a weight's limits."""
+    """Each to what the accumulator holds, a unit less and more than 256; their sum to a weight's
+    limits."""
     weight, written = np.array([-200.0, -200, 200, 250]), np.array([400.0, 100, -400, 100])
     found = learning.learned(weight, written, FORMS["range"], 0.5, np.random.default_rng(0))
-    assert np.allclose(found, [-200 + 256, -100, 200 - 256, 255], atol=0.01)
+    unit = 2.0**-learning.FRACTION_BITS
+    assert found.tolist() == [-200 + 256 - unit, -100, 200 - 256 - unit, 255]
     even = learning.learned(weight, written, FORMS["even"], 0.5, np.random.default_rng(0))
     assert even[-1] == 254
     assert (
@@ -190,6 +204,27 @@ def test_payloads_and_traces_fit_seven_bits(timesteps: int, exponent: int) -> No
     if level_bits(timesteps) <= 3:
         # T = 8: nothing is lost
         assert (payload * 4 ** level_bits(timesteps) == every**2 * 64).all()
+
+
+@given(SEEDS, st.sampled_from([4, 8, 16, 64]), st.sampled_from(learning.EXPONENTS))
+def test_full_scale_loses_nothing_to_traces(seed: int, timesteps: int, exponent: int) -> None:
+    """Whatever T and exponent: what the rule does not reach of it is in the traces."""
+    rng = np.random.default_rng(seed)
+    query, key = timesteps * rng.integers(0, 2, (2, 5, 1, 4))
+    value = timesteps * rng.integers(-1, 2, (5, 1, 3))
+    given = (query, key, value, *setting([NO_FORGETTING], [4], [exponent]), timesteps)
+    ours, exact = (learning.plastic_ssa(*given, FORMS[name])[1] for name in ("traces", "float"))
+    assert (ours == exact).all()
+
+
+@pytest.mark.parametrize(("large", "exponent"), [(1, 4), (4, -2)])
+def test_one_weight_in_400_may_saturate_and_four_may_not(large: int, exponent: int) -> None:
+    """The witness of T = 8 times the square of a key, at 200 keys; values are silent."""
+    key = np.ones((1, 1, 200), dtype=np.int64)
+    key[..., :large] = T
+    value, never = np.zeros((1, 1, 1), dtype=np.int64), np.array([NO_FORGETTING])
+    # 8 times 2^4 and 512 times 2^-2 are the largest below 256
+    assert learning.fitting_exponent(key, value, never, T).tolist() == [exponent]
 
 
 @settings(max_examples=10)

@@ -127,6 +127,23 @@ def test_a_fitted_engine_holds_the_gradient(
         assert relative_error(limited, unlimited) < 0.02
 
 
+def test_an_engine_holds_weights_that_later_examples_take_away() -> None:
+    """Eight examples for, seven against: 127 x 127 / 8 a time, and eight of them are the most."""
+    y = np.array([1.0] * 8 + [-1.0] * 7)[None, :, None]
+    engine = Engine.fitted((np.ones_like(y), y, np.ones((1, 1, 1))))
+    assert 8 * 127**2 / 8 * 2.0**engine.exponent <= WEIGHT_LIMITS[1]
+    assert 8 * 127**2 / 8 * 2.0 ** (engine.exponent + 1) > WEIGHT_LIMITS[1]
+
+
+def test_sweeps_change_one_setting_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regression_engine, "engine_errors", lambda **setting: setting)
+    assert regression_engine.sweeps() == {
+        "bits": [{"bits": n} for n in (2, 3, 4, 5, 6, 7)],
+        "dimension": [{"dimension": n} for n in (2, 4, 8, 16, 32, 64)],
+        "examples": [{"examples": n} for n in (8, 16, 32, 64, 128, 256, 512)],
+    }
+
+
 def test_traces_of_few_bits_are_the_upper_ones() -> None:
     ones = tuple(np.array([[[0.0, 0.5, -1.0]]]) for _ in range(3))
     for bits, expected in (
@@ -181,6 +198,23 @@ def test_tasks_side_by_side_in_lava_are_those_in_numpy(monkeypatch: pytest.Monke
     alone = fitted.predict(two, FORMS["lava"])
     assert mismatches == 0
     assert error == pytest.approx(relative_error(alone, hebbian_read(*two)))
+
+
+@pytest.mark.usefixtures("lava")
+def test_every_read_and_weight_that_differs_from_lavas_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from neurtransformer.loihi import plasticity
+
+    def wrong(pre: Any, post: Any, queries: Any, exponent: int) -> tuple[Any, Any]:
+        weights = outer_products(pre, post, exponent, FORMS["lava"])
+        reads = regression_engine.pairs_read(weights, queries)
+        weights[0, :3] += 1
+        reads[1, 0] -= 5
+        return reads, weights
+
+    monkeypatch.setattr(plasticity, "run_outer_products", wrong)
+    assert regression_engine.lava_error()[1] == 3 + 1
 
 
 # --- trained models ---

@@ -217,6 +217,7 @@ def children(process: int) -> list[int]:
 
 
 @needs_proc
+@pytest.mark.usefixtures("lava")
 @pytest.mark.parametrize(
     ("number", "code"),
     [
@@ -230,7 +231,6 @@ def test_nothing_of_lava_stays(
     tmp_path: Path, tiny_netlist: Path, number: signal.Signals, code: int
 ) -> None:
     """Sent while Lava starts its processes."""
-    pytest.importorskip("lava", reason="Lava is not installed")
     words = ["simulate", str(tiny_netlist), "--prompt", "the statement is", "--json"]
     reset = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     process = subprocess.Popen(

@@ -99,6 +99,22 @@ def test_a_limit_saves_reading(tmp_path: Path, nano_tokenizer: Any) -> None:
         load_blocks(str(path), nano_tokenizer, 64, split="train")
 
 
+def test_a_limit_that_is_met_asks_for_no_more_text(tmp_path: Path, nano_tokenizer: Any) -> None:
+    """Not even where a document ends with the last token that is wanted."""
+    path = tmp_path / "documents"
+    path.write_bytes(b"one word\n<|endoftext|>\n" + b"word " * 10_000 + b"\xff")
+    ids = [0, *nano_tokenizer.encode("one word\n", add_special_tokens=False)]
+
+    def begun(limit: int) -> list[int]:
+        return load_blocks(
+            str(path), nano_tokenizer, 64, split="train", limit_tokens=limit
+        ).tolist()
+
+    assert begun(len(ids)) == [ids]
+    with pytest.raises(UserError, match="not UTF-8"):
+        begun(len(ids) + 1)
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [

@@ -143,13 +143,13 @@ class Identity(on_loihi.Attention):
         return [Own(name="own", outputs=config.width, payload_bits=17, receives=coding)]
 
 
+@pytest.mark.usefixtures("lava")
 def test_a_third_kind_goes_all_the_way(
     tiny_dense_folder: Path,
     nano_tokenizer: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pytest.importorskip("lava", reason="Lava is not installed")
     for kinds, kind in (
         (spiking.KINDS, SpikingIdentity),
         (integers.KINDS, IntegerIdentity),

@@ -92,6 +92,15 @@ def test_a_prompt_of_nothing_known_is_one_line() -> None:
             prompt_ids(tokenizer, prompt)
 
 
+def test_a_tokenizer_of_one_token_more_than_the_model_is_refused(tmp_path: Path) -> None:
+    letters("ACGT").save_pretrained(tmp_path)
+    model_of(4).save_pretrained(tmp_path)
+    assert len(load_dense(str(tmp_path))[1]) == 4
+    model_of(3).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="token number 3, but the model has 3 tokens"):
+        load_dense(str(tmp_path))
+
+
 def test_a_chinese_gpt2_with_berts_tokenizer(tmp_path: Path) -> None:
     model_of(len(BERT)).save_pretrained(tmp_path)
     (tmp_path / "vocab.txt").write_text("\n".join(BERT))
@@ -155,6 +164,21 @@ def test_own_text_begins_somewhere(ends: dict[str, Any], start: Any) -> None:
     blocks = write_text(model_of(4, **ends), 40, 16, seed=0)
     assert blocks.shape == (40, 16)
     assert set(blocks[:, 0].tolist()) == set(start)
+
+
+def test_own_text_is_drawn_from_all_tokens_as_the_model_has_them() -> None:
+    """Second tokens of documents of two, against the softmax without the token that ends a text."""
+    model, documents = model_of(80, n_positions=2, bos_token_id=3, eos_token_id=5), 4000
+    with torch.no_grad():
+        model.transformer.wte.weight.mul_(10)
+        logits = model(torch.tensor([[3]])).logits[0, -1].double()
+    logits[5] = -torch.inf
+    expected = documents * logits.softmax(-1)
+    first, second = write_text(model, documents, 2, seed=0).unbind(1)
+    assert bool((first == 3).all())
+    found = second.bincount(minlength=80)
+    assert expected.max() > 4 * expected[expected > 0].min()
+    assert bool(((found - expected).abs() <= 5 * expected.sqrt()).all())
 
 
 def test_generation_settings_reach_the_run(dna: Path, tmp_path: Path) -> None:

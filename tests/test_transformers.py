@@ -233,6 +233,17 @@ def test_what_is_accepted_is_honoured(model: Any, prompt: Tensor) -> None:
     assert torch.allclose(padded, plain.logits, atol=1e-5)
 
 
+def test_positions_count_from_where_a_text_begins(model: Any, prompt: Tensor) -> None:
+    """Where nobody gives them: behind padding, at once and from a state."""
+    plain = model(prompt, use_cache=False).logits
+    ids, mask = (F.pad(x, (3, 0)) for x in (prompt, torch.ones_like(prompt)))
+    padded = model(ids, attention_mask=mask, use_cache=False).logits[:, 3:]
+    assert torch.allclose(padded, plain, atol=1e-5)
+    state = model(ids[:, :5], attention_mask=mask[:, :5])[CACHE]
+    rest = model(ids[:, 5:], attention_mask=mask, past_key_values=state).logits
+    assert torch.allclose(rest, plain[:, 2:], atol=1e-5)
+
+
 def test_hidden_states_are_those_that_gpt2_gives(model: Any, prompt: Tensor) -> None:
     """Into the first block, out of each, and the last normalised."""
     seen: list[Tensor] = []

@@ -1,8 +1,8 @@
 """What neurons, SSA and LayerNorm do, in integers: the specification that Lava is checked against.
 
 Pure functions on int64 arrays; every state they name fits `STATE_BITS` = 24 bits, sign included.
-The functions of the SSA restate those of `spiking/attention.py`, which holds the same integers in
-floats; `tests/test_integer.py` proves the two equal.
+The functions of the SSA restate those of `spiking/attention/linear.py`, which has the same integers
+in floats; `tests/test_integer.py` proves the two equal.
 """
 
 import numpy as np

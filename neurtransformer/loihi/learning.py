@@ -1,10 +1,11 @@
 """Loihi 2's learning engine on a fast-weight matrix, in NumPy: what it can hold, and what it costs.
 
-The SSA (spiking/attention.py) writes ``W <- W - W >> s + [v, 1] (k^2)^T`` into 24 bits. A plastic
-synapse has fewer: weights of -256..255, traces of 0..127, and an accumulator with 7 fraction bits
-that is rounded at random to a weight. `plastic_ssa` does what the engine does, and also with each
-of these limits lifted (`FORMS`), so that a difference can be split into its causes. With the form
-"lava" it equals Lava's engine (plasticity.py) integer for integer. Nothing here needs Lava.
+The SSA (spiking/attention/linear.py) writes ``W <- W - W >> s + [v, 1] (k^2)^T`` into 24 bits. A
+plastic synapse has fewer: weights of -256..255, traces of 0..127, and an accumulator with 7
+fraction bits that is rounded at random to a weight. `plastic_ssa` does what the engine does, and
+also with each of these limits lifted (`FORMS`), so that a difference can be split into its causes.
+With the form "lava" it equals Lava's engine (plasticity.py) integer for integer. Nothing here needs
+Lava.
 
 A head's weights are its state times 2^exponent (for T = 8; other T are scaled to the same full
 scale). The read by a query comes twice, before and after the write, because the present has a

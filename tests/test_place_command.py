@@ -1,0 +1,58 @@
+"""`neurtx place`: a netlist, a model by name, a chip of one's own, mistakes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def test_place_a_netlist(neurtx: Callable[..., Any], tiny_netlist: Path) -> None:
+    done = neurtx("place", str(tiny_netlist), "--json", "--out", "cores.png")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["netlist"] == str(tiny_netlist)
+    assert found["cores"] >= 8
+    assert found["chips"] == 1
+    assert found["fits"] == {"one chip": True, "Kapoho Point": True, "Hala Point": True}
+    assert Path(found["picture"]).read_bytes().startswith(b"\x89PNG")
+    assert "exists already" in neurtx("place", str(tiny_netlist), "--out", "cores.png").mistake()
+
+
+def test_place_by_name(neurtx: Callable[..., Any]) -> None:
+    found = json.loads(neurtx("place", "gpt2-xl", "--json").stdout)
+    assert found["model"] == "gpt2-xl"
+    assert found["fits"] == {"one chip": False, "Kapoho Point": False, "Hala Point": True}
+    shown = neurtx("place", "gpt2-nano").stdout
+    assert "fits Kapoho Point" in shown
+    assert "h.attn.ssa" in shown
+
+
+def test_a_chip_of_ones_own(neurtx: Callable[..., Any], tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("core:\n  synaptic_bytes: 65536\nsystems:\n  two chips: 2\n")
+    half = json.loads(neurtx("place", "gpt2-small", "--chip", str(mine), "--json").stdout)
+    full = json.loads(neurtx("place", "gpt2-small", "--json").stdout)
+    assert 1.8 < half["cores"] / full["cores"] < 2.2
+    assert half["fits"]["two chips"] is False
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("gpt2-huge",), "does not exist"),
+        (("gpt2-nano", "--chip", "none.yaml"), "no readable YAML"),
+        (("gpt2-nano", "--chip", "bad.yaml"), "core.neurons"),
+        (("gpt2-nano", "--chip", "odd.yaml"), "sugar"),
+        (("gpt2-nano", "--out", "cores.pdf"), "ends in .png"),
+        (("gpt2-nano", "--out", "nowhere/cores.png"), "does not exist"),
+        ((), "no netlist here yet"),
+    ],
+)
+def test_mistakes(
+    neurtx: Callable[..., Any], tmp_path: Path, args: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "bad.yaml").write_text("core:\n  neurons: 0\n")
+    (tmp_path / "odd.yaml").write_text("sugar: 3\n")
+    assert message in neurtx("place", *args).mistake()
