@@ -56,7 +56,8 @@ def witness(timesteps: int) -> int:
 # --- the race (ttfs) ---
 
 END_BITS = 12
-"""The race is over when the sum of weights, in units of the last one, has reached 2^END_BITS."""
+"""The race is over when the sum of weights, in units of the octave it has come to, has reached
+2^END_BITS."""
 
 KEY_LIMIT = 127
 """Largest magnitude of a key synapse: 8 bits with sign."""
@@ -64,17 +65,21 @@ KEY_LIMIT = 127
 GAIN_LIMIT = 254
 """The gain of the key channel of a head that weighs most."""
 
-REACH = 64
-"""Scores beyond +-REACH octaves saturate."""
+EVEN, ODD = 2, 3
+"""What a spike counts in the even and the odd level of an octave, the higher one: in the ratio of
+1.5 for the square root of 2."""
 
-COARSE = 8
-"""Octaves that the threshold falls in a step of the coarse descent."""
+REACH = 128
+"""Scores beyond +-REACH levels, half an octave each, saturate."""
+
+COARSE = 16
+"""Levels that the threshold falls in a step of the coarse descent."""
 
 COARSE_STEPS = 2 * REACH // COARSE
 """Steps of the coarse descent."""
 
-FINE_STEPS = COARSE + END_BITS
-"""Steps of the fine race: someone fires in the first COARSE, and d doubles from then on."""
+FINE_STEPS = COARSE + 2 * (END_BITS - 1)
+"""Steps of the fine race: someone fires in the first COARSE, and d doubles in every second one."""
 
 
 def gain_shift(most: int) -> int:

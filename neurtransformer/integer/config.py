@@ -8,6 +8,7 @@ from neurtransformer.codes import (
     END_BITS,
     HIDDEN_SPIKES,
     KEY_LIMIT,
+    ODD,
     STATE_BITS,
     largest_count,
     level_bits,
@@ -71,7 +72,7 @@ class IntegerConfig(BaseModel):
         scores = code.most * KEY_LIMIT * (self.width // self.heads)
         if self.attention == "ttfs" and scores > 2 ** (STATE_BITS - 2):
             raise ValueError(f"scores of races of up to {scores} do not leave 24 bits their room")
-        divisor = (1 << END_BITS + 1) + self.positions
+        divisor = (1 << END_BITS + 1) + ODD * self.positions
         if self.attention == "ttfs" and divisor << level_bits(code.most) > 2 ** (STATE_BITS - 1):
             raise ValueError(f"races of {self.positions} tokens do not fit 24 bits")
         return self

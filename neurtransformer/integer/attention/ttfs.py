@@ -1,18 +1,20 @@
 """The race of token neurons in integers, in closed form (`attention: ttfs`).
 
-With counts q, k, v of one head, gains G of its key channels and the width of an octave D:
+With counts q, k, v of one head, gains G of its key channels and the width D of a level, which is
+half an octave:
 
     w_jc = clip(round(k_jc G_c / 2^gain_shift), +-KEY_LIMIT)      key synapses, written once
     S_ij = sum_c q_ic w_jc                                        scores, 24 bits
-    e_ij = clip(floor((S_ij + D / 2) / D), -REACH, REACH - 1)     octaves
-    n_i  = the least n with sum_{j: late_ij <= n} 2^(n - late_ij) >= 2^END_BITS,
-           late_ij the octaves that j is behind the first
-    d_i  = that sum,  o_i = sum_j 2^(n_i - late_ij) v_j           over the same j
+    e_ij = clip(floor((S_ij + D / 2) / D), -REACH, REACH - 1)     levels
+    f_ij = 2 floor(max_j e_ij / 2) + 1 - e_ij                     steps from the first octave on
+    m_j  = ODD if e_ij is odd, else EVEN
+    n_i  = the least n with sum_{j: f_ij <= n} m_j 2^(floor(n / 2) - floor(f_ij / 2)) >= 2^END_BITS
+    d_i  = that sum,  o_i = sum_j m_j 2^(floor(n_i / 2) - floor(f_ij / 2)) v_j   over the same j
     mean = o / d                                                  by the table of reciprocals
 
-The maximum over tokens that `late` needs is known to no neuron: what the chip does instead, step by
-step, is in loihi/attention/ttfs.py, and comes to the same. Here the steps are derived from the
-octaves: the neuron of octave e fires in the step whose level is e.
+The maximum over tokens in it is known to no neuron: what the chip does instead, step by step, is in
+loihi/attention/ttfs.py, and comes to the same. Here the steps are derived from the levels: the
+neuron of level e fires in the step whose level is e.
 """
 
 from collections.abc import Iterator
@@ -25,9 +27,11 @@ from neurtransformer.codes import (
     COARSE,
     COARSE_STEPS,
     END_BITS,
+    EVEN,
     FINE_STEPS,
     GAIN_LIMIT,
     KEY_LIMIT,
+    ODD,
     REACH,
     gain_shift,
     level_bits,
@@ -40,7 +44,7 @@ from neurtransformer.integer.entries import Entry
 from neurtransformer.integer.parts import Tensors, Trace, integers
 
 ABSENT = -(1 << 40)
-"""The octave of a token neuron that is not there."""
+"""The level of a token neuron that is not there."""
 
 
 def key_synapses(key: Integers, gain: Integers, most: int) -> Integers:
@@ -49,29 +53,32 @@ def key_synapses(key: Integers, gain: Integers, most: int) -> Integers:
     return np.clip(shift_round(drive, gain_shift(most)), -KEY_LIMIT, KEY_LIMIT)
 
 
-def octaves_of(score: Integers, octave: Integers) -> Integers:
-    """Scores (..., heads, i, j) to whole octaves. octave: (heads,)."""
-    width = octave[:, None, None]
+def levels_of(score: Integers, width: Integers) -> Integers:
+    """Scores (..., heads, i, j) to levels. width: of a level, (heads,)."""
+    width = width[:, None, None]
     return np.clip((score + (width >> 1)) // width, -REACH, REACH - 1)
 
 
-def race_weights(octaves: Integers) -> Integers:
+def race_weights(levels: Integers) -> Integers:
     """What the spike of each token neuron counts in the end: (..., j), 0 for who has not fired.
 
-    octaves: (..., j), ABSENT where there is no neuron.
+    levels: (..., j), ABSENT where there is no neuron.
     """
-    late = octaves.max(-1, keepdims=True) - octaves
-    late = np.where(octaves == ABSENT, END_BITS + 1, late)
-    # how many fire n octaves behind the first: (..., END_BITS + 1)
-    fired = np.stack([(late == n).sum(-1) for n in range(END_BITS + 1)], axis=-1)
-    end = np.full(fired.shape[:-1], END_BITS)
+    steps = 2 * END_BITS
+    odd = levels & 1
+    late = np.where(levels == ABSENT, steps, (levels.max(-1, keepdims=True) | 1) - levels)
+    # how many fire in each step: (..., steps)
+    fired = np.stack([(late == n).sum(-1) for n in range(steps)], axis=-1)
+    end = np.full(fired.shape[:-1], steps - 1)
     d = np.zeros_like(end)
-    for n in range(END_BITS + 1):
+    for n in range(steps):
         over = d >= 1 << END_BITS
         end = np.where(over, np.minimum(end, n - 1), end)
-        d = np.where(over, d, 2 * d + fired[..., n])
-    behind = end[..., None] - late
-    return np.where(behind >= 0, 1 << np.maximum(behind, 0), 0)
+        before, count = (2 * d, ODD) if n % 2 == 0 else (d, EVEN)
+        d = np.where(over, d, before + count * fired[..., n])
+    end = end[..., None]
+    behind = (end >> 1) - (late >> 1)
+    return np.where(late <= end, (EVEN + (ODD - EVEN) * odd) << np.maximum(behind, 0), 0)
 
 
 def causal(score: Integers) -> NDArray[np.bool_]:
@@ -88,12 +95,12 @@ class RaceAttention(IntegerAttention):
     def __init__(self, tensors: Tensors, name: str, config: IntegerConfig) -> None:
         super().__init__(tensors, name, config)
         self.gain = integers(tensors, f"{name}.race.gain").reshape(self.heads, -1)
-        self.octave = integers(tensors, f"{name}.race.octave")
+        self.width = integers(tensors, f"{name}.race.width")
 
     @staticmethod
     def entries(config: IntegerConfig) -> Iterator[tuple[str, Entry]]:
         yield "race.gain", Entry((config.width,), "chip", 0, GAIN_LIMIT)
-        yield "race.octave", Entry((config.heads,), "chip", 1, LIMIT)
+        yield "race.width", Entry((config.heads,), "chip", 1, LIMIT)
 
     @staticmethod
     def quantised(attention: Any, worth: NDArray[np.float64]) -> dict[str, NDArray]:
@@ -101,10 +108,10 @@ class RaceAttention(IntegerAttention):
         product = query * key
         largest = product.max(-1, keepdims=True)
         unit = largest[:, 0] * float(attention.scaling) * 2.0 ** gain_shift(attention.qkv.most)
-        octave = np.rint(GAIN_LIMIT * np.log(2) / unit).clip(1, LIMIT)
+        width = np.rint(GAIN_LIMIT * np.log(2) / 2 / unit).clip(1, LIMIT)
         return {
             "race.gain": np.rint(product / largest * GAIN_LIMIT).reshape(-1).astype(np.int32),
-            "race.octave": octave.astype(np.int32),
+            "race.width": width.astype(np.int32),
         }
 
     def new_state(self, batch: int) -> State:
@@ -119,7 +126,7 @@ class RaceAttention(IntegerAttention):
 
     def raced(self, score: Integers) -> Integers:
         """Membranes to the weights of `race_weights`."""
-        return race_weights(np.where(causal(score), octaves_of(score, self.octave), ABSENT))
+        return race_weights(np.where(causal(score), levels_of(score, self.width), ABSENT))
 
     def weights(self, query: Integers, key: Integers) -> NDArray[np.float64]:
         synapses = key_synapses(key, self.gain, self.qkv.most)
@@ -149,21 +156,21 @@ class RaceAttention(IntegerAttention):
         drives = self.scores(query, synapses)  # (slots, heads, i, j)
         drives = np.where(causal(drives), drives, 0)
         score = arithmetic.integrate(drives, np.zeros_like(drives[0]), self.qkv.coding, slots)
-        octaves = np.where(causal(drives), octaves_of(score[-1], self.octave), ABSENT)
-        top = octaves.max(-1)  # (heads, i)
+        levels = np.where(causal(drives), levels_of(score[-1], self.width), ABSENT)
+        top = levels.max(-1)  # (heads, i)
         base = top // COARSE * COARSE
         coarse = REACH - COARSE * (np.arange(COARSE_STEPS) + 1)
         fine = base[..., None] + COARSE - 1 - np.arange(FINE_STEPS)
-        # the steps of the race, one token neuron in the step of its octave
-        fired = (octaves[..., None, :] == fine[..., None]).astype(np.int64)
+        # the steps of the race, one token neuron in the step of its level
+        fired = (levels[..., None, :] == fine[..., None]).astype(np.int64)
         read = np.zeros((self.heads, tokens, FINE_STEPS, self.dim + 1), dtype=np.int64)
         last = np.zeros_like(read[:, :, 0])
         for step in range(FINE_STEPS):
             runs = last[..., -1:] < 1 << END_BITS
             fired[:, :, step] *= runs
-            last = read[:, :, step] = np.where(
-                runs, 2 * last + np.einsum("hij,hjd->hid", fired[:, :, step], values), last
-            )
+            heard = np.einsum("hij,hjd->hid", fired[:, :, step], values)
+            new = 2 * last + ODD * heard if step % 2 == 0 else last + EVEN * heard
+            last = read[:, :, step] = np.where(runs, new, last)
         mean = self.divided(last[..., :-1], last[..., -1]).swapaxes(0, 1)
 
         def whole(x: Integers, before: int) -> Integers:
@@ -171,8 +178,8 @@ class RaceAttention(IntegerAttention):
             zeros = np.zeros((x.shape[0], before, *x.shape[2:]), dtype=np.int64)
             return np.concatenate([zeros, x], axis=1)
 
-        levels = np.broadcast_to(coarse[None, :, None], (tokens, COARSE_STEPS, self.heads))
-        level = np.concatenate([levels, fine.transpose(1, 2, 0)], axis=1)
+        falling = np.broadcast_to(coarse[None, :, None], (tokens, COARSE_STEPS, self.heads))
+        level = np.concatenate([falling, fine.transpose(1, 2, 0)], axis=1)
         still = np.repeat(score[-1:], phase - slots, axis=0)
         there = np.tri(tokens, dtype=np.int64)[:, None, :, None]
         waiting = phase - FINE_STEPS

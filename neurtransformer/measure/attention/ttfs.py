@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from neurtransformer.codes import COARSE, REACH
+from neurtransformer.codes import COARSE, EVEN, REACH
 from neurtransformer.measure.counts import LayerSpikes, Ops, Part, Shape
-from neurtransformer.spiking.attention.ttfs import RaceAttention, TokenNeurons, octaves_of
+from neurtransformer.spiking.attention.ttfs import RaceAttention, TokenNeurons, levels_of
 
 
 def listen(attention: RaceAttention, events: dict[str, float]) -> list[RemovableHandle]:
@@ -16,18 +16,21 @@ def listen(attention: RaceAttention, events: dict[str, float]) -> list[Removable
     (`compared`)."""
 
     def hear(module: TokenNeurons, args: tuple[Any, ...], output: Any) -> None:
-        score, octave, there = args[:3]
+        score, width, there = args[:3]
         there = there.expand_as(score)
-        top = octaves_of(score, octave).masked_fill(~there, -REACH).amax(-1)
+        top = levels_of(score, width).masked_fill(~there, -REACH).amax(-1)
         coarse = ((REACH - top) / COARSE).ceil()
         if isinstance(output, tuple):
             spikes, running = output
             fired, fine = spikes.sum((0, -1)), running.sum(0).squeeze(-1)
         else:
             fired = (output > 0).sum(-1)
-            # the first to fire does so that many steps after the fine race begins
+            # what the first to fire counts has doubled in each octave since; the race is over in
+            # an odd level if nothing of the even one counts
             first = REACH - coarse * COARSE + COARSE - 1 - top
-            fine = first + 1 + output.amax(-1).clamp_min(1).log2()
+            octaves = torch.floor((output.amax(-1).clamp_min(EVEN) / EVEN).log2())
+            ends_odd = ~(output == EVEN).any(-1) & (output.sum(-1) > 0)
+            fine = first + 1 + top % 2 + 2 * octaves - ends_odd.to(top.dtype)
         steps = coarse + fine
         seen = there.sum(-1)
         for name, x in (

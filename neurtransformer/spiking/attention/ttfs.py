@@ -3,29 +3,32 @@
 Every past token is a neuron. Its input synapses hold the token's key, its output synapses the
 token's value, each written once, when the token arrives (a Hebbian rule gated to that neuron). A
 query drives the membranes of all token neurons of its head to their scores, and then they race: a
-threshold that they share falls by one octave per time step, and each neuron fires once, in the step
-in which the threshold reaches it. Two listeners gather the spikes,
+threshold that they share falls by one level, half an octave, per time step, and each neuron fires
+once, in the step in which the threshold reaches it. Two listeners gather the spikes. With m = 3 in
+odd levels and m = 2 in even ones they
 
-    o <- 2 o + sum of the values of those that fire      d <- 2 d + their number
+    double before an odd level,    o <- o + m * the sum of the values of those that fire,
+                                   d <- d + m * their number
 
-so that a spike that is n steps late counts 2^-n, and ``o / d`` is softmax in base 2 of scores
-rounded to whole octaves. The race is over when d has reached 2^END_BITS: who has not fired by then
-would count less than 2^-END_BITS of the sum. There is no exponential, no maximum over tokens, and
-no division but one reciprocal per head. Octaves are the exponent of softmax in base 2 (Softermax,
-arXiv 2103.09301; power-of-two softmax in Sorbet, 2409.15298); a falling threshold decodes them in
-SpikedAttention (NeurIPS 2024), which takes a row's maximum and divides.
+so that a spike that is 2 n steps late counts 2^-n, and one half an octave earlier 1.5 times as much,
+for the square root of 2. ``o / d`` is softmax in base 2 of scores rounded to levels. The race is
+over when d has reached 2^END_BITS: who has not fired by then would count less than 2^(2 - END_BITS)
+of the sum. There is no exponential, no maximum over tokens, and no division but one reciprocal per
+head. Octaves are the exponent of softmax in base 2 (Softermax, arXiv 2103.09301; power-of-two
+softmax in Sorbet, 2409.15298); a falling threshold decodes them in SpikedAttention (NeurIPS 2024),
+which takes a row's maximum and divides.
 
 In integers, with counts q, k, v of signed neurons (|count| <= M) and a gain G per key channel:
 
     key synapse    w_jc = clip(round(k_jc G_c / 2^gain_shift), +-KEY_LIMIT)
     score          S_ij = sum_c q_ic w_jc
-    octave         e_ij = clip(floor((S_ij + octave / 2) / octave), -REACH, REACH - 1)
+    level          e_ij = clip(floor((S_ij + width / 2) / width), -REACH, REACH - 1)
 
-G and the width of an octave in units of the score follow from the thresholds of query and key
-(`RaceAttention.gains`), so that ``S / octave`` is the dense score in octaves.
+G and the width of a level in units of the score follow from the thresholds of query and key
+(`RaceAttention.gains`), so that ``S / width`` is the dense score in half octaves.
 
 Where the race begins nobody has to know in advance: in a coarse descent the threshold falls by
-COARSE octaves a step until some neuron would fire; the fine race runs from there (`race_steps`).
+COARSE levels a step until some neuron would fire; the fine race runs from there (`race_steps`).
 """
 
 import math
@@ -38,10 +41,12 @@ from torch import Tensor, nn
 from neurtransformer.codes import (
     COARSE,
     END_BITS,
+    EVEN,
     FINE_STEPS,
     GAIN_LIMIT,
     KEY_LIMIT,
     MEAN_BITS,
+    ODD,
     REACH,
     STATE_BITS,
     gain_shift,
@@ -63,29 +68,31 @@ def key_synapses(key: Tensor, gain: Tensor, most: int) -> Tensor:
     return _rounded(exact).clamp(-KEY_LIMIT, KEY_LIMIT)
 
 
-def octaves_of(score: Tensor, octave: Tensor) -> Tensor:
-    """Scores (batch, heads, i, j) to whole octaves, integers in floats. octave: (heads,).
+def levels_of(score: Tensor, width: Tensor) -> Tensor:
+    """Scores (batch, heads, i, j) to levels, integers in floats. width: of a level, (heads,).
 
     Exact: a float32 quotient of integers below 2^24 never rounds up to the next whole number.
     """
-    score, width = score.detach(), octave.detach()[:, None, None]
+    score, width = score.detach(), width.detach()[:, None, None]
     return (score + torch.floor(width / 2)).div_(width).floor_().clamp_(-REACH, REACH - 1)
 
 
-def race_weights(octaves: Tensor, there: Tensor) -> Tensor:
-    """What the spike of each token neuron counts when the race is over: 2^n for one that fired n
-    steps before the end, 0 for one that has not fired. Their sum is d.
+def race_weights(levels: Tensor, there: Tensor) -> Tensor:
+    """What the spike of each token neuron counts when the race is over: EVEN or ODD times 2^n for
+    one that fired n octaves before the end, 0 for one that has not fired. Their sum is d.
 
-    octaves: (batch, heads, i, j). there: bool that broadcasts to it, False where j is no token
+    levels: (batch, heads, i, j). there: bool that broadcasts to it, False where j is no token
     neuron or comes after i. A row without any token neuron is all 0.
     """
-    octaves = octaves.masked_fill(~there, float("-inf"))
+    levels = levels.masked_fill(~there, float("-inf"))
+    octaves = torch.floor(levels / 2)
+    counts = (levels - 2 * octaves) * (ODD - EVEN) + EVEN
     # in units of the least weight that can count; nan, where no token neuron is, is no weight
-    weights = torch.exp2(octaves - octaves.amax(-1, keepdim=True) + END_BITS)
-    weights = torch.where(weights >= 1, weights, weights.new_zeros(()))
+    weights = torch.exp2(octaves - octaves.amax(-1, keepdim=True) + END_BITS).mul_(counts)
+    weights = torch.where(weights >= EVEN, weights, weights.new_zeros(()))
     flat = weights.flatten(0, -2)
-    # d after n steps is at most the sum of all weights times 2^(n - END_BITS): a lower bound for n
-    steps = (2 * END_BITS + 1 - torch.frexp(flat.sum(-1))[1]).clamp_min(0)
+    # d after n octaves is at most the sum of all weights times 2^(n - END_BITS): a lower bound
+    steps = 2 * (2 * END_BITS + 1 - torch.frexp(flat.sum(-1))[1]).clamp_min(0)
     kept = _in_time(flat, steps)
     running = ((kept.sum(-1) < 2.0**END_BITS) & flat.any(-1)).nonzero().squeeze(-1)
     while len(running):
@@ -97,42 +104,50 @@ def race_weights(octaves: Tensor, there: Tensor) -> Tensor:
 
 
 def _in_time(weights: Tensor, steps: Tensor) -> Tensor:
-    """What counts of weights (n, j) when the race of each row is over after steps (n,)."""
-    least = torch.exp2((END_BITS - steps).to(weights.dtype))[:, None]
-    return torch.where(weights >= least, weights / least, weights.new_zeros(()))
+    """What counts of weights (n, j) when the race of each row is over in step (n,), from 0, of those
+    that begin with the octave in which the first fires."""
+    unit = torch.exp2((END_BITS - steps // 2).to(weights.dtype))[:, None]
+    least = unit * torch.where(steps % 2 == 0, float(ODD), float(EVEN))[:, None]
+    return torch.where(weights >= least, weights / unit, weights.new_zeros(()))
 
 
-def race_steps(score: Tensor, octave: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+def race_steps(score: Tensor, width: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
     """The race step by step: the spikes of the token neurons, and the steps in which they count.
 
-    score: membranes (batch, heads, i, j). octave: (heads,). there: as in `race_weights`.
+    score: membranes (batch, heads, i, j). width: (heads,). there: as in `race_weights`.
     The neurons are SpikingJelly's `IFNode`: that the threshold falls is the same as that a constant
-    current of one octave drives all membranes. Returns spikes (FINE_STEPS, batch, heads, i, j) and
+    current of one level drives all membranes. Returns spikes (FINE_STEPS, batch, heads, i, j) and
     whether the race of a row still runs in a step, (FINE_STEPS, batch, heads, i, 1). Raises
     UserError without SpikingJelly.
     """
-    # thresholds of wide octaves need more than the 24 bits of a float32
-    width = octave.double()[:, None].expand(score.shape[:-1])[..., None]
-    membrane = (score + torch.floor(width / 2)).clamp(-REACH * width, REACH * width - 1)
+    # thresholds of wide levels need more than the 24 bits of a float32
+    level = width.double()[:, None].expand(score.shape[:-1])[..., None]
+    membrane = (score + torch.floor(level / 2)).clamp(-REACH * level, REACH * level - 1)
     membrane = membrane.masked_fill(~there, float("-inf"))
-    base = torch.full_like(width, -REACH)
-    found = torch.zeros_like(width, dtype=torch.bool)
-    for level in range(REACH - COARSE, -REACH - 1, -COARSE):
-        reached = (membrane >= level * width).any(-1, keepdim=True) & ~found
-        base = torch.where(reached, base.new_tensor(float(level)), base)
+    base = torch.full_like(level, -REACH)
+    found = torch.zeros_like(level, dtype=torch.bool)
+    for start in range(REACH - COARSE, -REACH - 1, -COARSE):
+        reached = (membrane >= start * level).any(-1, keepdim=True) & ~found
+        base = torch.where(reached, base.new_tensor(float(start)), base)
         found = found | reached
     neuron = if_node(0.0, -1e30)
-    neuron.v = membrane - (base + COARSE) * width
-    current = width.expand_as(membrane)
-    sent = torch.zeros_like(width)
+    neuron.v = membrane - (base + COARSE) * level
+    current = level.expand_as(membrane)
+    sent = torch.zeros_like(level)
     spikes, runs = [], []
-    for _ in range(FINE_STEPS):
+    for step in range(FINE_STEPS):
         running = (sent < 2.0**END_BITS) & found
         fired = (neuron(current) * running).to(score.dtype)
-        sent = torch.where(running, 2 * sent + fired.sum(-1, keepdim=True, dtype=sent.dtype), sent)
+        heard = heard_in(step, sent, fired.sum(-1, keepdim=True, dtype=sent.dtype))
+        sent = torch.where(running, heard, sent)
         spikes.append(fired)
         runs.append(running)
     return torch.stack(spikes), torch.stack(runs)
+
+
+def heard_in(step: int, read: Tensor, heard: Tensor) -> Tensor:
+    """What a listener that holds `read` holds after step 0, 1, ... of the fine race."""
+    return 2 * read + ODD * heard if step % 2 == 0 else read + EVEN * heard
 
 
 def listen(spikes: Tensor, running: Tensor, value: Tensor) -> Tensor:
@@ -143,8 +158,8 @@ def listen(spikes: Tensor, running: Tensor, value: Tensor) -> Tensor:
     one = torch.ones_like(value[..., :1])
     value = torch.cat([value, one], dim=-1)
     read = value.new_zeros(*spikes.shape[1:-1], value.shape[-1])
-    for fired, runs in zip(spikes, running, strict=True):
-        read = torch.where(runs, 2 * read + fired @ value, read)
+    for step, (fired, runs) in enumerate(zip(spikes, running, strict=True)):
+        read = torch.where(runs, heard_in(step, read, fired @ value), read)
     return read
 
 
@@ -152,21 +167,21 @@ class _Race(torch.autograd.Function):
     """Mean values of the race; backward that of a softmax in base 2 with the same weights."""
 
     @staticmethod
-    def forward(ctx: Any, score: Tensor, octave: Tensor, value: Tensor, there: Tensor) -> Tensor:
-        weights = race_weights(octaves_of(score, octave), there)
+    def forward(ctx: Any, score: Tensor, width: Tensor, value: Tensor, there: Tensor) -> Tensor:
+        weights = race_weights(levels_of(score, width), there)
         shares = weights / weights.sum(-1, keepdim=True).clamp_min(1.0)
-        ctx.save_for_backward(score, octave, value, shares)
+        ctx.save_for_backward(score, width, value, shares)
         return shares @ value
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        score, octave, value, shares = ctx.saved_tensors
+        score, width, value, shares = ctx.saved_tensors
         (grad,) = grads
         flow = shares * (grad @ value.transpose(-1, -2))
         flow = flow.addcmul_(shares, flow.sum(-1, keepdim=True), value=-1)
-        flow = flow.mul_(math.log(2) / octave[:, None, None])
-        to_octave = -torch.einsum("bhij,bhij->h", flow, score) / octave
-        return flow, to_octave, shares.transpose(-1, -2) @ grad, None
+        flow = flow.mul_(math.log(2) / 2 / width[:, None, None])
+        to_width = -torch.einsum("bhij,bhij->h", flow, score) / width
+        return flow, to_width, shares.transpose(-1, -2) @ grad, None
 
 
 def _rounded(x: Tensor) -> Tensor:
@@ -178,12 +193,12 @@ class TokenNeurons(nn.Module):
     """The token neurons of all heads, as a module that can be listened to."""
 
     def forward(
-        self, score: Tensor, octave: Tensor, there: Tensor, steps: bool = False
+        self, score: Tensor, width: Tensor, there: Tensor, steps: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
         """`race_weights` of the scores, or what `race_steps` gives."""
         if steps:
-            return race_steps(score, octave, there)
-        return race_weights(octaves_of(score, octave), there)
+            return race_steps(score, width, there)
+        return race_weights(levels_of(score, width), there)
 
 
 class RaceAttention(SpikingSelfAttention):
@@ -198,7 +213,7 @@ class RaceAttention(SpikingSelfAttention):
     def __init__(self, width: int, heads: int, code: Code) -> None:
         super().__init__(width, heads, code)
         dim = width // heads
-        # half of the state, so that half an octave fits beside it
+        # half of the state, so that half a level fits beside it
         if code.most * KEY_LIMIT * dim > 2 ** (STATE_BITS - 2):
             raise UserError(
                 f"scores of heads {dim} wide do not fit {STATE_BITS} bits at T = {code.timesteps} "
@@ -214,13 +229,13 @@ class RaceAttention(SpikingSelfAttention):
         self.scaling.fill_(scaling)
 
     def gains(self) -> tuple[Tensor, Tensor]:
-        """The gains of the key channels (heads, dim) and the width of an octave (heads,), integers
+        """The gains of the key channels (heads, dim) and the width of a level (heads,), integers
         in floats, with gradients to the thresholds they come from."""
         worth = (self.query.spike_value * self.key.spike_value).view(self.heads, -1)
         largest = worth.amax(-1, keepdim=True)
         gain = _rounded(worth / largest * GAIN_LIMIT)
         unit = largest.squeeze(-1) * self.scaling.float() * 2.0 ** gain_shift(self.query.most)
-        return gain, _rounded(GAIN_LIMIT * math.log(2) / unit).clamp(1, 2 ** (STATE_BITS - 1) - 1)
+        return gain, _rounded(GAIN_LIMIT * math.log(2) / 2 / unit).clamp(1, 2 ** (STATE_BITS - 1) - 1)
 
     def new_state(self, batch: int) -> State:
         """No token neurons yet: their key synapses and values (batch, heads, 0, dim),
@@ -230,19 +245,19 @@ class RaceAttention(SpikingSelfAttention):
         return empty, empty, self.scaling.new_zeros(batch, 0, dtype=torch.bool)
 
     def weights(self, query: Tensor, key: Tensor) -> Tensor:
-        gain, octave = self.gains()
+        gain, width = self.gains()
         score = query @ key_synapses(key, gain, self.key.most).transpose(-1, -2)
-        return race_weights(octaves_of(score, octave), causal(score))
+        return race_weights(levels_of(score, width), causal(score))
 
     def parallel(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        gain, octave = self.gains()
+        gain, width = self.gains()
         score = query @ key_synapses(key, gain, self.key.most).transpose(-1, -2)
         there = causal(score)
         if mask is not None:
             there = there & mask.bool()[:, None, None, :]
-        return _Race.apply(score, octave, value, there)
+        return _Race.apply(score, width, value, there)
 
     def mix(
         self,
@@ -255,7 +270,7 @@ class RaceAttention(SpikingSelfAttention):
     ) -> tuple[Tensor, State]:
         if steps:
             key, value = decoded(key, self.qkv), decoded(value, self.qkv)
-        gain, octave = self.gains()
+        gain, width = self.gains()
         batch, _, length, _ = key.shape
         new = mask.bool() if mask is not None else torch.ones_like(key[:, 0, :, 0]).bool()
         synapses = torch.cat([state[0], key_synapses(key, gain, self.key.most)], dim=-2)
@@ -269,7 +284,7 @@ class RaceAttention(SpikingSelfAttention):
         else:
             score = query @ synapses.transpose(-1, -2)
         there = causal(score) & written[:, None, None, :]
-        raced = self.neurons(score, octave, there, steps)
+        raced = self.neurons(score, width, there, steps)
         if isinstance(raced, tuple):
             spikes, running = raced
             read = listen(spikes, running, values)
