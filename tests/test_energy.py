@@ -176,8 +176,9 @@ def test_race_by_hand() -> None:
         "write": (8, 6 + 5 + 7),
         # a query spike reaches 3 token neurons; 2 heads of 3 are doubled in 3 of 4 steps
         "scores": (0, 6 * 3 + 3 * 6),
-        # 90 comparisons; 30 steps in which a threshold falls and 4 values and the witness double
-        "race": (0, 90 + 30 * (1 + 5)),
+        # 90 comparisons; 30 steps in which a threshold falls and 4 values and the witness take 4
+        # operations in one of two steps, 2 in the other
+        "race": (0, 90 + 30 * (1 + 3 * 5)),
         "values": (0, 5 * 5),
         "normalise": (8, 2 * 8 + 3 * 2),
         "c_proj": (0, 9 * 8),

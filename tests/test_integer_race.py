@@ -1,5 +1,7 @@
 """The race in integers: against Python's own, steps against counts, against the spiking network."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from test_race import by_hand
 
 from neurtransformer.codes import COARSE_STEPS, END_BITS, FINE_STEPS, REACH, level_bits
 from neurtransformer.integer.arithmetic import LIMIT
-from neurtransformer.integer.attention.ttfs import ABSENT, octaves_of, race_weights
+from neurtransformer.integer.attention.ttfs import ABSENT, levels_of, race_weights
 from neurtransformer.integer.from_spiking import quantised
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.recipe import Code
@@ -21,26 +23,29 @@ SEEDS = st.integers(0, 2**16)
 
 @given(st.lists(st.integers(-REACH, REACH - 1), min_size=1, max_size=40), st.integers(0, 3), SEEDS)
 @example([0] * 40, 0, 0)
-@example([20, *[20 - END_BITS] * 30], 2, 0)
-@example([20, *[19 - END_BITS] * 30], 0, 0)
+@example([20, *[22 - 2 * END_BITS] * 30], 2, 0)
+@example([20, *[21 - 2 * END_BITS] * 30], 0, 0)
+@example([21, *[22 - 2 * END_BITS] * 30], 0, 0)
+@example([21, *[21 - 2 * END_BITS] * 30], 0, 0)
 @example([5, *[-1] * 39], 0, 0)
-def test_weights_are_the_race_by_hand(octaves: list[int], absent: int, seed: int) -> None:
-    values = np.random.default_rng(seed).integers(-255, 256, len(octaves) + absent)
-    weights = race_weights(np.array([*octaves, *[ABSENT] * absent]))
-    o, d = by_hand(octaves, values[: len(octaves)].tolist())
+@example([5, *[-2] * 39], 0, 0)
+def test_weights_are_the_race_by_hand(levels: list[int], absent: int, seed: int) -> None:
+    values = np.random.default_rng(seed).integers(-255, 256, len(levels) + absent)
+    weights = race_weights(np.array([*levels, *[ABSENT] * absent]))
+    o, d = by_hand(levels, values[: len(levels)].tolist())
     assert (int(weights @ values), int(weights.sum())) == (o, d)
 
 
 @given(SEEDS, st.integers(1, 22))
-def test_octaves_and_weights_are_those_of_the_spiking_form(seed: int, bits: int) -> None:
+def test_levels_and_weights_are_those_of_the_spiking_form(seed: int, bits: int) -> None:
     rng = np.random.default_rng(seed)
-    octave = rng.integers(1, 2**bits + 1, 3)
+    width = rng.integers(1, 2**bits + 1, 3)
     score = (
-        rng.integers(-70, 71, (2, 3, 4, 30)) * octave[:, None, None] - octave[:, None, None] // 2
+        rng.integers(-140, 141, (2, 3, 4, 30)) * width[:, None, None] - width[:, None, None] // 2
     )
     score = np.clip(score + rng.integers(-2, 3, score.shape), -(2**22), 2**22)
-    ours = octaves_of(score, octave)
-    theirs = spiking_race.octaves_of(torch.tensor(score).float(), torch.tensor(octave).float())
+    ours = levels_of(score, width)
+    theirs = spiking_race.levels_of(torch.tensor(score).float(), torch.tensor(width).float())
     assert (ours == theirs.numpy()).all()
     there = torch.ones(4, 30, dtype=torch.bool)
     assert (race_weights(ours) == spiking_race.race_weights(theirs, there).numpy()).all()
@@ -48,11 +53,11 @@ def test_octaves_and_weights_are_those_of_the_spiking_form(seed: int, bits: int)
 
 def test_a_thousand_equal_tokens_fit_24_bits() -> None:
     """The widest window: one token is so far ahead that all others end the race with it."""
-    for ahead in range(END_BITS + 1):
-        octaves = np.zeros(1024, dtype=np.int64)
-        octaves[0] = ahead
-        d = int(race_weights(octaves).sum())
-        assert 1 << END_BITS <= d < (1 << END_BITS + 1) + 1024
+    for level, ahead in itertools.product((0, 1), range(2 * END_BITS)):
+        levels = np.full(1024, level)
+        levels[0] += ahead
+        d = int(race_weights(levels).sum())
+        assert 1 << END_BITS <= d < (1 << END_BITS + 1) + 3 * 1024
         # values of 8 bits and sign; the divisor times the full scale of a value
         assert d * 255 <= LIMIT and d << level_bits(255) <= LIMIT
 
@@ -97,23 +102,23 @@ def test_token_after_token_is_all_at_once(network: tuple) -> None:
 
 @torch.no_grad()
 def test_the_core_is_the_spiking_core(network: tuple) -> None:
-    """On equal counts, gains and octaves both give the same mean values to the last bit."""
+    """On equal counts, gains and levels both give the same mean values to the last bit."""
     spiking, model = network
     ours, theirs = model.attention[1], spiking.blocks[1].attn
     rng = np.random.default_rng(0)
     most = ours.qkv.most
     counts = [rng.integers(-most, most + 1, (2, 2, 20, 32)) for _ in range(3)]
-    gain, octave = theirs.gains()
-    saved = ours.gain, ours.octave
-    ours.gain, ours.octave = gain.long().numpy(), octave.long().numpy()
+    gain, width = theirs.gains()
+    saved = ours.gain, ours.width
+    ours.gain, ours.width = gain.long().numpy(), width.long().numpy()
     mean, _ = ours.mix(*counts, ours.new_state(2))
-    ours.gain, ours.octave = saved
+    ours.gain, ours.width = saved
     floats = [torch.tensor(x).float() for x in counts]
     expected, _ = theirs.mix(*floats, False, theirs.new_state(2), None)
     assert (mean * 2.0**-8 == expected.numpy()).all()
     # those of its own integer thresholds are near
     assert np.abs(saved[0] - gain.numpy()).max() <= 3
-    assert np.abs(saved[1] / octave.numpy() - 1).max() < 0.01
+    assert np.abs(saved[1] / width.numpy() - 1).max() < 0.01
 
 
 @torch.no_grad()

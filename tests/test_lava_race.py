@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("lava")
 
 
 def random_race(seed: int, heads: int, dim: int, timesteps: int, coding: Coding) -> IntegerGPT2:
-    """One block with thresholds and octaves for which neurons count all that they can, and scores
+    """One block with thresholds and levels for which neurons count all that they can, and scores
     lie many octaves apart. timesteps, coding: of the attention."""
     rng = torch.Generator().manual_seed(seed)
     width = heads * dim
@@ -46,7 +46,7 @@ def random_race(seed: int, heads: int, dim: int, timesteps: int, coding: Coding)
     for quantity, threshold, steps in (
         ("encode.u", "encode.theta", 2),
         ("qkv.u", "qkv.theta", 2),
-        ("race.score", "race.octave", 20),
+        ("race.score", "race.width", 20),
         ("merged.u", "merged.theta", 2),
     ):
         found = model.attention[0].steps(stream(model, 33), timesteps + 36, timesteps)[quantity][
@@ -54,7 +54,7 @@ def random_race(seed: int, heads: int, dim: int, timesteps: int, coding: Coding)
         ]
         size = np.abs(found).reshape(33, heads, -1).mean((0, 2))
         shape = model.tensors[f"h.0.attn.{threshold}"].shape
-        parts = size if threshold == "race.octave" else size[0] / model.config.attention_code.most
+        parts = size if threshold == "race.width" else size[0] / model.config.attention_code.most
         new = np.full(shape, parts * 2 / steps).clip(1, 2**15).astype(np.int32)
         model = IntegerGPT2(model.config, {**model.tensors, f"h.0.attn.{threshold}": new})
     return model

@@ -33,16 +33,20 @@ def spikes_of(counts: Integers, slots: int, coding: Coding) -> Integers:
     return np.sign(counts) * sent
 
 
-def race_of(octaves: Integers, values: Integers) -> Integers:
-    """[o, d] of one query: octaves (n,) and values (n, dim). By the maximum over tokens."""
-    late = octaves.max() - octaves
-    end = next(n for n in range(99) if np.exp2(n - late[late <= n]).sum() >= 2**END_BITS)
-    weights = np.where(late <= end, 1 << np.maximum(end - late, 0), 0)
-    return np.concatenate([weights @ values, [weights.sum()]])
+def race_of(levels: Integers, values: Integers) -> Integers:
+    """[o, d] of one query: levels (n,) and values (n, dim). By the maximum over tokens."""
+    octave = levels >> 1
+    last = 2 * octave.max() + 1
+    for end in range(last, last - 99, -1):
+        weights = np.exp2(octave - (end >> 1)) * np.where(levels % 2 == 1, 3, 2) * (levels >= end)
+        if weights.sum() >= 2**END_BITS:
+            break
+    whole = weights.astype(int)
+    return np.concatenate([whole @ values, [whole.sum()]])
 
 
 class Case:
-    """Random counts of a sequence, (tokens, heads, dim), gains and octaves."""
+    """Random counts of a sequence, (tokens, heads, dim), gains and levels."""
 
     def __init__(self, seed: int, tokens: int, heads: int, dim: int, most: int) -> None:
         rng = np.random.default_rng(seed)
@@ -51,7 +55,7 @@ class Case:
         self.counts[:, rng.random(tokens) < 0.3] = self.counts[:, :1]
         self.gain = rng.integers(0, 255, heads * dim)
         far = most * KEY_LIMIT * dim
-        self.octave = np.rint(far / 2 ** rng.uniform(0, 12, heads)).astype(int).clip(1)
+        self.width = np.rint(far / 2 ** rng.uniform(0, 12, heads)).astype(int).clip(1)
         self.bits = level_bits(most)
 
     @property
@@ -63,11 +67,11 @@ class Case:
         """(tokens, heads, dim + 1)."""
         query, _, value = self.counts
         score = np.einsum("ihd,jhd->hij", query, self.keys)
-        octave = self.octave[:, None, None]
-        octaves = ((score + (octave >> 1)) // octave).clip(-REACH, REACH - 1)
+        width = self.width[:, None, None]
+        levels = ((score + (width >> 1)) // width).clip(-REACH, REACH - 1)
         return np.stack(
             [
-                [race_of(octaves[h, i, : i + 1], value[: i + 1, h]) for h in range(len(octaves))]
+                [race_of(levels[h, i, : i + 1], value[: i + 1, h]) for h in range(len(levels))]
                 for i in range(len(query))
             ]
         )
@@ -77,7 +81,7 @@ class Case:
             clock,
             gain=self.gain,
             gain_shift=self.bits + 1,
-            octave=self.octave,
+            width=self.width,
             tokens=self.counts.shape[1],
             bits=self.bits,
             coding=coding,
@@ -115,7 +119,7 @@ def test_microcode_of_the_race_is_its_closed_form(
 @pytest.mark.parametrize("tokens", [1, 1024])
 @pytest.mark.parametrize("score", [-LIMIT, -1, 0, LIMIT])
 def test_equal_scores_stay_in_24_bits(tokens: int, score: int) -> None:
-    """All neurons in one octave, all values full: the largest sums that there can be, and nobody is
+    """All neurons in one level, all values full: the largest sums that there can be, and nobody is
     so far down that the race does not end."""
     most, timesteps = 255, 8
     clock = Clock(timesteps + RACE_STEPS, timesteps, 0)
@@ -127,13 +131,13 @@ def test_equal_scores_stay_in_24_bits(tokens: int, score: int) -> None:
     for step in range(timesteps, clock.phase):
         code.attend(step)
         assert np.abs(code.read).max() <= LIMIT
-    assert 1 << END_BITS <= code.read[0, -1] < (2 << END_BITS) + tokens
+    assert 1 << END_BITS <= code.read[0, -1] < (2 << END_BITS) + 3 * tokens
     assert int(code.read[0, -1]) << case.bits <= LIMIT
     assert (np.abs(code.mean) <= most << 8).all()
 
 
 def test_the_steps_are_those_of_the_network() -> None:
-    assert (COARSE_STEPS, FINE_STEPS, RACE_STEPS) == (16, 20, 36)
+    assert (COARSE_STEPS, FINE_STEPS, RACE_STEPS) == (16, 38, 54)
 
 
 # --- in Lava's learning engine ---
@@ -154,7 +158,7 @@ def test_the_learning_engine_is_exact(
     case = Case(seed, tokens, 1, dim, most)
     query, _, value = case.counts[:, :, 0]
     head = engine.Sequence(query, case.keys[:, 0], value)
-    reads, keys, values = engine.run_head(head, int(case.octave[0]))
+    reads, keys, values = engine.run_head(head, int(case.width[0]))
     assert (reads == case.reads()[:, 0]).all()
     there = np.tri(tokens, dtype=int)[:, :, None]
     assert (keys == there * head.keys).all()

@@ -13,8 +13,8 @@ from neurtransformer.spiking.attention.ttfs import (
     RaceAttention,
     causal,
     key_synapses,
+    levels_of,
     listen,
-    octaves_of,
     race_steps,
     race_weights,
 )
@@ -23,13 +23,17 @@ CODES = [Code(5, "phase"), Code(8, "phase"), Code(8, "rate"), Code(1, "rate")]
 SEEDS = st.integers(0, 2**16)
 
 
-def by_hand(octaves: list[int], values: list[int]) -> tuple[int, int]:
+def by_hand(levels: list[int], values: list[int]) -> tuple[int, int]:
     """[o, d] of one race in Python's integers, level after level from far above."""
     o = d = 0
-    level = max(octaves, default=0) + 3
-    while octaves and d < 2**END_BITS:
-        fired = [v for e, v in zip(octaves, values, strict=True) if e == level]
-        o, d, level = 2 * o + sum(fired), 2 * d + len(fired), level - 1
+    level = max(levels, default=0) + 3
+    while levels and d < 2**END_BITS:
+        fired = [v for e, v in zip(levels, values, strict=True) if e == level]
+        if level % 2:
+            o, d = 2 * o + 3 * sum(fired), 2 * d + 3 * len(fired)
+        else:
+            o, d = o + 2 * sum(fired), d + 2 * len(fired)
+        level -= 1
     return o, d
 
 
@@ -37,28 +41,31 @@ def by_hand(octaves: list[int], values: list[int]) -> tuple[int, int]:
 @example([0] * 40, 0)  # all at once
 @example([-REACH], 0)
 @example([REACH - 1, -REACH], 0)
-@example([20, *[20 - END_BITS] * 30], 0)  # the last step that can count
-@example([20, *[19 - END_BITS] * 30], 0)  # one too late
+@example([20, *[22 - 2 * END_BITS] * 30], 0)  # the last step that can count
+@example([20, *[21 - 2 * END_BITS] * 30], 0)  # one too late
+@example([21, *[22 - 2 * END_BITS] * 30], 0)  # the same from the odd level of the octave
+@example([21, *[21 - 2 * END_BITS] * 30], 0)
 @example([5, *[-1] * 39], 0)  # whoever is late ends the race sooner
-def test_the_closed_form_and_the_steps_are_the_race_by_hand(octaves: list[int], seed: int) -> None:
+@example([5, *[-2] * 39], 0)
+def test_the_closed_form_and_the_steps_are_the_race_by_hand(levels: list[int], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    values = torch.randint(-255, 256, (len(octaves),), generator=generator)
+    values = torch.randint(-255, 256, (len(levels),), generator=generator)
     width = torch.tensor([7.0])
-    e = torch.tensor(octaves, dtype=torch.float32)
-    # anywhere within its octave
+    e = torch.tensor(levels, dtype=torch.float32)
+    # anywhere within its level
     score = e * 7 - 3 + torch.randint(0, 7, e.shape, generator=generator)
-    score, there = score[None, None, None], torch.ones(1, len(octaves), dtype=torch.bool)
-    assert torch.equal(octaves_of(score, width).flatten(), e)
-    weights = race_weights(octaves_of(score, width), there).flatten().long()
-    o, d = by_hand(octaves, values.tolist())
+    score, there = score[None, None, None], torch.ones(1, len(levels), dtype=torch.bool)
+    assert torch.equal(levels_of(score, width).flatten(), e)
+    weights = race_weights(levels_of(score, width), there).flatten().long()
+    o, d = by_hand(levels, values.tolist())
     assert (int(weights @ values), int(weights.sum())) == (o, d)
     read = listen(*race_steps(score, width, there), values.float()[None, None, :, None])
     assert read.flatten().tolist() == [o, d]
-    assert 2**END_BITS <= d < 2 ** (END_BITS + 1) + len(octaves)
+    assert 2**END_BITS <= d < 2 ** (END_BITS + 1) + 3 * len(levels)
 
 
-def test_an_octave_may_be_as_wide_as_a_state() -> None:
-    """On the edge of an octave of 22 bits, where the threshold has 28."""
+def test_a_level_may_be_as_wide_as_a_state() -> None:
+    """On the edge of a level of 22 bits, where the threshold has 29."""
     score, width = torch.tensor([-1202476.0]), torch.tensor([2404953.0])
     there = torch.ones(1, 1, dtype=torch.bool)
     read = listen(*race_steps(score[None, None, None], width, there), torch.ones(1, 1, 1, 1))
@@ -67,27 +74,30 @@ def test_an_octave_may_be_as_wide_as_a_state() -> None:
 
 def test_a_thousand_equal_tokens_leave_room_in_24_bits() -> None:
     """The largest sums there can be: all fire with the step that ends the race."""
-    octaves = torch.zeros(1, 1, 1, 1024)
-    octaves[..., 0] = END_BITS - 1
     there = torch.ones(1, 1024, dtype=torch.bool)
-    for e in (octaves, torch.zeros_like(octaves)):
-        d = float(race_weights(e, there).sum())
-        assert 2**END_BITS <= d < 2 ** (END_BITS + 2)
-        assert d * 255 < 2**23
+    largest = 0.0
+    for level in (0, 1):
+        for ahead in range(2 * END_BITS):
+            levels = torch.full((1, 1, 1, 1024), float(level))
+            levels[..., 0] += ahead
+            d = float(race_weights(levels, there).sum())
+            assert 2**END_BITS <= d < 2 ** (END_BITS + 1) + 3 * 1024
+            largest = max(largest, d)
+    assert largest > 2 ** (END_BITS + 1) and largest * 256 < 2**23
 
 
 @given(SEEDS, st.integers(1, 60))
-def test_octaves_are_floors_of_integers(seed: int, width: int) -> None:
-    """Floats divide as integers do, at the edges of octaves and wherever 24 bits reach."""
+def test_levels_are_floors_of_integers(seed: int, width: int) -> None:
+    """Floats divide as integers do, at the edges of levels and wherever 24 bits reach."""
     generator = torch.Generator().manual_seed(seed)
     widths = torch.randint(1, 2 ** min(23, 1 + width // 2), (3,), generator=generator)
-    near = torch.randint(-70, 70, (2, 3, 4, 50), generator=generator) * widths[:, None, None]
+    near = torch.randint(-140, 140, (2, 3, 4, 50), generator=generator) * widths[:, None, None]
     score = (
         near + torch.randint(-2, 3, near.shape, generator=generator) - widths[:, None, None] // 2
     )
     score = score.clamp(-(2**23) + 1, 2**23 - 1)
     exact = (score + widths[:, None, None] // 2).div(widths[:, None, None], rounding_mode="floor")
-    found = octaves_of(score.float(), widths.float())
+    found = levels_of(score.float(), widths.float())
     assert torch.equal(found.long(), exact.clamp(-REACH, REACH - 1))
 
 
@@ -151,19 +161,19 @@ def test_gradients_are_those_of_softmax() -> None:
 
     torch.manual_seed(0)
     width = torch.tensor([40.0, 300.0])
-    scores = torch.randint(-3, 4, (2, 2, 5, 5)).float() * width[:, None, None]
+    scores = 2 * torch.randint(-3, 4, (2, 2, 5, 5)).float() * width[:, None, None]
     there = causal(scores)
     gradients = []
     values = torch.randn(2, 2, 5, 3)
     for race in (True, False):
-        score, octave, v = (x.clone().requires_grad_() for x in (scores, width, values))
+        score, step, v = (x.clone().requires_grad_() for x in (scores, width, values))
         if race:
-            mean = _Race.apply(score, octave, v, there)
+            mean = _Race.apply(score, step, v, there)
         else:
-            e = score / octave[:, None, None] * torch.log(torch.tensor(2.0))
+            e = score / step[:, None, None] * torch.log(torch.tensor(2.0)) / 2
             mean = e.masked_fill(~there, -torch.inf).softmax(-1) @ v
         (mean * torch.arange(30.0).view(2, 1, 5, 3)).sum().backward()
-        gradients.append((mean.detach(), score.grad, octave.grad, v.grad))
+        gradients.append((mean.detach(), score.grad, step.grad, v.grad))
     for ours, theirs in zip(*gradients, strict=True):
         assert isinstance(ours, Tensor) and isinstance(theirs, Tensor)
         assert torch.allclose(ours, theirs, rtol=2e-3, atol=2e-3)

@@ -56,14 +56,14 @@ RULE = "2^1*x0*x1*y1 - 2^1*x0*x1*y2"
 
 
 class TokenNeurons(Microcode):
-    """The token neurons of one head, n of them, in a ring. octave: the width of one.
+    """The token neurons of one head, n of them, in a ring. width: of a level.
 
     What arrives is twice a score. A neuron that is written spikes with a payload of 2 FULL.
     """
 
-    def __init__(self, clock: Clock, *, tokens: int, octave: int) -> None:
+    def __init__(self, clock: Clock, *, tokens: int, width: int) -> None:
         super().__init__(clock)
-        self.octave = octave
+        self.width = width
         self.inputs, self.outputs = {"a_in": tokens}, tokens
         self.score, self.spikes, self.fired = (np.zeros(tokens, np.int32) for _ in range(3))
         # where the race begins, and whether that is known
@@ -89,7 +89,7 @@ class TokenNeurons(Microcode):
         return self.spikes
 
     def reached(self, level: int, token: int) -> NDArray[np.bool_]:
-        over = self.score + (self.octave >> 1) >= level * self.octave
+        over = self.score + (self.width >> 1) >= level * self.width
         return (over | (level <= -REACH)) & (np.arange(len(over)) <= token)
 
 
@@ -111,7 +111,10 @@ class Listeners(Microcode):
             self.read[:] = 0
         # the last spikes arrive when the next phase has begun
         if (step >= first or (step == 0 and now > 0)) and self.read[-1] < 1 << END_BITS:
-            self.read += self.read + (arriving["a_in"] >> 1)
+            heard = arriving["a_in"] >> 1
+            # those of odd levels arrive in the first step, the third, and so on
+            odd = step >= first and (step - first) % 2 == 0
+            self.read += self.read + 3 * heard if odd else 2 * heard
         return self.silent
 
 
@@ -126,7 +129,7 @@ class Sequence(NamedTuple):
     """Counts, (tokens, dim)."""
 
 
-def run_head(head: Sequence, octave: int) -> tuple[Integers, Integers, Integers]:
+def run_head(head: Sequence, width: int) -> tuple[Integers, Integers, Integers]:
     """A sequence through one head in Lava, from empty synapses.
 
     Returns reads (tokens, dim + 1), and the synapses after each token: keys (tokens, n, dim) and
@@ -147,7 +150,7 @@ def run_head(head: Sequence, octave: int) -> tuple[Integers, Integers, Integers]
         rule = hebbian_rule(RULE)
         keys = plastic_synapses(tokens, dim, rule, log("keys", steps, tokens, dim))
         values = plastic_synapses(dim + 1, tokens, rule, log("values", steps, dim + 1, tokens))
-        neurons = Population(TokenNeurons(clock, tokens=tokens, octave=octave), {})
+        neurons = Population(TokenNeurons(clock, tokens=tokens, width=width), {})
         listeners = Population(
             Listeners(clock, width=dim + 1), {"read": LogFile(log("read", steps, dim + 1))}
         )
@@ -174,7 +177,7 @@ def compare(attention: RaceAttention, x: Integers, heads: range) -> Tally:
     tally = Tally()
     for head in heads:
         sent = Sequence(query[head], synapses[head], value[head])
-        reads, keys, values = run_head(sent, int(attention.octave[head]))
+        reads, keys, values = run_head(sent, int(attention.width[head]))
         tally.add(f"{head}.read", trace["race.read"][:, -1, head], reads)
         tally.add(f"{head}.keys", trace["race.keys"][:, head], keys)
         tally.add(f"{head}.values", trace["race.values"][:, head], values)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
+from neurtransformer.codes import EVEN, ODD
 from neurtransformer.errors import UserError
 from neurtransformer.spiking.attention.ttfs import RaceAttention
 from neurtransformer.spiking.calibrate import softmax_weights, tapped
@@ -56,7 +57,10 @@ def one_race(
     # neither the first token, where heads rest, nor the last two
     layer, head = divmod(int(softmax[..., 1:-2].sum(-1).argmax()), softmax.shape[1])
     weights = races[layer][head]
-    steps = torch.log2(weights.max() / weights.clamp_min(1))
+    # an odd level of an octave is the step before its even one
+    octaves, odd = (weights.clamp_min(1) / EVEN).log2().floor(), (weights % ODD == 0).float()
+    order = 2 * octaves + odd
+    steps = order.max() - order
     return {
         "layer": layer,
         "head": head,

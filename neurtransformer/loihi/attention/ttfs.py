@@ -6,11 +6,12 @@ synapses the token's value and a 1, each written once, when the token arrives. I
 - slots: the spikes of query, key and value of the next token are counted, and the query spikes of
   this one, delayed by a phase, drive the membranes of all token neurons to their scores;
 - 2 REACH / COARSE steps of coarse descent: a threshold that all token neurons of a head share falls
-  by COARSE octaves a step, until one of them would fire;
-- COARSE + END_BITS steps of race: from the top of that stretch the threshold falls by one octave a
-  step. Each neuron fires once, when the threshold reaches it; those who listen double in each step,
-  and add the values of those that fire, and their number. When that has reached 2^END_BITS, the
-  race is over.
+  by COARSE levels, each half an octave, a step, until one of them would fire;
+- FINE_STEPS steps of race: from the top of that stretch the threshold falls by one level a step.
+  Each neuron fires once, when the threshold reaches it. Those who listen double in every second
+  step, the first, third and so on, and add ODD times the values of those that fire, and ODD times
+  their number; in the steps between they add EVEN times as much. When the number has reached
+  2^END_BITS, the race is over.
 
 No step knows a maximum over tokens: what a head sees of its neurons is how many spike.
 """
@@ -25,9 +26,11 @@ from neurtransformer.codes import (
     COARSE,
     COARSE_STEPS,
     END_BITS,
+    EVEN,
     FINE_STEPS,
     KEY_LIMIT,
     MEAN_BITS,
+    ODD,
     REACH,
     gain_shift,
     level_bits,
@@ -45,13 +48,13 @@ RACE_STEPS = COARSE_STEPS + FINE_STEPS
 class RaceCode(Microcode):
     """The token neurons of all heads of a block, and those who listen to them.
 
-    gain: (heads * dim,), of a key channel, `gain_shift` bits too large. octave: (heads,), in units
-    of a score. tokens: neurons of a head. bits: of a count's full scale. coding: of the spikes of
-    query, key and value, each of all heads, that arrive. Sends the mean value counts (heads * dim,)
-    in the last step of a phase.
+    gain: (heads * dim,), of a key channel, `gain_shift` bits too large. width: of a level, (heads,),
+    in units of a score. tokens: neurons of a head. bits: of a count's full scale. coding: of the
+    spikes of query, key and value, each of all heads, that arrive. Sends the mean value counts
+    (heads * dim,) in the last step of a phase.
 
     score: membranes. base: where the fine race of a head begins, once `found`. read: what the
-    listeners hold, the last of them the number of spikes.
+    listeners hold, the last of them the weighted number of spikes.
     """
 
     def __init__(
@@ -60,14 +63,14 @@ class RaceCode(Microcode):
         *,
         gain: ArrayLike,
         gain_shift: int,
-        octave: ArrayLike,
+        width: ArrayLike,
         tokens: int,
         bits: int,
         coding: Coding,
     ) -> None:
         super().__init__(clock)
-        self.octave = words(octave)
-        heads = len(self.octave)
+        self.width = words(width)
+        heads = len(self.width)
         self.gain = words(gain).reshape(heads, -1)
         dim = self.gain.shape[1]
         self.gain_shift, self.bits, self.doubles = gain_shift, bits, coding == "phase"
@@ -135,13 +138,13 @@ class RaceCode(Microcode):
             self.descend()
         elif fine < FINE_STEPS:
             self.level[:] = self.base + COARSE - 1 - fine
-            self.race()
+            self.race(doubles=fine % 2 == 0)
 
     def reached(self) -> Words:
         """1 where the threshold has fallen to a token neuron, (heads, tokens)."""
-        threshold = (self.level * self.octave)[:, None]
-        over = self.score + (self.octave >> 1)[:, None] >= threshold
-        # the lowest octave holds all that is below it
+        threshold = (self.level * self.width)[:, None]
+        over = self.score + (self.width >> 1)[:, None] >= threshold
+        # the lowest level holds all that is below it
         over |= self.level[:, None] <= -REACH
         return over * self.written
 
@@ -151,13 +154,18 @@ class RaceCode(Microcode):
         self.base[here] = self.level[here]
         self.found[here] = 1
 
-    def race(self) -> None:
-        """Who is reached for the first time fires; the listeners double and add."""
+    def race(self, doubles: bool) -> None:
+        """Who is reached for the first time fires; the listeners double in every second step, and
+        add."""
         runs = self.read[:, -1:] < 1 << END_BITS
         self.spikes[:] = self.reached() * (1 - self.fired) * runs
         self.fired += self.spikes
         heard = (self.values * self.spikes[:, :, None]).sum(1, dtype=np.int32)
-        self.read += np.where(runs, self.read + heard, 0)
+        if doubles:
+            self.read += np.where(runs, self.read, 0)
+        # m times what is heard: shifted by one, and itself in odd levels
+        more = (heard << 1) + heard if doubles else heard << 1
+        self.read += np.where(runs, more, 0)
 
     def divided(self) -> Words:
         """Mean value counts (heads, dim)."""
@@ -167,7 +175,7 @@ class RaceCode(Microcode):
 
 
 class Race(Programmed):
-    """The token neurons of all heads and their listeners. Tensors: gain, octave.
+    """The token neurons of all heads and their listeners. Tensors: gain, width.
 
     dim: channels of a query, a key and a value. positions: token neurons of a head. receives: the
     code of the spikes that arrive. most: the largest count of one. The steps of a phase are
@@ -181,6 +189,7 @@ class Race(Programmed):
     most: Count
     gain_shift: Count
     end_bits: Count = END_BITS
+    spike_counts: tuple[Count, Count] = (EVEN, ODD)
     coarse: Count = COARSE
     reach: Count = REACH
     key_bits: Literal[8] = 8
@@ -223,7 +232,7 @@ class Race(Programmed):
             setting.clock(self),
             gain=setting.tensor(f"{self.name}.gain"),
             gain_shift=self.gain_shift,
-            octave=setting.tensor(f"{self.name}.octave"),
+            width=setting.tensor(f"{self.name}.width"),
             tokens=setting.tokens,
             bits=level_bits(self.most),
             coding=self.receives,

@@ -52,9 +52,10 @@ def core(s: Shape, n: LayerSpikes) -> Part:
     by its gain, and keys and values are written. scores: a query spike adds the synapses of its
     channel to the membranes of all token neurons, one AC each; membranes that phase-coded spikes
     drive are doubled, a shift in each step but the first. race: in every step each token neuron
-    compares its membrane with the threshold, which falls once for the head; the listeners are
-    doubled. values: the spike of a token neuron adds its value and the witness to the listeners.
-    normalise: as in the linear kind.
+    compares its membrane with the threshold, which falls once for the head; the listeners double,
+    take three times what they hear and add it, four ACs, in one of two steps, and in the other add
+    twice what they hear, two ACs. values: the spike of a token neuron adds its value and the
+    witness to what the listeners hear. normalise: as in the linear kind.
     """
     column = s.width // s.heads + 1
     pairs = s.heads * s.seen
@@ -69,7 +70,7 @@ def core(s: Shape, n: LayerSpikes) -> Part:
             ac=n.query * s.seen + doublings,
             words=n.query * s.seen + 2 * s.attention.timesteps * pairs,
         ),
-        "race": Ops(ac=compared + steps * (1 + column), words=compared + 2 * steps * column),
+        "race": Ops(ac=compared + steps * (1 + 3 * column), words=compared + 2 * steps * column),
         "values": Ops(ac=fired * column, words=fired * column),
         "normalise": Ops(mac=s.width, ac=2 * s.width + 3 * s.heads, words=s.heads),
     }

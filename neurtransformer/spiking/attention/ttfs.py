@@ -235,7 +235,9 @@ class RaceAttention(SpikingSelfAttention):
         largest = worth.amax(-1, keepdim=True)
         gain = _rounded(worth / largest * GAIN_LIMIT)
         unit = largest.squeeze(-1) * self.scaling.float() * 2.0 ** gain_shift(self.query.most)
-        return gain, _rounded(GAIN_LIMIT * math.log(2) / 2 / unit).clamp(1, 2 ** (STATE_BITS - 1) - 1)
+        return gain, _rounded(GAIN_LIMIT * math.log(2) / 2 / unit).clamp(
+            1, 2 ** (STATE_BITS - 1) - 1
+        )
 
     def new_state(self, batch: int) -> State:
         """No token neurons yet: their key synapses and values (batch, heads, 0, dim),
