@@ -99,7 +99,7 @@ class Manifest(Strict):
     """manifest.json."""
 
     format: Literal["neurtx netlist"] = "neurtx netlist"
-    version: Literal[7] = VERSION
+    version: Literal[8] = VERSION
     config: Annotated[Config, Field(discriminator="model")]
     spikes: Spikes
     transport: str

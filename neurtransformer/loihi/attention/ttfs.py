@@ -48,7 +48,7 @@ RACE_STEPS = COARSE_STEPS + FINE_STEPS
 class RaceCode(Microcode):
     """The token neurons of all heads of a block, and those who listen to them.
 
-    gain: (heads * dim,), of a key channel, `gain_shift` bits too large. width: of a level, (heads,),
+    gain: (heads * dim,), of a key channel, `gain_shift` bits too large. width: (heads,), of a level
     in units of a score. tokens: neurons of a head. bits: of a count's full scale. coding: of the
     spikes of query, key and value, each of all heads, that arrive. Sends the mean value counts
     (heads * dim,) in the last step of a phase.

@@ -10,10 +10,10 @@ odd levels and m = 2 in even ones they
     double before an odd level,    o <- o + m * the sum of the values of those that fire,
                                    d <- d + m * their number
 
-so that a spike that is 2 n steps late counts 2^-n, and one half an octave earlier 1.5 times as much,
-for the square root of 2. ``o / d`` is softmax in base 2 of scores rounded to levels. The race is
-over when d has reached 2^END_BITS: who has not fired by then would count less than 2^(2 - END_BITS)
-of the sum. There is no exponential, no maximum over tokens, and no division but one reciprocal per
+so that a spike that is 2 n steps late counts 2^-n, and one half an octave earlier 1.5 times as
+much, for the square root of 2. ``o / d`` is softmax in base 2 of scores rounded to levels. The race
+is over when d has reached 2^END_BITS: who has not fired by then would count less than
+2^(2 - END_BITS) of the sum. There is no exponential, no maximum over tokens, and no division but one reciprocal per
 head. Octaves are the exponent of softmax in base 2 (Softermax, arXiv 2103.09301; power-of-two
 softmax in Sorbet, 2409.15298); a falling threshold decodes them in SpikedAttention (NeurIPS 2024),
 which takes a row's maximum and divides.
@@ -104,8 +104,8 @@ def race_weights(levels: Tensor, there: Tensor) -> Tensor:
 
 
 def _in_time(weights: Tensor, steps: Tensor) -> Tensor:
-    """What counts of weights (n, j) when the race of each row is over in step (n,), from 0, of those
-    that begin with the octave in which the first fires."""
+    """What counts of weights (n, j) when the race of each row ends in step (n,), counted from the
+    first of the octave in which the first neuron fires."""
     unit = torch.exp2((END_BITS - steps // 2).to(weights.dtype))[:, None]
     least = unit * torch.where(steps % 2 == 0, float(ODD), float(EVEN))[:, None]
     return torch.where(weights >= least, weights / unit, weights.new_zeros(()))
