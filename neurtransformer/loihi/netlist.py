@@ -47,7 +47,7 @@ from neurtransformer.runs import read_json, write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION: Literal[7] = 7
+VERSION: Literal[8] = 8
 CHIP, TOKENIZER = "chip.safetensors", "tokenizer"
 Progress = Callable[[str], None]
 Config = IntegerConfig | PlasticConfig

@@ -13,10 +13,10 @@ odd levels and m = 2 in even ones they
 so that a spike that is 2 n steps late counts 2^-n, and one half an octave earlier 1.5 times as
 much, for the square root of 2. ``o / d`` is softmax in base 2 of scores rounded to levels. The race
 is over when d has reached 2^END_BITS: who has not fired by then would count less than
-2^(2 - END_BITS) of the sum. There is no exponential, no maximum over tokens, and no division but one reciprocal per
-head. Octaves are the exponent of softmax in base 2 (Softermax, arXiv 2103.09301; power-of-two
-softmax in Sorbet, 2409.15298); a falling threshold decodes them in SpikedAttention (NeurIPS 2024),
-which takes a row's maximum and divides.
+2^(2 - END_BITS) of the sum. There is no exponential, no maximum over tokens, and no division but
+one reciprocal per head. Octaves are the exponent of softmax in base 2 (Softermax, arXiv 2103.09301;
+power-of-two softmax in Sorbet, 2409.15298); a falling threshold decodes them in SpikedAttention
+(NeurIPS 2024), which takes a row's maximum and divides.
 
 In integers, with counts q, k, v of signed neurons (|count| <= M) and a gain G per key channel:
 
