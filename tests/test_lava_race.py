@@ -11,6 +11,7 @@ from test_lava import compare
 from neurtransformer.integer.attention.ttfs import RaceAttention
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.loihi import netlist
+from neurtransformer.loihi.attention.ttfs import RACE_STEPS
 from neurtransformer.loihi.nodes import Spikes
 from neurtransformer.recipe import Coding
 from neurtransformer.spiking.model import SpikingGPT2Config, SpikingGPT2LMHeadModel
@@ -46,12 +47,11 @@ def random_race(seed: int, heads: int, dim: int, timesteps: int, coding: Coding)
     for quantity, threshold, steps in (
         ("encode.u", "encode.theta", 2),
         ("qkv.u", "qkv.theta", 2),
-        ("race.score", "race.width", 20),
+        ("race.score", "race.width", 40),
         ("merged.u", "merged.theta", 2),
     ):
-        found = model.attention[0].steps(stream(model, 33), timesteps + 36, timesteps)[quantity][
-            :, -1
-        ]
+        trace = model.attention[0].steps(stream(model, 33), timesteps + RACE_STEPS, timesteps)
+        found = trace[quantity][:, -1]
         size = np.abs(found).reshape(33, heads, -1).mean((0, 2))
         shape = model.tensors[f"h.0.attn.{threshold}"].shape
         parts = size if threshold == "race.width" else size[0] / model.config.attention_code.most
@@ -89,7 +89,7 @@ def test_lava_is_the_integer_model(
     found = netlist.read_text(tmp_path)
     network = found.manifest.networks[1]
     slots = timesteps if spikes == "binary" else 1
-    assert (network.slots, network.phase) == (slots, slots + 36)
+    assert (network.slots, network.phase) == (slots, slots + RACE_STEPS)
     tally = compare(found, network, stream(model, tokens))
     assert tally.mismatches == 0, tally
     assert tally.compared > tokens * network.phase * 16
