@@ -79,6 +79,11 @@ CASES: dict[str, tuple[Spoil, str, str]] = {
         SIMULATE,
         "not as it was written",
     ),
+    "unknown attention of a netlist": (
+        json_with("netlist/manifest.json", "config", "attention", value="nonsense"),
+        SIMULATE,
+        "attention must be ttfs or linear, not nonsense",
+    ),
     "cut netlist": (cut("netlist/netx/h.1.mlp.c_fc.net"), SIMULATE, "bytes"),
     "cut manifest": (cut("netlist/manifest.json"), SIMULATE, "not valid JSON"),
 }
