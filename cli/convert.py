@@ -33,7 +33,8 @@ def command(
 
     MODEL is a short name (`neurtx models`), a hub id or a local folder. Softmax attention becomes
     spiking self-attention in every layer: fast weights, or with `--attention ttfs` a race of token
-    neurons in phase-coded spikes. The feed-forward blocks are rate coded. Thresholds are calibrated
+    neurons in phase-coded spikes. The feed-forward blocks are rate coded, or with `--coding phase`
+    all is phase coded but the keys, queries and values of fast weights. Thresholds are calibrated
     on text; nothing is trained yet (`neurtx finetune`).
     """
     import sys

@@ -50,7 +50,8 @@ class Calibration(Section):
 
 
 class Finetune(Section):
-    """Two stages: match each layer's attention output, then the teacher's logits.
+    """Two stages, either of which may have no steps: match each layer's attention output, then the
+    teacher's logits.
 
     Runs made before the shares were part of a recipe had those that are the default here.
     """

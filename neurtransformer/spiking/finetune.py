@@ -3,10 +3,10 @@
 What is trained is the SSA and the threshold of every neuron, and with `train: blocks` all other
 weights of the blocks too, more slowly; embeddings and LM head stay the teacher's.
 
-Two stages, each with its own AdamW. *match*: every SSA, fed with what the teacher's attention is
-fed with, learns the teacher's attention output (all layers at once, errors relative to the output's
-variance). *distil*: the whole spiking network learns the teacher's next-token distribution
-(Kullback-Leibler). The order follows Hedgehog (arXiv 2402.04347).
+Two stages, each with its own AdamW; `match_share` may leave one out. *match*: every SSA, fed with
+what the teacher's attention is fed with, learns the teacher's attention output (all layers at once,
+errors relative to the output's variance). *distil*: the whole spiking network learns the teacher's
+next-token distribution (Kullback-Leibler). The order follows Hedgehog (arXiv 2402.04347).
 
 With a `spikes_budget` the synaptic operations of a token (`synops.py`) may be no more than that
 share of what they were in the first step: PENALTY times what is above it, as a share, is added to
