@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from neurtransformer.errors import UserError
 
@@ -85,6 +85,16 @@ class Recipe(Section):
     calibration: Calibration
     finetune: Finetune
 
+    @field_validator("attention")
+    @classmethod
+    def _known(cls, attention: str) -> str:
+        # the registry that is free of torch; its kinds import this file
+        from neurtransformer.integer.attention import KINDS
+
+        if attention not in KINDS:
+            raise ValueError(f"must be {' or '.join(KINDS)}")
+        return attention
+
     @property
     def code(self) -> Code:
         """The code of the feed-forward blocks."""
@@ -155,9 +165,10 @@ def checked(model: type[R], values: object, path: Path | None) -> R:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        where = f"{path}: " if path else ""
+        what = first["msg"].removeprefix("Value error, ")
         got = f", not {first['input']}" if isinstance(first["input"], int | float | str) else ""
-        raise UserError(f"{where}{key}: {first['msg']}{got}") from None
+        where = [str(part) for part in (path, key) if part]
+        raise UserError(": ".join([*where, f"{what}{got}"])) from None
 
 
 def _read(path: Path, default: str) -> dict[str, object]:

@@ -67,6 +67,11 @@ CASES: dict[str, tuple[Spoil, str, str]] = {
     "T = 0": (untouched, f"{CONVERT} --timesteps 0", "timesteps"),
     "T < 0": (untouched, f"{CONVERT} --timesteps -3", "timesteps"),
     "T = 1000": (untouched, f"{CONVERT} --timesteps 1000", "timesteps"),
+    "unknown attention": (
+        untouched,
+        f"{CONVERT} --attention nonsense",
+        "attention: must be ttfs or linear, not nonsense",
+    ),
     "taken": (taken, CONVERT, "--force"),
     "taken by a stranger": (taken, f"{CONVERT} --force", "neither a run nor a netlist"),
     "other hash": (
