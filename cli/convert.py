@@ -43,13 +43,14 @@ def command(
     from neurtransformer import runs
     from neurtransformer.checkpoint import check_folder
     from neurtransformer.dense import load_dense, locate
+    from neurtransformer.folders import Place, new_folder
     from neurtransformer.recipe import load_recipe
 
     # what can be wrong is found before anything heavy is imported
     recipe = load_recipe(config, timesteps, attention=attention, coding=coding)
     check_folder(locate(model))
-    place = runs.Place("run", model, out)
-    with runs.new_folder(place, force=force) as folder:
+    place = Place("run", model, out)
+    with new_folder(place, force=force) as folder:
         from neurtransformer.provenance import model_sha256, stamp, text_sha256
         from neurtransformer.spiking.calibrate import calibration_text
         from neurtransformer.spiking.convert import convert

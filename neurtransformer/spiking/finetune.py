@@ -34,9 +34,10 @@ from torch.nn import functional as F
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from neurtransformer.errors import UserError
+from neurtransformer.folders import new_folder
 from neurtransformer.provenance import text_sha256
 from neurtransformer.recipe import Finetune
-from neurtransformer.runs import new_folder, read_json, write_json
+from neurtransformer.runs import read_json, write_json
 from neurtransformer.spiking.calibrate import tapped
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 from neurtransformer.spiking.neuron import CodingNeuron
