@@ -33,7 +33,8 @@ def command(
 
     MODEL is a short name (`neurtx models`), a hub id or a local folder. Softmax attention becomes
     spiking self-attention in every layer: fast weights, or with `--attention ttfs` a race of token
-    neurons in phase-coded spikes. The feed-forward blocks are rate coded. Thresholds are calibrated
+    neurons in phase-coded spikes. The feed-forward blocks are rate coded, or with `--coding phase`
+    all is phase coded but the keys, queries and values of fast weights. Thresholds are calibrated
     on text; nothing is trained yet (`neurtx finetune`).
     """
     import sys
@@ -42,13 +43,14 @@ def command(
     from neurtransformer import runs
     from neurtransformer.checkpoint import check_folder
     from neurtransformer.dense import load_dense, locate
+    from neurtransformer.folders import Place, new_folder
     from neurtransformer.recipe import load_recipe
 
     # what can be wrong is found before anything heavy is imported
     recipe = load_recipe(config, timesteps, attention=attention, coding=coding)
     check_folder(locate(model))
-    place = runs.Place("run", model, out)
-    with runs.new_folder(place, force=force) as folder:
+    place = Place("run", model, out)
+    with new_folder(place, force=force) as folder:
         from neurtransformer.provenance import model_sha256, stamp, text_sha256
         from neurtransformer.spiking.calibrate import calibration_text
         from neurtransformer.spiking.convert import convert

@@ -8,9 +8,9 @@ import click
 from .output import answer, json_option, teacher_option
 
 if TYPE_CHECKING:
+    from neurtransformer.folders import Place
     from neurtransformer.loihi.netlist import Manifest
     from neurtransformer.loihi.nodes import Spikes
-    from neurtransformer.runs import Place
 
     Written = tuple[Manifest, dict[str, Any], dict[str, Any]]
     """The manifest, what the integers cost, and the record of that."""
@@ -58,6 +58,7 @@ def command(
     """
     from neurtransformer import runs
     from neurtransformer.errors import UserError
+    from neurtransformer.folders import Place
 
     if target == "nir" and spikes != "binary":
         raise UserError("--spikes is for --target loihi2: a NIR graph takes counts either way")
@@ -67,9 +68,9 @@ def command(
         raise UserError("--teacher is for --target loihi2: a NIR graph is compared with nothing")
     folder = runs.resolve("run", run)
     if target == "nir":
-        values = _nir(folder, runs.Place("nir", str(folder), out), force)
+        values = _nir(folder, Place("nir", str(folder), out), force)
     else:
-        place = runs.Place("netlist", str(folder), out)
+        place = Place("netlist", str(folder), out)
         values = _loihi2(folder, place, spikes, text, teacher, force)
     answer(values, as_json=as_json, title="exported")
 
@@ -84,12 +85,13 @@ def _loihi2(
 ) -> dict[str, Any]:
     from neurtransformer import runs
     from neurtransformer.errors import UserError
+    from neurtransformer.folders import new_folder
 
     plastic = runs.is_plastic(folder)
     for option, given in (("--text", text), ("--teacher", teacher)):
         if plastic and given is not None:
             raise UserError(f"{option} is for a GPT-2: {folder} reads drawings and has no teacher")
-    with runs.new_folder(place, force=force) as fresh:
+    with new_folder(place, force=force) as fresh:
         if plastic:
             manifest, cost, provenance = _write_plastic(folder, fresh, spikes)
         else:
@@ -179,9 +181,9 @@ def _write_gpt2(
 
 
 def _nir(folder: Path, place: "Place", force: bool) -> dict[str, Any]:
-    from neurtransformer import runs
+    from neurtransformer.folders import new_folder
 
-    with runs.new_folder(place, force=force) as fresh:
+    with new_folder(place, force=force) as fresh:
         from neurtransformer import nir_export
         from neurtransformer.integer.model import IntegerGPT2
         from neurtransformer.provenance import model_sha256

@@ -8,7 +8,7 @@ from .output import answer, json_option, teacher_option
 @click.command()
 @click.argument("run", required=False)
 @click.option("--text", help="Text to train on: a file, - or a hub data set.")
-@click.option("--steps", type=click.IntRange(min=1), help="Optimisation steps, both stages.")
+@click.option("--steps", type=click.IntRange(min=1), help="Optimisation steps in all.")
 @click.option("--train", type=click.Choice(["ssa", "blocks"]), help="What is trained.")
 @click.option(
     "--spikes-budget",
@@ -34,9 +34,12 @@ def command(
 ) -> None:
     """Train RUN to follow its dense teacher.
 
-    First each layer's attention output, then the teacher's next-token distribution. The recipe's
-    2,200 steps take under 20 minutes for gpt2-nano on two cores; fewer do, and cost quality. The
-    run's weights are replaced when training has ended; until then only RUN/checkpoint changes.
+    A `linear` attention first learns each layer's attention output, then the teacher's next-token
+    distribution. A `ttfs` one is near the teacher from the start: its recipe leaves the first stage
+    out (`match_share: 0`). The recipe's 2,200 steps take under 20 minutes for gpt2-nano and
+    `linear` on two cores; fewer do, and cost quality. With `--spikes-budget 0.7` RUN also learns to
+    do with 70 % of its synaptic operations. The run's weights are replaced when training has ended;
+    until then only RUN/checkpoint changes.
 
     In several processes (`torchrun --nproc-per-node 8 -m neurtx.main finetune`, or `accelerate
     launch`) each takes batches of its own; one of them writes and prints.

@@ -19,8 +19,10 @@ def command(
 ) -> None:
     """Continue a prompt with RUN, sampled at temperature 0.8 from the 40 likeliest tokens.
 
-    The state is one matrix per head, so memory stays the same however long the text gets. What the
-    dense model makes of the same prompt stands beside it in `neurtx report`.
+    What is kept of the text depends on the attention: for `linear` one matrix a head, so memory
+    stays the same however long the text gets; for `ttfs` a token neuron a head and token, with key
+    and value, so it grows like a key-value cache. What the dense model makes of the same prompt
+    stands beside it in `neurtx report`.
     """
     from neurtransformer import runs
     from neurtransformer.errors import UserError

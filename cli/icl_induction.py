@@ -42,7 +42,15 @@ def induction(
         found["dense"] = measure(dense_form(dense), config.vocab_size, blocks)
         note("the naive conversion")
         tokens = calibration_text(dense, tokenizer, None, load_recipe().calibration)
-        naive = convert(dense, tokens, config.timesteps, "", coding=config.coding)
+        naive = convert(
+            dense,
+            tokens,
+            config.timesteps,
+            "",
+            coding=config.coding,
+            attention=config.attention,
+            attention_code=config.attention_code,
+        )
         found["converted"] = measure(spiking_form(naive), config.vocab_size, blocks)
         note("the spiking network")
         found["spiking"] = measure(spiking_form(model), config.vocab_size, blocks)

@@ -1,16 +1,20 @@
-"""One training of a run at a time: a lock that dies with its process, however that dies.
+"""Locks that die with their process, however that dies: on a folder, and on a run in training.
 
-The lock is on a file in the run that is there while a training goes on; one that a killed process
-left is nobody's. On a file system without locks every training is let through.
+They are `flock` locks. That of a training is on a file in the run that is there while it goes on;
+one that a killed process left is nobody's. On a file system without locks all are let through.
 """
 
 import contextlib
-import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from neurtransformer.errors import UserError
+from neurtransformer.errors import NOT_ON_WINDOWS, UserError
+
+if sys.platform == "win32":
+    raise UserError(NOT_ON_WINDOWS)
+import fcntl
 
 _NAME = ".training"
 
@@ -62,3 +66,27 @@ def in_training(run: Path) -> bool:
     finally:
         os.close(lock)
     return False
+
+
+def try_lock(folder: Path, *, wait: bool) -> int | None:
+    """The descriptor that holds the lock on `folder`, or None when it cannot be had."""
+    descriptor = None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        if descriptor is not None:
+            os.close(descriptor)
+        return None
+    return descriptor
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock on `folder`, where it can be had, when it is free."""
+    lock = try_lock(folder, wait=True)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)

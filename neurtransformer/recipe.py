@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from neurtransformer.errors import UserError
 
@@ -50,7 +50,8 @@ class Calibration(Section):
 
 
 class Finetune(Section):
-    """Two stages: match each layer's attention output, then the teacher's logits.
+    """Two stages, either of which may have no steps: match each layer's attention output, then the
+    teacher's logits.
 
     Runs made before the shares were part of a recipe had those that are the default here.
     """
@@ -83,6 +84,16 @@ class Recipe(Section):
     attention_coding: Coding | None = None
     calibration: Calibration
     finetune: Finetune
+
+    @field_validator("attention")
+    @classmethod
+    def _known(cls, attention: str) -> str:
+        # the registry that is free of torch; its kinds import this file
+        from neurtransformer.integer.attention import KINDS
+
+        if attention not in KINDS:
+            raise ValueError(f"must be {' or '.join(KINDS)}")
+        return attention
 
     @property
     def code(self) -> Code:
@@ -154,9 +165,10 @@ def checked(model: type[R], values: object, path: Path | None) -> R:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        where = f"{path}: " if path else ""
+        what = first["msg"].removeprefix("Value error, ")
         got = f", not {first['input']}" if isinstance(first["input"], int | float | str) else ""
-        raise UserError(f"{where}{key}: {first['msg']}{got}") from None
+        where = [str(part) for part in (path, key) if part]
+        raise UserError(": ".join([*where, f"{what}{got}"])) from None
 
 
 def _read(path: Path, default: str) -> dict[str, object]:

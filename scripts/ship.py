@@ -17,9 +17,10 @@ from typing import Any
 
 import click
 
+from neurtransformer.folders import new_folder
 from neurtransformer.measure.summary import trainings
 from neurtransformer.provenance import model_sha256, outdated, provenance_of
-from neurtransformer.runs import new_folder, read_json, write_json
+from neurtransformer.runs import read_json, write_json
 from neurtransformer.spiking.load import find_teacher, load_run, remember_teacher
 
 CURVE_STEPS = 20

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from neurtransformer import runs
 from neurtransformer.errors import UserError
+from neurtransformer.folders import new_folder
 from neurtransformer.icl.omniglot import BACKGROUND, HELD_OUT, load_drawings
 from neurtransformer.icl.plastic import NAMES, Encoder, Encoders, Name, save
 
@@ -118,7 +119,7 @@ def main(folder: Path, target: Path, steps: int, seed: int) -> None:
     alphabets = tuple(sorted(set(drawings.alphabet.tolist())))
     encoders: Encoders = {}
     losses = {}
-    with runs.new_folder(target) as fresh:
+    with new_folder(target) as fresh:
         for name in NAMES:
             encoders[name], losses[name] = train(name, classes, steps, seed)
         save(fresh, encoders, alphabets)

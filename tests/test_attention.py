@@ -8,10 +8,10 @@ from torch import Tensor
 
 from neurtransformer.codes import MEAN_BITS, NO_FORGETTING, STATE_BITS, level_bits, witness
 from neurtransformer.recipe import Code
+from neurtransformer.spiking.attention.base import normalise
 from neurtransformer.spiking.attention.linear import (
     LinearAttention,
     age_weights,
-    normalise,
     read_shift,
     ssa_parallel,
     ssa_recurrent,

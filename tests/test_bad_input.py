@@ -67,6 +67,11 @@ CASES: dict[str, tuple[Spoil, str, str]] = {
     "T = 0": (untouched, f"{CONVERT} --timesteps 0", "timesteps"),
     "T < 0": (untouched, f"{CONVERT} --timesteps -3", "timesteps"),
     "T = 1000": (untouched, f"{CONVERT} --timesteps 1000", "timesteps"),
+    "unknown attention": (
+        untouched,
+        f"{CONVERT} --attention nonsense",
+        "attention: must be ttfs or linear, not nonsense",
+    ),
     "taken": (taken, CONVERT, "--force"),
     "taken by a stranger": (taken, f"{CONVERT} --force", "neither a run nor a netlist"),
     "other hash": (
@@ -78,6 +83,11 @@ CASES: dict[str, tuple[Spoil, str, str]] = {
         json_with("netlist/manifest.json", "config", "vocabulary", value=5000),
         SIMULATE,
         "not as it was written",
+    ),
+    "unknown attention of a netlist": (
+        json_with("netlist/manifest.json", "config", "attention", value="nonsense"),
+        SIMULATE,
+        "attention must be ttfs or linear, not nonsense",
     ),
     "cut netlist": (cut("netlist/netx/h.1.mlp.c_fc.net"), SIMULATE, "bytes"),
     "cut manifest": (cut("netlist/manifest.json"), SIMULATE, "not valid JSON"),

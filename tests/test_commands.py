@@ -115,11 +115,27 @@ def test_bad_recipe(neurtx: Any, tmp_path: Path) -> None:
     assert "timestep" in neurtx("convert", "gpt2-nano", "--config", "recipe.yaml").mistake()
 
 
+def test_an_unknown_attention_is_refused_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("attention: nonsense\n")
+    code = (
+        "import sys; from neurtx.convert import command\n"
+        "try: command.main(sys.argv[1:], standalone_mode=False)\n"
+        "except Exception as error: print(error)\n"
+        "print({'torch', 'transformers'} & sys.modules.keys())"
+    )
+    for options in (["--attention", "nonsense"], ["--config", "recipe.yaml"]):
+        command = [sys.executable, "-c", code, "gpt2-nano", *options]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert "attention: must be ttfs or linear, not nonsense\nset()" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "key"),
     [
         ("timesteps: 0", "timesteps"),
         ("coding: morse", "coding"),
+        ("attention: nonsense", "attention: must be ttfs or linear, not nonsense"),
+        ("attention: [ttfs]", "attention"),
         ("calibration: {tokens: 1}", "calibration.tokens"),
         ("calibration: {block: 1}", "calibration.block"),
         ("calibration: {words: 9}", "calibration.words"),

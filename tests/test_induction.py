@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -134,6 +135,15 @@ def test_by_command(
     assert picture.read_text().lstrip().startswith("<?xml")
     with pytest.raises(click.UsageError, match="exists already"):
         neurtx.main([*arguments, "--picture", str(picture)], standalone_mode=False)
+
+
+def test_a_run_that_was_only_converted_is_its_own_control(
+    neurtx: Any, tiny_dense_folder: Path
+) -> None:
+    convert = "convert", str(tiny_dense_folder), "--timesteps", "4", "--attention", "ttfs"
+    assert neurtx(*convert).returncode == 0
+    found = json.loads(neurtx("icl", "induction", "--limit", "128", "--json").stdout)
+    assert found["converted"] == found["spiking"] != found["dense"]
 
 
 @pytest.mark.parametrize(

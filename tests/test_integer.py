@@ -23,6 +23,7 @@ from neurtransformer.integer.parts import Encoder
 from neurtransformer.recipe import Coding
 from neurtransformer.spiking import coding
 from neurtransformer.spiking.attention import linear as spiking_attention
+from neurtransformer.spiking.attention.base import normalise
 from neurtransformer.spiking.load import load_run
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 from neurtransformer.spiking.neuron import CodingNeuron
@@ -143,7 +144,7 @@ def test_ssa_is_the_spiking_networks(
         assert (mine == other.numpy()).all()
         assert np.abs(mine).max() <= LIMIT
     mean = arithmetic.normalise(ours[0], level_bits(timesteps))
-    assert (mean == spiking_attention.normalise(theirs[0], level_bits(timesteps)).numpy()).all()
+    assert (mean == normalise(theirs[0], level_bits(timesteps)).numpy()).all()
 
 
 @given(TIMESTEPS, SEEDS)
@@ -154,7 +155,7 @@ def test_normalise_is_the_spiking_networks(timesteps: int, seed: int) -> None:
     read[:, -1:] = np.floor(size).clip(0, LIMIT)
     read[0] = LIMIT
     read[1] = 0
-    theirs = spiking_attention.normalise(torch.from_numpy(read).float(), level_bits(timesteps))
+    theirs = normalise(torch.from_numpy(read).float(), level_bits(timesteps))
     assert (
         arithmetic.normalise(read.astype(np.int64), level_bits(timesteps)) == theirs.numpy()
     ).all()

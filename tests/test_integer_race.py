@@ -12,6 +12,7 @@ from test_race import by_hand
 from neurtransformer.codes import COARSE_STEPS, END_BITS, FINE_STEPS, REACH, level_bits
 from neurtransformer.integer.arithmetic import LIMIT
 from neurtransformer.integer.attention.ttfs import ABSENT, levels_of, race_weights
+from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.integer.from_spiking import quantised
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.recipe import Code
@@ -60,6 +61,38 @@ def test_a_thousand_equal_tokens_fit_24_bits() -> None:
         assert 1 << END_BITS <= d < (1 << END_BITS + 1) + 3 * 1024
         # values of 8 bits and sign; the divisor times the full scale of a value
         assert d * 255 <= LIMIT and d << level_bits(255) <= LIMIT
+
+
+def sizes(attention: str, width: int = 129, positions: int = 8192) -> IntegerConfig:
+    """T = 8 by phase, where a race has room for 129 channels a head and 8,192 tokens."""
+    return IntegerConfig(
+        layers=1,
+        width=width,
+        heads=1,
+        hidden=4,
+        vocabulary=9,
+        positions=positions,
+        timesteps=8,
+        coding="phase",
+        attention=attention,
+        epsilon=1e-5,
+        stream_bits=0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "message"), [({"width": 130}, "scores of races"), ({"positions": 8193}, "tokens do")]
+)
+def test_only_a_race_has_the_bounds_of_a_race(more: dict[str, int], message: str) -> None:
+    sizes("ttfs")
+    sizes("linear", **more)
+    with pytest.raises(ValueError, match=message):
+        sizes("ttfs", **more)
+
+
+def test_no_network_has_an_unknown_kind_of_attention() -> None:
+    with pytest.raises(ValueError, match="attention must be ttfs or linear, not nonsense"):
+        sizes("nonsense")
 
 
 @pytest.fixture(scope="module", params=[Code(5, "phase"), Code(4, "rate"), Code(8, "phase")])

@@ -227,6 +227,7 @@ def _set(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
         (_set("config", "timesteps", value=0), "timesteps"),
         (_set("config", "timesteps", value="4"), "timesteps"),
         (_set("config", "heads", value=3), "heads"),
+        (_set("config", "attention", value="nonsense"), "attention must be .*ttfs.*, not nonsense"),
         (_set("config", "layers", value=1), "networks"),
         (_set("config", "vocabulary", value=5000), "does not fit"),
         (_set("spikes", value="graded"), "does not fit"),

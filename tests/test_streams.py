@@ -11,6 +11,7 @@ import pytest
 
 from neurtransformer import runs
 from neurtransformer.errors import UserError
+from neurtransformer.folders import new_folder
 from neurtx import main as cli
 
 NEURTX = [sys.executable, "-m", "neurtx.main"]
@@ -98,7 +99,7 @@ def test_arguments_that_are_not_text(tmp_path: Path) -> None:
 
 
 def test_folders_whose_names_are_not_text(tmp_path: Path, tiny_run: Path) -> None:
-    with pytest.raises(UserError, match="not UTF-8"), runs.new_folder(tmp_path / NO_TEXT):
+    with pytest.raises(UserError, match="not UTF-8"), new_folder(tmp_path / NO_TEXT):
         pass
     folder = tmp_path / NO_TEXT
     try:

@@ -328,6 +328,13 @@ def nats(model: Any, ids: Tensor) -> float:
         return float(model(ids, labels=ids).loss)
 
 
+def divergence(model: Any, other: Any, ids: Tensor) -> float:
+    """Nats a token by which `other` predicts otherwise than `model` (Kullback-Leibler)."""
+    with torch.no_grad():
+        ours, theirs = (x(ids).logits.log_softmax(-1).flatten(0, -2) for x in (model, other))
+    return float(F.kl_div(theirs, ours, reduction="batchmean", log_target=True))
+
+
 @pytest.fixture(scope="module")
 def text(nano_tokenizer: Any) -> Tensor:
     words = inspect.getdoc(inspect) or ""
@@ -365,8 +372,12 @@ def test_weights_of_any_float_type_run_and_cost_little(
         other = other.to(torch.bfloat16) if way == "to bfloat16" else other
     kind = next(other.parameters()).dtype
     assert kind != torch.float32
-    tolerance = 0.05 if kind == torch.bfloat16 else 1e-6  # rounded weights are other weights
-    assert nats(other, text) == pytest.approx(nats(model, text), abs=tolerance)
+    if kind == torch.bfloat16:
+        # rounded weights are other weights: 0.034, where a change by a millionth is 0.016 and one
+        # by 3 % is 0.053. The loss itself moves either way, with any of them
+        assert divergence(model, other, text) < 0.045
+    else:
+        assert nats(other, text) == pytest.approx(nats(model, text), abs=1e-6)
     new = written(other, prompt, **GREEDY)
     assert torch.equal(new, written(other, prompt, use_cache=False, **GREEDY))
     with torch.no_grad():

@@ -4,15 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from neurtransformer.codes import (
-    END_BITS,
-    HIDDEN_SPIKES,
-    KEY_LIMIT,
-    ODD,
-    STATE_BITS,
-    largest_count,
-    level_bits,
-)
+from neurtransformer.codes import HIDDEN_SPIKES, largest_count
 from neurtransformer.recipe import MAX_PHASE_TIMESTEPS, MAX_TIMESTEPS, Code, Coding
 
 Size = Annotated[int, Field(strict=True, ge=1, le=2**24)]
@@ -63,16 +55,14 @@ class IntegerConfig(BaseModel):
 
     @model_validator(mode="after")
     def _possible(self) -> "IntegerConfig":
+        from neurtransformer.integer.attention import KINDS  # which are made of such configs
+
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is no multiple of {self.heads} heads")
-        code = self.attention_code
-        for timesteps, coding in ((self.timesteps, self.coding), code):
+        for timesteps, coding in ((self.timesteps, self.coding), self.attention_code):
             if coding == "phase" and timesteps > MAX_PHASE_TIMESTEPS:
                 raise ValueError(f"phase coding takes at most {MAX_PHASE_TIMESTEPS} timesteps")
-        scores = code.most * KEY_LIMIT * (self.width // self.heads)
-        if self.attention == "ttfs" and scores > 2 ** (STATE_BITS - 2):
-            raise ValueError(f"scores of races of up to {scores} do not leave 24 bits their room")
-        divisor = (1 << END_BITS + 1) + ODD * self.positions
-        if self.attention == "ttfs" and divisor << level_bits(code.most) > 2 ** (STATE_BITS - 1):
-            raise ValueError(f"races of {self.positions} tokens do not fit 24 bits")
+        if self.attention not in KINDS:
+            raise ValueError(f"attention must be {' or '.join(KINDS)}, not {self.attention}")
+        KINDS[self.attention].check(self)
         return self

@@ -1,7 +1,8 @@
-"""Calibration: thresholds, centres and forgetting, measured on what the dense model does with text.
+"""Calibration: thresholds, centres and cores, measured on what the dense model does with text.
 
-Nothing here is trained. `record` runs the dense model once; `calibrate` fits each neuron layer to
-what it will have to code, and each head's forgetting to how far back the softmax head looks.
+Nothing here is trained. `tapped` watches the dense model; `calibrate` fits each neuron layer to
+what it will have to code, and the core of each attention to the softmax heads that it replaces
+(`fit` of its kind).
 """
 
 from collections import defaultdict
@@ -172,7 +173,7 @@ def calibrate(
     tokens: Tensor,
     on_block: Callable[[], None] = lambda: None,
 ) -> None:
-    """Fit thresholds, centres and forgetting of `model` to `dense` on tokens (batch, length).
+    """Fit thresholds, centres and attention cores of `model` to `dense` on tokens (batch, length).
 
     on_block: called when a block is done.
     """

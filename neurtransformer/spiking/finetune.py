@@ -3,10 +3,10 @@
 What is trained is the SSA and the threshold of every neuron, and with `train: blocks` all other
 weights of the blocks too, more slowly; embeddings and LM head stay the teacher's.
 
-Two stages, each with its own AdamW. *match*: every SSA, fed with what the teacher's attention is
-fed with, learns the teacher's attention output (all layers at once, errors relative to the output's
-variance). *distil*: the whole spiking network learns the teacher's next-token distribution
-(Kullback-Leibler). The order follows Hedgehog (arXiv 2402.04347).
+Two stages, each with its own AdamW; `match_share` may leave one out. *match*: every SSA, fed with
+what the teacher's attention is fed with, learns the teacher's attention output (all layers at once,
+errors relative to the output's variance). *distil*: the whole spiking network learns the teacher's
+next-token distribution (Kullback-Leibler). The order follows Hedgehog (arXiv 2402.04347).
 
 With a `spikes_budget` the synaptic operations of a token (`synops.py`) may be no more than that
 share of what they were in the first step: PENALTY times what is above it, as a share, is added to
@@ -34,9 +34,10 @@ from torch.nn import functional as F
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from neurtransformer.errors import UserError
+from neurtransformer.folders import new_folder
 from neurtransformer.provenance import text_sha256
 from neurtransformer.recipe import Finetune
-from neurtransformer.runs import new_folder, read_json, write_json
+from neurtransformer.runs import read_json, write_json
 from neurtransformer.spiking.calibrate import tapped
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 from neurtransformer.spiking.neuron import CodingNeuron

@@ -54,6 +54,10 @@ class IntegerAttention(ABC):
 
     # --- what a kind fills in ---
 
+    @staticmethod  # noqa: B027  a kind may have no bounds
+    def check(config: IntegerConfig) -> None:
+        """Raise ValueError for sizes at which the core could leave its bit widths."""
+
     @staticmethod
     def qkv_code(code: Code) -> Code:
         """The code of queries, keys and values, where inputs and merged heads have `code`."""

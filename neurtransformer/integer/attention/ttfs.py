@@ -33,6 +33,7 @@ from neurtransformer.codes import (
     KEY_LIMIT,
     ODD,
     REACH,
+    STATE_BITS,
     gain_shift,
     level_bits,
 )
@@ -96,6 +97,16 @@ class RaceAttention(IntegerAttention):
         super().__init__(tensors, name, config)
         self.gain = integers(tensors, f"{name}.race.gain").reshape(self.heads, -1)
         self.width = integers(tensors, f"{name}.race.width")
+
+    @staticmethod
+    def check(config: IntegerConfig) -> None:
+        most = config.attention_code.most
+        scores = most * KEY_LIMIT * (config.width // config.heads)
+        if scores > 2 ** (STATE_BITS - 2):
+            raise ValueError(f"scores of races of up to {scores} do not leave 24 bits their room")
+        divisor = (1 << END_BITS + 1) + ODD * config.positions
+        if divisor << level_bits(most) > 2 ** (STATE_BITS - 1):
+            raise ValueError(f"races of {config.positions} tokens do not fit 24 bits")
 
     @staticmethod
     def entries(config: IntegerConfig) -> Iterator[tuple[str, Entry]]:

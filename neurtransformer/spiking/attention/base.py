@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from neurtransformer.codes import MEAN_BITS, RECIPROCALS
 from neurtransformer.recipe import Code
 from neurtransformer.spiking.neuron import CodingNeuron, SpikeLinear
 
@@ -170,3 +171,20 @@ def decoded(spikes: Tensor, code: Code) -> Tensor:
     for spike in spikes:
         count = 2 * count + spike
     return count
+
+
+def normalise(read: Tensor, bits: int) -> Tensor:
+    """Divide the values of a read by its last entry plus one, with shifts and one table look-up.
+
+    read: (..., value + 1), integers; the last is the sum of the attention weights times 2^bits, the
+    full scale of a value, so no other is larger. Returns mean value counts (..., value) as integers
+    with MEAN_BITS fraction bits; every intermediate fits 24 bits. The reciprocal is `RECIPROCALS`
+    at the leading 8 bits of the sum, right to 1/256.
+    """
+    mantissa, exponent = torch.frexp(read[..., -1:] + 1)
+    index = torch.floor(mantissa * 256).long() - 128
+    reciprocal = torch.tensor(RECIPROCALS, dtype=read.dtype, device=read.device)[index]
+    limit = float(2**15 - 1)
+    scaled = torch.floor(torch.ldexp(read[..., :-1], 15 - exponent) + 0.5)
+    product = scaled.clamp_(-limit, limit) * reciprocal
+    return torch.floor(product * 2.0 ** (MEAN_BITS - 22 + bits) + 0.5)

@@ -12,7 +12,7 @@ it, divided by their sum (linear attention as fast weights: arXiv 2006.16236, 21
 2: 2410.08711; a weight of its own for the present as in RWKV: 2305.13048). The 1 beside v is a
 value neuron that always fires at full scale (`witness`), for nothing needs precision as the divisor
 does. s = 0 with u = 0 is a head that sees just the token before, as softmax heads often do. The
-division is one reciprocal per head and token, read from a table (`normalise`).
+division is one reciprocal per head and token, read from a table (`base.normalise`).
 
 Counts act squared because the n-th spike of a key or query neuron weighs 2n - 1 at its synapse,
 which facilitates linearly: n spikes deposit 1 + 3 + ... + (2n - 1) = n^2 (`coding.facilitated`). On
@@ -35,14 +35,13 @@ from neurtransformer.codes import (
     KEY_EXPANSION,
     MEAN_BITS,
     NO_FORGETTING,
-    RECIPROCALS,
     STATE_BITS,
     level_bits,
     qkv_sizes,
     witness,
 )
 from neurtransformer.recipe import Code
-from neurtransformer.spiking.attention.base import SpikingSelfAttention, State
+from neurtransformer.spiking.attention.base import SpikingSelfAttention, State, normalise
 from neurtransformer.spiking.coding import facilitated
 
 
@@ -134,23 +133,6 @@ def ssa_recurrent(
         membrane, state = ssa_token(state, *token, forgetting, timesteps)
         reads.append(membrane)
     return torch.stack(reads, dim=-2), state
-
-
-def normalise(read: Tensor, bits: int) -> Tensor:
-    """Divide the values of a read by its last entry plus one, with shifts and one table look-up.
-
-    read: (..., value + 1), integers; the last is the sum of the attention weights times 2^bits, the
-    full scale of a value, so no other is larger. Returns mean value counts (..., value) as integers
-    with MEAN_BITS fraction bits; every intermediate fits 24 bits. The reciprocal is `RECIPROCALS`
-    at the leading 8 bits of the sum, right to 1/256.
-    """
-    mantissa, exponent = torch.frexp(read[..., -1:] + 1)
-    index = torch.floor(mantissa * 256).long() - 128
-    reciprocal = torch.tensor(RECIPROCALS, dtype=read.dtype, device=read.device)[index]
-    limit = float(2**15 - 1)
-    scaled = torch.floor(torch.ldexp(read[..., :-1], 15 - exponent) + 0.5)
-    product = scaled.clamp_(-limit, limit) * reciprocal
-    return torch.floor(product * 2.0 ** (MEAN_BITS - 22 + bits) + 0.5)
 
 
 def age_weights(shift: Tensor, present: Tensor, length: int) -> Tensor:

@@ -54,8 +54,7 @@ from neurtransformer.codes import (
 )
 from neurtransformer.errors import UserError
 from neurtransformer.recipe import Code
-from neurtransformer.spiking.attention.base import SpikingSelfAttention, State, decoded
-from neurtransformer.spiking.attention.linear import normalise
+from neurtransformer.spiking.attention.base import SpikingSelfAttention, State, decoded, normalise
 from neurtransformer.spiking.coding import if_node
 
 
