@@ -72,7 +72,8 @@ def tiny_dense_folder(tmp_path_factory: pytest.TempPathFactory, nano_tokenizer: 
 def tiny_run(
     tmp_path_factory: pytest.TempPathFactory, tiny_dense_folder: Path, nano_tokenizer: Any
 ) -> Path:
-    """A run as `neurtx convert` writes it: the tiny dense model, T = 4, nothing trained.
+    """A run as `neurtx convert` writes it: the tiny dense model, linear attention, T = 4,
+    nothing trained.
 
     For reading only: `copy_of` makes one to spoil.
     """
@@ -83,7 +84,7 @@ def tiny_run(
     from neurtransformer.recipe import load_recipe
     from neurtransformer.spiking.convert import convert
 
-    recipe = load_recipe(timesteps=4)
+    recipe = load_recipe(timesteps=4, attention="linear")
     dense, _ = load_dense(str(tiny_dense_folder))
     tokens = torch.randint(
         dense.config.vocab_size, (2, 32), generator=torch.Generator().manual_seed(0)

@@ -229,7 +229,7 @@ def test_each_sign_of_a_pretrained_channel_has_its_neuron(tiny_run: Path) -> Non
 def test_finetuning_lowers_the_loss_and_leaves_the_rest_frozen(tiny_run: Path, train: str) -> None:
     model, _ = load_run(tiny_run)
     dense = load_teacher(model)
-    recipe = load_recipe().finetune.changed(
+    recipe = load_recipe(attention="linear").finetune.changed(
         steps=16, batch=4, match_share=0.5, train=train, match_rate=0.01, distil_rate=0.0003
     )
     before = {name: p.clone() for name, p in model.named_parameters()}
@@ -251,7 +251,7 @@ def test_resumed_training_ends_as_the_uninterrupted(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("neurtransformer.spiking.finetune.CHECKPOINT_EVERY", 2)
-    recipe = load_recipe().finetune.changed(steps=9, batch=2, match_share=0.5)
+    recipe = load_recipe(attention="linear").finetune.changed(steps=9, batch=2, match_share=0.5)
     text = tokens(6, 16)
 
     def train(folder: Path, resume: bool, stop_after: int | None) -> Any:
@@ -301,7 +301,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_no_training(
     monkeypatch.setattr(
         "neurtransformer.spiking.finetune.log.warning", lambda *words: warned.append(words)
     )
-    recipe = load_recipe().finetune.changed(steps=2, batch=2, match_share=0.5)
+    recipe = load_recipe(attention="linear").finetune.changed(steps=2, batch=2, match_share=0.5)
     model, _ = load_run(tiny_run)
     history = finetune(
         model, load_teacher(model), tokens(2, 16), recipe, seed=3, device="cpu",

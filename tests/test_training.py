@@ -17,7 +17,7 @@ from neurtransformer.spiking.finetune import Distiller, finetune, rate_at, train
 from neurtransformer.spiking.load import load_run, load_teacher
 from neurtransformer.text import load_blocks, write_text
 
-RECIPE = load_recipe().finetune.changed(
+RECIPE = load_recipe(attention="linear").finetune.changed(
     steps=5,
     batch=2,
     match_share=0.4,
