@@ -207,7 +207,7 @@ def test_thresholds_of_what_is_squared_leave_room_for_peaks(
 ) -> None:
     dense, _ = load_dense(str(tiny_dense_folder))
     roomy = convert(dense, tokens(1, 32), 4, "tiny").blocks[0].attn
-    monkeypatch.setattr(LinearAttention, "threshold_room", 1.0)
+    monkeypatch.setattr(LinearAttention, "rooms", {})
     tight = convert(dense, tokens(1, 32), 4, "tiny").blocks[0].attn
     assert torch.allclose(roomy.query.threshold, 1.3 * tight.query.threshold)
     assert torch.allclose(roomy.key.threshold, 1.3 * tight.key.threshold)

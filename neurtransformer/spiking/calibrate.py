@@ -145,15 +145,16 @@ def calibrate_attention(attention: SpikingSelfAttention, block: GPT2Block, taps:
     head = taps["attn_in"][:, :PROFILE_TOKENS].contiguous()
     attention.fit(lambda: softmax_weights(block, head), float(block.attn.scaling))
     fit_neuron(attention.encode, taps["attn_in"], centred=True)
+    attention.make_room("encode")
     absorb_center(attention.encode, attention.c_attn)
     membrane = attention.c_attn(attention.encode(taps["attn_in"]), attention.encode.spike_value)
     parts = membrane.split(attention.sizes(block.attn.split_size), dim=-1)
-    for neuron, x in zip((attention.query, attention.key, attention.value), parts, strict=True):
-        fit_neuron(neuron, x, centred=False)
-    for neuron in (attention.query, attention.key):
-        neuron.threshold.mul_(attention.threshold_room)
+    for name, x in zip(("query", "key", "value"), parts, strict=True):
+        fit_neuron(getattr(attention, name), x, centred=False)
+        attention.make_room(name)
     mean = attention.parallel(*attention.code(taps["attn_in"]))
     fit_neuron(attention.merged, attention.merge(mean), centred=True)
+    attention.make_room("merged")
     absorb_center(attention.merged, attention.c_proj)
 
 

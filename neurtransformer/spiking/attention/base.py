@@ -7,7 +7,7 @@ bars. Everything before and after it is the same for all kinds.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
@@ -32,8 +32,8 @@ class SpikingSelfAttention(nn.Module, ABC):
     signed: ClassVar[tuple[bool, bool, bool]] = (True, True, True)
     """Whether the populations of query, key and value are signed."""
 
-    threshold_room: ClassVar[float] = 1.0
-    """Thresholds of query and key over those of least coding error."""
+    rooms: ClassVar[Mapping[str, float]] = {}
+    """Thresholds of layers of neurons over those of least coding error, where not 1."""
 
     def __init__(self, width: int, heads: int, code: Code) -> None:
         super().__init__()
@@ -118,6 +118,11 @@ class SpikingSelfAttention(nn.Module, ABC):
         """
 
     # --- what all kinds share ---
+
+    def make_room(self, name: str) -> None:
+        """Raise the thresholds of the neurons called `name` above those of least error."""
+        with torch.no_grad():
+            getattr(self, name).threshold.mul_(self.rooms.get(name, 1.0))
 
     def split_heads(self, spikes: Tensor) -> Tensor:
         """(..., length, channels) to (..., heads, length, channels / heads)."""

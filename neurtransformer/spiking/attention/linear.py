@@ -24,8 +24,9 @@ The module has both forms: `ssa_parallel`, over all pairs of tokens, differentia
 and `ssa_recurrent`, the bounded integer state of the chip, for everything else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import product
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -207,7 +208,7 @@ class LinearAttention(SpikingSelfAttention):
     signed = False, False, True
     # what is squared must not be clipped: the least coding error clips rare peaks, which matter
     # little as counts but much as squares
-    threshold_room = 1.3
+    rooms: ClassVar[Mapping[str, float]] = {"query": 1.3, "key": 1.3}
 
     shift: Tensor
     present: Tensor

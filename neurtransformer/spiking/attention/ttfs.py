@@ -32,8 +32,8 @@ COARSE levels a step until some neuron would fire; the fine race runs from there
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -207,6 +207,9 @@ class RaceAttention(SpikingSelfAttention):
     """
 
     kind = "ttfs"
+    # fewer spikes at the same divergence from the dense model: what least error clips, the tails,
+    # matters more than it says (docs/LOG.md)
+    rooms: ClassVar[Mapping[str, float]] = {"encode": 1.25, "query": 1.5, "merged": 1.5}
     scaling: Tensor
 
     def __init__(self, width: int, heads: int, code: Code) -> None:
