@@ -12,7 +12,7 @@ from .output import answer, json_option
 @click.argument("model")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option("--config", type=click.Path(path_type=Path), help="A recipe, see configs/.")
-@click.option("--attention", help="ttfs: a race of token neurons. linear: fast weights.")
+@click.option("--attention", help="ttfs (the default): a race of token neurons. linear: fast weights.")
 @click.option("--coding", type=click.Choice(["rate", "phase"]), help="One code for all of it.")
 @click.option("--timesteps", type=int, help="T of the code, 1 to 64; 1 to 8 of phase coding.")
 @click.option("--text", help="Text to calibrate on: a file, - or a hub data set.")
@@ -32,10 +32,10 @@ def command(
     """Turn the dense GPT-2 MODEL into a spiking run.
 
     MODEL is a short name (`neurtx models`), a hub id or a local folder. Softmax attention becomes
-    spiking self-attention in every layer: fast weights, or with `--attention ttfs` a race of token
-    neurons in phase-coded spikes. The feed-forward blocks are rate coded, or with `--coding phase`
-    all is phase coded but the keys, queries and values of fast weights. Thresholds are calibrated
-    on text; nothing is trained yet (`neurtx finetune`).
+    spiking self-attention in every layer: a race of token neurons in phase-coded spikes, or with
+    `--attention linear` fast weights. The feed-forward blocks are rate coded, or with `--coding
+    phase` all is phase coded but the keys, queries and values of fast weights. Thresholds are
+    calibrated on text; nothing is trained yet (`neurtx finetune`).
     """
     import sys
     import time

@@ -34,12 +34,11 @@ def command(
 ) -> None:
     """Train RUN to follow its dense teacher.
 
-    A `linear` attention first learns each layer's attention output, then the teacher's next-token
-    distribution. A `ttfs` one is near the teacher from the start: its recipe leaves the first stage
-    out (`match_share: 0`). The recipe's 2,200 steps take under 20 minutes for gpt2-nano and
-    `linear` on two cores; fewer do, and cost quality. With `--spikes-budget 0.7` RUN also learns to
-    do with 70 % of its synaptic operations. The run's weights are replaced when training has ended;
-    until then only RUN/checkpoint changes.
+    It learns the teacher's next-token distribution. A `linear` attention first learns each layer's
+    attention output; a `ttfs` one is near it from the start, and its recipe leaves that stage out
+    (`match_share: 0`). With `--spikes-budget 0.7` RUN also learns to do with 70 % of its synaptic
+    operations. The run's weights are replaced when training has ended; until then only
+    RUN/checkpoint changes.
 
     In several processes (`torchrun --nproc-per-node 8 -m neurtx.main finetune`, or `accelerate
     launch`) each takes batches of its own; one of them writes and prints.
