@@ -7,6 +7,7 @@ wants to see happens in a process of its own.
 import importlib.metadata
 import importlib.util
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -22,13 +23,28 @@ _FREE_GB = 2.0
 _REINSTALL = "pip install --force-reinstall --no-deps "
 # PyPI's torch for Linux brings gigabytes of CUDA; with this option pip takes the build for CPUs
 _CPU_BUILDS = "--extra-index-url https://download.pytorch.org/whl/cpu "
+
+
+def _bounded(name: str) -> str:
+    """A package with the versions of it that neurtransformer takes, for pip."""
+    try:
+        named = importlib.metadata.requires("neurtransformer") or []
+    except importlib.metadata.PackageNotFoundError:
+        named = []
+    fits = (line for line in named if re.match(rf"{name}\b(?!-)", line))
+    return f"'{next(fits, name).partition(';')[0].strip()}'"
+
+
 # what to see work -> the code that shows it, and what to type when it does not
 _PROBES = {
     "transformers works": (
         "from transformers import GPT2LMHeadModel",
-        f"{_REINSTALL}'transformers>=5,<6'",
+        f"{_REINSTALL}{_bounded('transformers')}",
     ),
-    "datasets works": ("import datasets", f"{_REINSTALL}datasets 'pyarrow<26'"),
+    "datasets works": (
+        "import datasets",
+        f"{_REINSTALL}{_bounded('datasets')} {_bounded('pyarrow')}",
+    ),
     "spikingjelly works": (
         "from spikingjelly.activation_based import neuron",
         "pip uninstall -y spikingjelly; neurtx install spikingjelly",
@@ -44,7 +60,7 @@ from lava.lib.dl.netx import hdf5
     ),
     "torch works": (
         "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')",
-        f"{_REINSTALL}{_CPU_BUILDS}'torch==2.13.*'",
+        f"{_REINSTALL}{_CPU_BUILDS}{_bounded('torch')}",
     ),
 }
 

@@ -1,7 +1,9 @@
 """The command line itself: quick help, one line per mistake, JSON and nothing else."""
 
 import errno
+import importlib.metadata
 import json
+import shlex
 import shutil
 import socket
 import subprocess
@@ -138,6 +140,20 @@ def test_doctor_does_not_try_what_is_not_installed(monkeypatch: pytest.MonkeyPat
     assert [line.split()[1] for line in bad] == ["lava-nc", "lava-dl"]
     assert all("only for simulate" in x and "type: neurtx install lava" in x for x in bad)
     assert "ok  spikingjelly works" in answer
+
+
+def test_what_doctor_says_to_type_is_what_is_taken() -> None:
+    """A newer transformers than was tested would break `generate`."""
+    from packaging.requirements import Requirement
+
+    from neurtx import doctor
+
+    taken = {
+        r.name: r for r in map(Requirement, importlib.metadata.requires("neurtransformer") or [])
+    }
+    for probe, name in (("transformers works", "transformers"), ("torch works", "torch")):
+        typed = shlex.split(doctor._PROBES[probe][1])[-1]
+        assert Requirement(typed).specifier == taken[name].specifier != ""
 
 
 def test_install_has_nothing_to_do_here(tmp_path: Path) -> None:
