@@ -12,9 +12,7 @@ from .output import answer, json_option
 @click.argument("model")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option("--config", type=click.Path(path_type=Path), help="A recipe, see configs/.")
-@click.option(
-    "--attention", help="ttfs (the default): a race of token neurons. linear: fast weights."
-)
+@click.option("--attention", help="ttfs, the default: a race of neurons. linear: fast weights.")
 @click.option("--coding", type=click.Choice(["rate", "phase"]), help="One code for all of it.")
 @click.option("--timesteps", type=int, help="T of the code, 1 to 64; 1 to 8 of phase coding.")
 @click.option("--text", help="Text to calibrate on: a file, - or a hub data set.")

@@ -43,7 +43,7 @@ _PROBES = {
     ),
     "datasets works": (
         "import datasets",
-        f"{_REINSTALL}{_bounded('datasets')} {_bounded('pyarrow')}",
+        _REINSTALL + " ".join(map(_bounded, ("datasets", "pyarrow"))),
     ),
     "spikingjelly works": (
         "from spikingjelly.activation_based import neuron",
