@@ -32,10 +32,10 @@ def command(
     """Turn the dense GPT-2 MODEL into a spiking run.
 
     MODEL is a short name (`neurtx models`), a hub id or a local folder. Softmax attention becomes
-    spiking self-attention in every layer: fast weights, or with `--attention ttfs` a race of token
-    neurons in phase-coded spikes. The feed-forward blocks are rate coded, or with `--coding phase`
-    all is phase coded but the keys, queries and values of fast weights. Thresholds are calibrated
-    on text; nothing is trained yet (`neurtx finetune`).
+    spiking self-attention in every layer: a race of token neurons in phase-coded spikes, or with
+    `--attention linear` fast weights. The feed-forward blocks are rate coded, or with `--coding
+    phase` all is phase coded but the keys, queries and values of fast weights. Thresholds are
+    calibrated on text; nothing is trained yet (`neurtx finetune`).
     """
     import sys
     import time

@@ -15,7 +15,7 @@ from torch import Tensor
 from neurtransformer.dense import load_dense
 from neurtransformer.errors import UserError
 from neurtransformer.measure.position import doubled, loss_by_position
-from neurtransformer.measure.quality import counting_spikes, evaluate
+from neurtransformer.measure.quality import SpikeCounter, counting_spikes, evaluate
 from neurtransformer.recipe import Coding, load_recipe
 from neurtransformer.spiking.attention.linear import LinearAttention, fit_forgetting
 from neurtransformer.spiking.calibrate import fit_threshold
@@ -127,7 +127,19 @@ def test_evaluating_by_hand(either_run: Path) -> None:
     # the query, key and value neurons of a race are as many as GPT-2's channels
     qkv = 5 * 64 if model.config.attention == "linear" else 3 * 64
     neurons = 2 * (64 + qkv + 64 + 64 + 256)
-    assert values["mean_spike_rate"] == pytest.approx(values["spikes_per_token"] / neurons / 4)
+    coded = values["spikes_per_token"]
+    for block, events in enumerate(counter.events):
+        coded -= events.get("race", 0) / counter.tokens[f"{block}.attn.key"]
+    assert values["mean_spike_count"] == pytest.approx(coded / neurons)
+    assert values["mean_spike_rate"] == pytest.approx(coded / neurons / 4)
+
+
+def test_each_layer_has_its_own_time_steps() -> None:
+    counter = SpikeCounter()
+    counter.spikes = {"a": torch.tensor([10.0, 20.0, 30.0]), "b": torch.tensor([40.0])}
+    counter.tokens, counter.timesteps = {"a": 10, "b": 10}, {"a": 5, "b": 8}
+    assert counter.mean_count() == pytest.approx((1 + 2 + 3 + 4) / 4)
+    assert counter.mean_rate() == pytest.approx((1 / 5 + 2 / 5 + 3 / 5 + 4 / 8) / 4)
 
 
 def _tokens(x: Tensor) -> list[Tensor]:
