@@ -49,8 +49,9 @@ NEVER = 2**62
 """A level that no membrane reaches."""
 
 LEFT_OUT = {
-    "spiking self-attention": "writes and reads a product of two signals (value by key, state by "
-    "query); a NIR node multiplies by constants only, and none has plastic weights",
+    "spiking self-attention": "its synapses are written as it runs: reading them is a product of "
+    "two signals (state, or key, by query); a NIR node multiplies by constants only, and none has "
+    "plastic weights",
     "its normalisation": "a division, which is a product of two signals",
     "LayerNorm": "squares the signal and multiplies it by its inverse length",
     "encode neurons": "could be held, but LayerNorm drives them",

@@ -19,7 +19,7 @@ neurtx finetune "$run" --steps 600
 say "4  spiking beside dense, on text held out from training"
 neurtx eval "$run"
 
-say "   the run that ships with the package, trained longer, on the same tokens"
+say "   a run that ships with the package, fast weights trained longer, on the same tokens"
 neurtx eval gpt2-nano-spiking
 
 say "5  energy, an estimate from the spikes just counted"

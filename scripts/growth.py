@@ -1,15 +1,16 @@
 """Why conversion may fail in larger models, measured: depth, and channels of unequal size.
 
-    python scripts/growth.py MODEL... [--text FILE] [--timesteps T]
+    python scripts/growth.py MODEL... [--attention KIND] [--text FILE] [--timesteps T]
 
-For every model, with nothing trained: the relative squared error of the final hidden states when
-one block's attention or feed-forward network is spiking, on average over blocks, and when the first
-n blocks are. Then the feed-forward blocks of the first model alone, when a few channels of the
-normalised residual stream are larger than the rest, as they become in larger GPT-2s: the model is
-rewritten so that it computes the same (gain of the LayerNorm times f, weights that read the channel
-by 1 / f), and coded with a threshold per channel, ours, and with one per layer.
+For every model, with nothing trained and the attention of the default recipe or of KIND: the
+relative squared error of the final hidden states when one block's attention or feed-forward network
+is spiking, on average over blocks, and when the first n blocks are. Then the feed-forward blocks of
+the first model alone, when a few channels of the normalised residual stream are larger than the
+rest, as they become in larger GPT-2s: the model is rewritten so that it computes the same (gain of
+the LayerNorm times f, weights that read the channel by 1 / f), and coded with a threshold per
+channel, ours, and with one per layer.
 
-Ratios of trained networks against size: scripts/quality.py --model MODEL --rung "SSA and".
+Ratios of trained networks against size: `scripts/quality.py --model MODEL --rung finetune`.
 """
 
 import copy
@@ -99,14 +100,37 @@ def one_threshold_per_layer(
 @click.command()
 @click.argument("models", nargs=-1, required=True)
 @click.option("--text", help="Held-out text; default CPython's.")
-@click.option("--timesteps", type=click.IntRange(1, 64), default=8, show_default=True)
+@click.option("--attention", help="ttfs or linear; default the recipe's.")
+@click.option("--timesteps", type=click.IntRange(1, 64), help="Default the recipe's.")
 @click.option("--limit", type=click.IntRange(min=2), default=4096, show_default=True)
-def main(models: tuple[str, ...], text: str | None, timesteps: int, limit: int) -> None:
+def main(
+    models: tuple[str, ...],
+    text: str | None,
+    attention: str | None,
+    timesteps: int | None,
+    limit: int,
+) -> None:
     """Print what each block's code costs, and what unequal channels do."""
-    recipe, console = load_recipe(), Console()
+    recipe, console = load_recipe(timesteps=timesteps, attention=attention), Console()
     depth = Table(
-        "model", "parameters", "one attention", "one feed-forward", "first 1, 2, ... blocks"
+        "model",
+        "parameters",
+        f"one attention ({recipe.attention})",
+        "one feed-forward",
+        "first 1, 2, ... blocks",
     )
+
+    def converted(dense: GPT2LMHeadModel, calibration: Tensor) -> SpikingGPT2LMHeadModel:
+        return convert(
+            dense,
+            calibration,
+            recipe.timesteps,
+            "growth",
+            coding=recipe.coding,
+            attention=recipe.attention,
+            attention_code=recipe.attention_code,
+        )
+
     loaded: list[tuple[GPT2LMHeadModel, Tensor, Tensor]] = []
     for name in models:
         dense, tokenizer = load_dense(name)
@@ -114,7 +138,7 @@ def main(models: tuple[str, ...], text: str | None, timesteps: int, limit: int) 
         length = dense.config.n_positions
         ids = load_blocks(text, tokenizer, length, split="heldout", limit_tokens=limit)
         loaded.append((dense, calibration, ids))
-        spiking = convert(dense, calibration, timesteps, name)
+        spiking = converted(dense, calibration)
         blocks = range(dense.config.n_layer)
 
         def of(parts: set[Part], dense=dense, spiking=spiking, ids=ids) -> float:
@@ -138,7 +162,7 @@ def main(models: tuple[str, ...], text: str | None, timesteps: int, limit: int) 
         def ratio(
             change: Callable[[SpikingGPT2LMHeadModel], None], large: GPT2LMHeadModel = large
         ) -> str:
-            model = convert(large, calibration, timesteps, "growth")
+            model = converted(large, calibration)
             change(model)
             found = measure(with_dense_parts(model, large, feedforward=False), large, ids)
             return f"{found['ppl_ratio']:.3f}"

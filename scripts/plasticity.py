@@ -2,10 +2,11 @@
 
     python scripts/plasticity.py [RUN] [--prompt TEXT] [--perplexity TOKENS]
 
-All heads of all blocks read and write the counts that they have on the prompt, each time with
-another shift of forgetting, the last time with their own. The exponent of a head's weights is
-calibrated on another text of the same length. One block of each line runs in Lava too, and all do
-in the last. The table goes to standard error, the JSON to standard output.
+RUN is one with `linear` attention. All heads of all blocks read and write the counts that they have
+on the prompt, each time with another shift of forgetting, the last time with their own. The
+exponent of a head's weights is calibrated on another text of the same length. One block of each
+line runs in Lava too, and all do in the last. The table goes to standard error, the JSON to
+standard output.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ import torch
 from torch.nn import functional as F
 
 from neurtransformer.codes import NO_FORGETTING
+from neurtransformer.errors import UserError
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.integer.model import IntegerGPT2
@@ -144,6 +146,8 @@ def main(run: str, prompt: str, tokens: int) -> None:
     """Compare the SSA of RUN in Lava's learning engine with the exact one."""
     spiking, tokenizer = load_run(resolve("run", run))
     model = IntegerGPT2.from_spiking(spiking)
+    if model.config.attention != "linear":
+        raise UserError(f"{run} has another attention than linear: see scripts/race_engine.py")
     timesteps, layers = model.config.timesteps, model.config.layers
     ids = torch.tensor([tokenizer.encode(prompt)])
     length = ids.shape[1]

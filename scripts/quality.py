@@ -4,14 +4,14 @@
       [--model MODEL] [--rung NAME]...
 
 Every network is measured on the same held-out tokens, those that are trained with several seeds on
-the same training tokens. What is measured is kept in OUT network by network: a ladder that was
+the same training tokens, each by the recipe of its kind of attention: fast weights (`linear`) or a
+race (`ttfs`). What is measured is kept in OUT network by network: a ladder that was
 stopped goes on where it was when the same command is given again.
 """
 
 import copy
 import hashlib
 import json
-import statistics
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,9 +29,10 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from neurtransformer.dense import load_dense
 from neurtransformer.measure.energy import estimate
 from neurtransformer.measure.quality import counting_spikes, evaluate
-from neurtransformer.recipe import Coding, Finetune, load_recipe
+from neurtransformer.recipe import Code, Finetune, load_recipe
 from neurtransformer.runs import BUNDLED, read_json, write_json, write_text
 from neurtransformer.spiking.attention.linear import LinearAttention
+from neurtransformer.spiking.attention.ttfs import RaceAttention
 from neurtransformer.spiking.calibrate import calibration_text
 from neurtransformer.spiking.convert import carry_over, convert
 from neurtransformer.spiking.feedforward import SpikingFeedForward
@@ -47,12 +48,21 @@ from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 from neurtransformer.text import load_blocks
 from quality_spikingjelly import RECIPES
 from quality_spikingjelly import converted as spikingjelly_converted
+from quality_table import table
 
 DENSE_RATE = 3e-4
 """Peak learning rate of the dense control."""
 
-FEED_FORWARD_T: dict[Coding, tuple[int, ...]] = {"rate": (2, 4, 8, 16, 32), "phase": (2, 4, 8)}
+FEED_FORWARD = (
+    *(Code(t, "rate") for t in (2, 4, 8, 16, 32)),
+    *(Code(t, "phase") for t in (2, 4, 8)),
+)
 SPIKINGJELLY = (*((recipe, 8) for recipe in RECIPES), ("rate_max", 32))
+RACES = Code(5, "phase"), Code(8, "phase")
+"""Of networks that have one code all the way; the first is trained too."""
+
+KINDS = {"linear": "fast weights", "ttfs": "race"}
+SHIPPED = "gpt2-nano-spiking", "gpt2-nano-phase"
 
 
 class Softmax(nn.Module):
@@ -97,31 +107,43 @@ class Rung:
 
 @dataclass(frozen=True)
 class Ladder:
-    """What all rungs share: the dense model, the text, the recipe."""
+    """What all rungs share: the dense model, the text, the recipe of each kind of attention."""
 
     dense: GPT2LMHeadModel
     calibration: Tensor
-    recipe: Finetune
-    timesteps: int
+    recipes: dict[str, Finetune]
+    code: Code
+    race_code: Code
     training: Callable[[int], Tensor]
 
-    def converted(
-        self, timesteps: int | None = None, coding: Coding = "rate"
-    ) -> SpikingGPT2LMHeadModel:
-        steps = timesteps or self.timesteps
-        return convert(self.dense, self.calibration, steps, "ladder", coding=coding)
+    def converted(self, code: Code | None = None) -> SpikingGPT2LMHeadModel:
+        """Fast weights, with one code for all of it."""
+        timesteps, coding = code or self.code
+        return convert(
+            self.dense, self.calibration, timesteps, "ladder", coding=coding, attention="linear"
+        )
 
-    def feed_forward_only(self, timesteps: int, coding: Coding) -> SpikingGPT2LMHeadModel:
-        model = self.converted(timesteps, coding)
-        return with_dense_parts(model, self.dense, feedforward=False)
+    def race(self, code: Code | None = None) -> SpikingGPT2LMHeadModel:
+        """A race by the default recipe, or with one code for all of it."""
+        timesteps, coding = code or self.code
+        return convert(
+            self.dense,
+            self.calibration,
+            timesteps,
+            "ladder",
+            coding=coding,
+            attention="ttfs",
+            attention_code=code or self.race_code,
+        )
 
     def trained(self, model: SpikingGPT2LMHeadModel, seed: int) -> SpikingGPT2LMHeadModel:
-        with click.progressbar(length=self.recipe.steps, file=sys.stderr) as bar:
+        recipe = self.recipes[model.config.attention]
+        with click.progressbar(length=recipe.steps, file=sys.stderr) as bar:
             finetune(
                 model,
                 self.dense,
                 self.training(seed),
-                self.recipe,
+                recipe,
                 seed=seed,
                 device="cpu",
                 checkpoint=None,
@@ -150,12 +172,13 @@ class Ladder:
         dense = copy.deepcopy(self.dense).requires_grad_(True).train()
         optimizer = torch.optim.AdamW(dense.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
         blocks = self.training(seed)
-        steps = range(self.recipe.steps)
+        recipe = self.recipes["ttfs"]
+        steps = range(recipe.steps)
         with bfloat16_products(), click.progressbar(steps, file=sys.stderr) as bar:
             for step in bar:
                 for group in optimizer.param_groups:
-                    group["lr"] = rate_at(step, self.recipe.steps, DENSE_RATE)
-                tokens = batch_at(step, blocks, self.recipe.batch, seed)
+                    group["lr"] = rate_at(step, recipe.steps, DENSE_RATE)
+                tokens = batch_at(step, blocks, recipe.batch, seed)
                 loss = dense(tokens, labels=tokens).loss
                 optimizer.zero_grad()
                 loss.backward()
@@ -167,12 +190,13 @@ class Ladder:
 
     def rungs(self) -> Iterator[Rung]:
         yield Rung("dense, fine-tuned on the same tokens", self.dense_finetuned, trained=True)
-        for coding, timesteps in FEED_FORWARD_T.items():
-            for t in timesteps:
-                yield Rung(
-                    f"feed-forward only, {coding}, T = {t}",
-                    lambda seed, t=t, coding=coding: self.feed_forward_only(t, coding),
-                )
+        for code in FEED_FORWARD:
+            yield Rung(
+                f"feed-forward only, {code.coding}, T = {code.timesteps}",
+                lambda seed, code=code: with_dense_parts(
+                    self.converted(code), self.dense, feedforward=False
+                ),
+            )
         for recipe, t in SPIKINGJELLY:
             yield Rung(
                 f"feed-forward only, SpikingJelly's {recipe}, T = {t}",
@@ -181,37 +205,67 @@ class Ladder:
                     spikingjelly_converted(self.dense, self.calibration, recipe, t),
                 ),
             )
-        yield Rung("naive conversion, nothing trained", lambda seed: self.converted())
+        yield from self.fast_weights()
+        yield from self.races()
+        for name in SHIPPED:
+            if (BUNDLED / name).is_dir():
+                kind = KINDS[read_json(BUNDLED / name / "config.json").get("attention", "linear")]
+                yield Rung(
+                    f"{name} ({kind}), as shipped",
+                    lambda seed, name=name: load_run(BUNDLED / name)[0],
+                )
+
+    def fast_weights(self) -> Iterator[Rung]:
+        yield Rung("fast weights, nothing trained", lambda seed: self.converted())
         yield Rung(
             "no attention",
             lambda seed: self.trained(self.blind(), seed),
             trained=True,
         )
         yield Rung(
-            "each token sees itself and the one before",
+            "fast weights, each token sees itself and the one before",
             lambda seed: self.trained(self.shortsighted(), seed),
             trained=True,
         )
         yield Rung(
-            "SSA only",
+            "fast weights only, feed-forward dense",
             lambda seed: self.trained(
                 with_dense_parts(self.converted(), self.dense, attention=False), seed
             ),
             trained=True,
         )
         yield Rung(
-            "SSA and feed-forward: `neurtx finetune`",
+            "fast weights: `neurtx finetune`",
             lambda seed: self.trained(self.converted(), seed),
             trained=True,
         )
         yield Rung(
-            "the same, phase coding",
-            lambda seed: self.trained(self.converted(coding="phase"), seed),
+            "fast weights, phase coding: `neurtx finetune`",
+            lambda seed: self.trained(self.converted(Code(self.code.timesteps, "phase")), seed),
             trained=True,
         )
+
+    def races(self) -> Iterator[Rung]:
         yield Rung(
-            "gpt2-nano-spiking, as shipped",
-            lambda seed: load_run(BUNDLED / "gpt2-nano-spiking")[0],
+            "race only, feed-forward dense, nothing trained",
+            lambda seed: with_dense_parts(self.race(), self.dense, attention=False),
+        )
+        yield Rung("race, default recipe, nothing trained", lambda seed: self.race())
+        for code in RACES:
+            yield Rung(
+                f"race, {code.coding} T = {code.timesteps}, nothing trained",
+                lambda seed, code=code: self.race(code),
+            )
+        yield Rung(
+            "race: `neurtx finetune`",
+            lambda seed: self.trained(self.race(), seed),
+            trained=True,
+        )
+        first = RACES[0]
+        yield Rung(
+            f"race, {first.coding} T = {first.timesteps}: `neurtx finetune`",
+            lambda seed: self.trained(self.race(first), seed),
+            trained=True,
         )
 
 
@@ -247,60 +301,14 @@ def measure(
         "tokens",
     )
     found = {name: values[name] for name in names}
-    if all(type(block.attn) is LinearAttention for block in model.blocks) and not any(
-        isinstance(block.mlp, Gelu) for block in model.blocks
+    if all(
+        type(block.attn) in (LinearAttention, RaceAttention) and not isinstance(block.mlp, Gelu)
+        for block in model.blocks
     ):
         energy = estimate(model, counter)
         for part in ("attention", "model"):
             found[f"{part}_reduction_percent"] = energy[part]["reduction_percent"]
     return found
-
-
-def table(rows: list[dict[str, Any]], texts: list[str]) -> str:
-    """Rungs as a Markdown table: mean over seeds, with the range where there are several.
-
-    A column for each text holds perplexity ratios to the dense model; the others are means over
-    all texts.
-    """
-    dense = rows[0]["texts"]
-    head = [
-        "network",
-        *(f"{text} (dense {dense[text]['ppl_dense']:.1f})" for text in texts),
-        "cosine",
-        "agreement",
-        "spikes a token",
-        "attention / model energy saved (estimate)",
-    ]
-    lines = [head, ["---"] * len(head)]
-    for name in dict.fromkeys(row["rung"] for row in rows):
-        same = [row for row in rows if row["rung"] == name]
-        saved = [
-            _values(same, f"{part}_reduction_percent", texts) for part in ("attention", "model")
-        ]
-        # of other people's neurons no spikes were counted
-        spikes = statistics.fmean(_values(same, "spikes_per_token", texts))
-        lines.append(
-            [
-                name,
-                *(_mean_and_range(_values(same, "ppl_ratio", [text])) for text in texts),
-                f"{statistics.fmean(_values(same, 'cosine_similarity', texts)):.3f}",
-                f"{statistics.fmean(_values(same, 'token_agreement', texts)):.1%}",
-                f"{spikes:,.0f}" if spikes else "-",
-                " / ".join(f"{statistics.fmean(x):.0f} %" for x in saved if x) or "-",
-            ]
-        )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def _values(rows: list[dict[str, Any]], key: str, texts: list[str]) -> list[float]:
-    """What was measured of these rungs on these texts, where it was."""
-    measured = [row["texts"][text] for row in rows for text in texts]
-    return [values[key] for values in measured if key in values]
-
-
-def _mean_and_range(values: list[float]) -> str:
-    mean = f"{statistics.fmean(values):.3f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.3f}-{max(values):.3f})"
 
 
 @click.command()
@@ -328,7 +336,7 @@ def main(
         raise click.UsageError(f"two held-out texts of one name would share a column: {names}")
     dense, tokenizer = load_dense(model)
     recipe = load_recipe()
-    finetuning = recipe.finetune.changed(steps=steps)
+    recipes = {kind: load_recipe(attention=kind).finetune.changed(steps=steps) for kind in KINDS}
     length = dense.config.n_positions
     heldout = {
         name: load_blocks(source, tokenizer, length, split="heldout", limit_tokens=limit)
@@ -337,12 +345,18 @@ def main(
     ladder = Ladder(
         dense,
         calibration_text(dense, tokenizer, None, recipe.calibration),
-        finetuning,
-        recipe.timesteps,
-        cache(lambda seed: training_text(dense, tokenizer, train_text, finetuning, seed)),
+        recipes,
+        recipe.code,
+        recipe.attention_code,
+        # the recipes train on as many tokens
+        cache(lambda seed: training_text(dense, tokenizer, train_text, recipes["ttfs"], seed)),
     )
     out.mkdir(parents=True, exist_ok=True)
-    settings = {"model": model, "recipe": finetuning.model_dump(), "train_text": train_text}
+    settings = {
+        "model": model,
+        "recipes": {kind: recipe.model_dump() for kind, recipe in recipes.items()},
+        "train_text": train_text,
+    }
     rungs = [r for r in ladder.rungs() if not wanted or any(x in r.name for x in wanted)]
     if not rungs:
         raise click.UsageError(f"no network's name holds any of {wanted}")

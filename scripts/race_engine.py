@@ -2,9 +2,10 @@
 
     python scripts/race_engine.py [RUN] [--prompt TEXT]
 
-A residual stream of the prompt goes through each layer's attention, whose key and value synapses
-are written by the engine's own rule. Each read and each synapse after each token is compared. The
-table goes to standard error, the JSON to standard output.
+RUN is one with `ttfs` attention, by default the last one made. A residual stream of the prompt goes
+through each layer's attention, whose key and value synapses are written by the engine's own rule.
+Each read and each synapse after each token is compared. The table goes to standard error, the JSON
+to standard output.
 """
 
 import json
@@ -23,20 +24,22 @@ from neurtransformer.spiking.load import load_run
 
 
 @click.command()
-@click.argument("run", default="gpt2-nano-spiking")
+@click.argument("run", required=False)
 @click.option("--prompt", default=PROMPT, help="The text to run.")
-def main(run: str, prompt: str) -> None:
+def main(run: str | None, prompt: str) -> None:
     """Compare the race of RUN in Lava's learning engine with the integer model's."""
     from neurtransformer.loihi.race_engine import PHASE, compare
 
-    spiking, tokenizer = load_run(resolve("run", run))
+    folder = resolve("run", run)
+    spiking, tokenizer = load_run(folder)
     model = IntegerGPT2.from_spiking(spiking)
     ids = torch.tensor(tokenizer.encode(prompt))
     x = model.embedding.counts(ids.numpy())
-    report: dict[str, Any] = {"run": run, "tokens": len(x), "steps": PHASE * len(x), "layers": []}
+    sizes = {"tokens": len(x), "steps": PHASE * len(x)}
+    report: dict[str, Any] = {"run": str(folder), **sizes, "layers": []}
     for layer, attention in enumerate(model.attention):
         if not isinstance(attention, RaceAttention):
-            raise UserError(f"{run} has another attention than ttfs")
+            raise UserError(f"{folder} has another attention than ttfs")
         began = time.monotonic()
         tally = compare(attention, x, range(attention.heads))
         seconds = time.monotonic() - began

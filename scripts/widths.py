@@ -3,7 +3,7 @@
     python scripts/widths.py [RUN] [--text FILE] [--limit TOKENS]
 
 Prints the perplexity of the integer network over the spiking network's, for the widths that ship
-and for others. docs/loihi.md has the table.
+and for others. Only `linear` attention has a state. docs/loihi.md has the table.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ BLOCK = 256
 Change = tuple[Any, dict[str, Any]]
 
 
-def widths() -> Iterator[tuple[str, str, list[Change]]]:
+def widths(attention: str) -> Iterator[tuple[str, str, list[Change]]]:
     """(what, width, the constants that it changes)."""
     yield "as shipped", "", []
     for bits in (7, 6, 5, 4):
@@ -48,7 +48,7 @@ def widths() -> Iterator[tuple[str, str, list[Change]]]:
             [(quantise, most), (blocks, most)],
         )
     # no head's write shift has more to give than 6 bits at T = 8
-    for bits in (22, 20, 18):
+    for bits in (22, 20, 18) if attention == "linear" else ():
         yield "state of the SSA", f"{bits} bits", [(arithmetic, {"write_shift": lower(24 - bits)})]
     for bits in (4, 3, 2):
         table = {"GELU_INDEX_BITS": bits, "GELU_ENTRIES": 4 << bits}
@@ -73,7 +73,9 @@ def main(run: str, text: str | None, limit: int) -> None:
     table = Table("what", "width", "perplexity over the spiking network's")
     console = Console(stderr=True)
     reference = perplexity(lambda x: spiking(x).logits, ids)
-    for what, width, changes in track(list(widths()), "measuring", console=console):
+    for what, width, changes in track(
+        list(widths(spiking.config.attention)), "measuring", console=console
+    ):
         with ExitStack() as stack:
             for module, constants in changes:
                 stack.enter_context(mock.patch.multiple(module, **constants))

@@ -68,15 +68,8 @@ def tiny_dense_folder(tmp_path_factory: pytest.TempPathFactory, nano_tokenizer: 
     return folder
 
 
-@pytest.fixture(scope="session")
-def tiny_run(
-    tmp_path_factory: pytest.TempPathFactory, tiny_dense_folder: Path, nano_tokenizer: Any
-) -> Path:
-    """A run as `neurtx convert` writes it: the tiny dense model, linear attention, T = 4,
-    nothing trained.
-
-    For reading only: `copy_of` makes one to spoil.
-    """
+def _converted(folder: Path, dense_folder: Path, tokenizer: Any, attention: str) -> Path:
+    """`folder`, with what `neurtx convert --timesteps 4` writes for a kind of attention."""
     import torch
 
     from neurtransformer import runs
@@ -84,17 +77,24 @@ def tiny_run(
     from neurtransformer.recipe import load_recipe
     from neurtransformer.spiking.convert import convert
 
-    recipe = load_recipe(timesteps=4, attention="linear")
-    dense, _ = load_dense(str(tiny_dense_folder))
+    recipe = load_recipe(timesteps=4, attention=attention)
+    dense, _ = load_dense(str(dense_folder))
     tokens = torch.randint(
         dense.config.vocab_size, (2, 32), generator=torch.Generator().manual_seed(0)
     )
-    spiking = convert(dense, tokens, recipe.timesteps, str(tiny_dense_folder))
-    folder = tmp_path_factory.mktemp("runs") / "tiny-spiking"
+    spiking = convert(
+        dense,
+        tokens,
+        recipe.timesteps,
+        str(dense_folder),
+        coding=recipe.coding,
+        attention=recipe.attention,
+        attention_code=recipe.attention_code,
+    )
     spiking.save_pretrained(folder)
-    nano_tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     values = {
-        "model": str(tiny_dense_folder),
+        "model": str(dense_folder),
         "timesteps": recipe.timesteps,
         "parameters": spiking.num_parameters(),
         "calibration_tokens": tokens.numel(),
@@ -105,20 +105,58 @@ def tiny_run(
     return folder
 
 
+def _exported(folder: Path, run: Path, tokenizer: Any) -> Path:
+    """`folder`, with a netlist of `run` that sends binary spikes."""
+    from neurtransformer.integer.model import IntegerGPT2
+    from neurtransformer.loihi import netlist
+    from neurtransformer.spiking.load import load_run
+
+    netlist.write(folder, IntegerGPT2.from_spiking(load_run(run)[0]), tokenizer, "binary")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_dense_folder: Path, nano_tokenizer: Any
+) -> Path:
+    """A run as `neurtx convert` writes it: the tiny dense model, linear attention, T = 4,
+    nothing trained.
+
+    For reading only: `copy_of` makes one to spoil.
+    """
+    folder = tmp_path_factory.mktemp("runs") / "tiny-spiking"
+    return _converted(folder, tiny_dense_folder, nano_tokenizer, "linear")
+
+
+@pytest.fixture(scope="session")
+def tiny_race_run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_dense_folder: Path, nano_tokenizer: Any
+) -> Path:
+    """The same with the default attention, a race, which is phase coded. For reading only."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny-race"
+    return _converted(folder, tiny_dense_folder, nano_tokenizer, "ttfs")
+
+
+@pytest.fixture(params=["ttfs", "linear"])
+def either_run(request: pytest.FixtureRequest, tiny_run: Path, tiny_race_run: Path) -> Path:
+    """A run of each kind of attention, one after the other. For reading only."""
+    return tiny_race_run if request.param == "ttfs" else tiny_run
+
+
 @pytest.fixture(scope="session")
 def tiny_netlist(
     tmp_path_factory: pytest.TempPathFactory, tiny_run: Path, nano_tokenizer: Any
 ) -> Path:
     """A netlist of the tiny run, with binary spikes. For reading only, as above."""
-    from neurtransformer.integer.model import IntegerGPT2
-    from neurtransformer.loihi import netlist
-    from neurtransformer.spiking.load import load_run
+    return _exported(tmp_path_factory.mktemp("netlists"), tiny_run, nano_tokenizer)
 
-    folder = tmp_path_factory.mktemp("netlists") / "tiny"
-    folder.mkdir()
-    model = IntegerGPT2.from_spiking(load_run(tiny_run)[0])
-    netlist.write(folder, model, nano_tokenizer, "binary")
-    return folder
+
+@pytest.fixture(scope="session")
+def tiny_race_netlist(
+    tmp_path_factory: pytest.TempPathFactory, tiny_race_run: Path, nano_tokenizer: Any
+) -> Path:
+    """The same of the run whose attention is a race."""
+    return _exported(tmp_path_factory.mktemp("netlists"), tiny_race_run, nano_tokenizer)
 
 
 @pytest.fixture(scope="session")

@@ -15,15 +15,30 @@ from safetensors.torch import load_file
 
 from neurtransformer.dense import load_dense
 from neurtransformer.errors import UserError
-from neurtransformer.recipe import load_recipe
+from neurtransformer.recipe import Code, load_recipe
 from neurtransformer.runs import read_json
 from neurtx.progress import bar
 
+LINEAR = ("--attention", "linear")
 
-def test_convert_finetune_eval(neurtx: Any, tiny_dense_folder: Path, tmp_path: Path) -> None:
-    made = neurtx("convert", str(tiny_dense_folder), "--out", "run", "--timesteps", "4", "--json")
+
+@pytest.mark.parametrize(
+    ("options", "kind"), [((), ("ttfs", 4, "phase")), (LINEAR, ("linear", 4, "rate"))]
+)
+def test_convert_finetune_eval(
+    neurtx: Any,
+    tiny_dense_folder: Path,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    kind: tuple[str, int, str],
+) -> None:
+    words = ("convert", str(tiny_dense_folder), "--out", "run", "--timesteps", "4", *options)
+    made = neurtx(*words, "--json")
     assert made.returncode == 0, made.stderr
-    assert json.loads(made.stdout)["run"] == str(tmp_path / "run")
+    told = json.loads(made.stdout)
+    assert told["run"] == str(tmp_path / "run")
+    names = ("attention", "attention_timesteps", "attention_coding")
+    assert tuple(told[name] for name in names) == kind
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
     tuned = neurtx("finetune", "--text", "text.txt", "--steps", "4", "--json")
     assert tuned.returncode == 0, tuned.stderr
@@ -53,9 +68,9 @@ def test_convert_finetune_eval(neurtx: Any, tiny_dense_folder: Path, tmp_path: P
 
 
 def test_the_teacher_continues_the_prompt_too(
-    neurtx: Any, tiny_run: Path, copy_of: Callable[[Path], Path]
+    neurtx: Any, either_run: Path, copy_of: Callable[[Path], Path]
 ) -> None:
-    run = copy_of(tiny_run)
+    run = copy_of(either_run)
     words = ("generate", str(run), "--prompt", "The quick", "--tokens", "6", "--seed", "3")
     texts = []
     for backend in ("torch", "integer"):
@@ -77,8 +92,11 @@ def test_the_teacher_continues_the_prompt_too(
     assert read_json(run / "report.json")["generate"]["dense_text"] is None
 
 
-def test_phase_coding_all_the_way(neurtx: Any, tiny_dense_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "phase.yaml").write_text("coding: phase\ntimesteps: 5\n")
+@pytest.mark.parametrize("attention", ["ttfs", "linear"])
+def test_phase_coding_all_the_way(
+    neurtx: Any, tiny_dense_folder: Path, tmp_path: Path, attention: str
+) -> None:
+    (tmp_path / "phase.yaml").write_text(f"coding: phase\ntimesteps: 5\nattention: {attention}\n")
     made = neurtx("convert", str(tiny_dense_folder), "--out", "run", "--config", "phase.yaml")
     assert made.returncode == 0, made.stderr
     results = [
@@ -93,7 +111,7 @@ def test_phase_coding_all_the_way(neurtx: Any, tiny_dense_folder: Path, tmp_path
         assert neurtx("export", *words).returncode == 0
         done = neurtx("simulate", "--prompt", "a word", "--backend", "integer", "--json")
         assert json.loads(done.stdout)["mismatches"] == 0
-    (tmp_path / "phase.yaml").write_text("coding: phase\ntimesteps: 9\n")
+    (tmp_path / "phase.yaml").write_text(f"coding: phase\ntimesteps: 9\nattention: {attention}\n")
     words = ("convert", str(tiny_dense_folder), "--out", "run-2", "--config", "phase.yaml")
     assert "1 to 8" in neurtx(*words).mistake()
 
@@ -167,6 +185,22 @@ def test_a_recipe_keeps_what_it_does_not_say(tmp_path: Path) -> None:
         update={"timesteps": 5, "finetune": default.finetune.changed(steps=7, batch=None)}
     )
     assert load_recipe(path, timesteps=3).timesteps == 3
+
+
+def test_each_attention_has_its_recipe(tmp_path: Path) -> None:
+    """Of a file, of an option, and of neither; what a file says wins over what a kind has."""
+    default, linear = load_recipe(), load_recipe(attention="linear")
+    assert (default.attention, default.attention_code) == ("ttfs", Code(5, "phase"))
+    assert (linear.attention, linear.attention_code) == ("linear", Code(8, "rate"))
+    assert default.code == linear.code == Code(8, "rate")
+    assert (default.finetune.match_share, linear.finetune.match_share) == (0.0, 0.5)
+    path = tmp_path / "recipe.yaml"
+    path.write_text("attention: linear\nfinetune: {match_share: 0.25}\n")
+    changed = linear.finetune.changed(match_share=0.25)
+    assert load_recipe(path) == linear.model_copy(update={"finetune": changed})
+    assert load_recipe(path, attention="ttfs").finetune == default.finetune.changed(
+        match_share=0.25
+    )
 
 
 def test_nothing_is_overwritten(neurtx: Any, tiny_dense_folder: Path, tmp_path: Path) -> None:

@@ -360,10 +360,10 @@ def test_the_estimate_is_the_sum_of_its_breakdown(loaded: Any) -> None:
     assert values["model"]["memory_reduction_percent"] == pytest.approx(100 * (1 - saved))
 
 
-def test_the_command(tiny_run: Path, copy_of: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_the_command(either_run: Path, copy_of: Callable[[Path], Path], tmp_path: Path) -> None:
     from neurtx.main import neurtx
 
-    run = copy_of(tiny_run)
+    run = copy_of(either_run)
     text = tmp_path / "text.txt"
     text.write_text("A line of text that is long enough. " * 20)
     words = ["energy", str(run), "--text", str(text), "--limit", "100"]

@@ -49,8 +49,8 @@ def test_the_score_looks_where_it_says(length: int) -> None:
     assert early == pytest.approx(5, abs=0.8) and late == pytest.approx(4, abs=0.8)
 
 
-def test_the_integer_networks_attention_is_the_spiking_networks(tiny_run: Path) -> None:
-    spiking = load_run(tiny_run)[0]
+def test_the_integer_networks_attention_is_the_spiking_networks(either_run: Path) -> None:
+    spiking = load_run(either_run)[0]
     integer = induction.integer_form(IntegerGPT2.from_spiking(spiking))
     ids = induction.repeated(4096, 16)
     with torch.no_grad():
@@ -120,12 +120,12 @@ def test_all_measures_of_a_form() -> None:
 
 
 def test_by_command(
-    tiny_run: Path, copy_of: Callable[[Path], Path], tmp_path: Path, capfd: pytest.CaptureFixture
+    either_run: Path, copy_of: Callable[[Path], Path], tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     from neurtx.main import neurtx
 
     picture = tmp_path / "heads.svg"
-    arguments = ["icl", "induction", str(copy_of(tiny_run)), "--limit", "128", "--json"]
+    arguments = ["icl", "induction", str(copy_of(either_run)), "--limit", "128", "--json"]
     assert not neurtx.main([*arguments, "--picture", str(picture)], standalone_mode=False)
     values = json.loads(capfd.readouterr().out)
     for form in ("dense", "converted", "spiking", "integer"):
@@ -140,8 +140,7 @@ def test_by_command(
 def test_a_run_that_was_only_converted_is_its_own_control(
     neurtx: Any, tiny_dense_folder: Path
 ) -> None:
-    convert = "convert", str(tiny_dense_folder), "--timesteps", "4", "--attention", "ttfs"
-    assert neurtx(*convert).returncode == 0
+    assert neurtx("convert", str(tiny_dense_folder), "--timesteps", "4").returncode == 0
     found = json.loads(neurtx("icl", "induction", "--limit", "128", "--json").stdout)
     assert found["converted"] == found["spiking"] != found["dense"]
 

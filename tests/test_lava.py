@@ -237,9 +237,9 @@ def test_lava_is_the_integer_model_anywhere(
 
 
 def test_simulate_a_prompt(
-    tiny_run: Path, nano_tokenizer: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    either_run: Path, nano_tokenizer: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    spiking = load_run(tiny_run)[0]
+    spiking = load_run(either_run)[0]
     # a residual stream of 20 bits, whose squares take 40
     spiking.lm_head.weight.data.mul_(500)
     model = IntegerGPT2.from_spiking(spiking)

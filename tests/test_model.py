@@ -15,7 +15,7 @@ from torch import Tensor
 from neurtransformer.dense import load_dense
 from neurtransformer.errors import UserError
 from neurtransformer.measure.position import doubled, loss_by_position
-from neurtransformer.measure.quality import counting_spikes, evaluate
+from neurtransformer.measure.quality import SpikeCounter, counting_spikes, evaluate
 from neurtransformer.recipe import Coding, load_recipe
 from neurtransformer.spiking.attention.linear import LinearAttention, fit_forgetting
 from neurtransformer.spiking.calibrate import fit_threshold
@@ -30,14 +30,18 @@ def tokens(count: int, length: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 4096, (count, length), generator=torch.Generator().manual_seed(seed))
 
 
+CODES = [(1, "rate"), (4, "rate"), (7, "rate"), (1, "phase"), (8, "phase")]
+
+
 @pytest.mark.parametrize(
-    ("timesteps", "coding"), [(1, "rate"), (4, "rate"), (7, "rate"), (1, "phase"), (8, "phase")]
+    ("attention", "timesteps", "coding"),
+    [(kind, *code) for kind in ("linear", "ttfs") for code in CODES],
 )
 def test_steps_equal_counts_neuron_for_neuron(
-    tiny_dense_folder: Path, timesteps: int, coding: Coding
+    tiny_dense_folder: Path, attention: str, timesteps: int, coding: Coding
 ) -> None:
     dense, _ = load_dense(str(tiny_dense_folder))
-    model = convert(dense, tokens(2, 32), timesteps, "tiny", coding=coding)
+    model = convert(dense, tokens(2, 32), timesteps, "tiny", coding=coding, attention=attention)
     x = tokens(2, 16, seed=1)
     with torch.no_grad():
         with counting_spikes(model) as by_counts:
@@ -51,10 +55,10 @@ def test_steps_equal_counts_neuron_for_neuron(
     assert torch.equal(counts.logits, steps.logits)
 
 
-def test_run_loads_with_auto_class_and_generates(tiny_run: Path) -> None:
+def test_run_loads_with_auto_class_and_generates(either_run: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(tiny_run)
+    model = AutoModelForCausalLM.from_pretrained(either_run)
     x = tokens(1, 5)
     cached = model.generate(x, max_new_tokens=8, do_sample=False, use_cache=True)
     plain = model.generate(x, max_new_tokens=8, do_sample=False, use_cache=False)
@@ -94,9 +98,9 @@ def _as_dense(model: Any) -> Any:
     return forward
 
 
-def test_evaluating_by_hand(tiny_run: Path) -> None:
+def test_evaluating_by_hand(either_run: Path) -> None:
     """Against another model than itself, token by token in float64."""
-    model, _ = load_run(tiny_run)
+    model, _ = load_run(either_run)
     dense, text = load_teacher(model), tokens(3, 20)
     with torch.no_grad():
         dense.transformer.wte.weight.mul_(3)
@@ -120,8 +124,22 @@ def test_evaluating_by_hand(tiny_run: Path) -> None:
         int(a.argmax()) == int(b.argmax()) for a, b in zip(*map(_tokens, logits), strict=True)
     ]
     assert values["token_agreement"] == pytest.approx(sum(agreed) / 60) and 0 < sum(agreed) < 60
-    neurons = 2 * (64 + 5 * 64 + 64 + 64 + 256)
-    assert values["mean_spike_rate"] == pytest.approx(values["spikes_per_token"] / neurons / 4)
+    # the query, key and value neurons of a race are as many as GPT-2's channels
+    qkv = 5 * 64 if model.config.attention == "linear" else 3 * 64
+    neurons = 2 * (64 + qkv + 64 + 64 + 256)
+    coded = values["spikes_per_token"]
+    for block, events in enumerate(counter.events):
+        coded -= events.get("race", 0) / counter.tokens[f"{block}.attn.key"]
+    assert values["mean_spike_count"] == pytest.approx(coded / neurons)
+    assert values["mean_spike_rate"] == pytest.approx(coded / neurons / 4)
+
+
+def test_each_layer_has_its_own_time_steps() -> None:
+    counter = SpikeCounter()
+    counter.spikes = {"a": torch.tensor([10.0, 20.0, 30.0]), "b": torch.tensor([40.0])}
+    counter.tokens, counter.timesteps = {"a": 10, "b": 10}, {"a": 5, "b": 8}
+    assert counter.mean_count() == pytest.approx((1 + 2 + 3 + 4) / 4)
+    assert counter.mean_rate() == pytest.approx((1 / 5 + 2 / 5 + 3 / 5 + 4 / 8) / 4)
 
 
 def _tokens(x: Tensor) -> list[Tensor]:
@@ -135,8 +153,8 @@ def test_joined_blocks_are_a_quarter_of_the_text() -> None:
     assert torch.equal(doubled(text[:1]), text[:1])
 
 
-def test_loss_by_position(tiny_run: Path) -> None:
-    model, _ = load_run(tiny_run)
+def test_loss_by_position(either_run: Path) -> None:
+    model, _ = load_run(either_run)
     dense = load_teacher(model)
     # without a cache transformers would look for several texts in a row of positions
     dense.config.use_cache = False
@@ -226,11 +244,16 @@ def test_each_sign_of_a_pretrained_channel_has_its_neuron(tiny_run: Path) -> Non
 
 
 @pytest.mark.parametrize("train", ["ssa", "blocks"])
-def test_finetuning_lowers_the_loss_and_leaves_the_rest_frozen(tiny_run: Path, train: str) -> None:
-    model, _ = load_run(tiny_run)
+def test_finetuning_lowers_the_loss_and_leaves_the_rest_frozen(
+    either_run: Path, train: str
+) -> None:
+    model, _ = load_run(either_run)
     dense = load_teacher(model)
-    recipe = load_recipe(attention="linear").finetune.changed(
-        steps=16, batch=4, match_share=0.5, train=train, match_rate=0.01, distil_rate=0.0003
+    kind = model.config.attention
+    # a race is near the dense attention as it is, where large steps only lead away
+    rate = {"linear": 0.01, "ttfs": 0.001}[kind]
+    recipe = load_recipe(attention=kind).finetune.changed(
+        steps=16, batch=4, match_share=0.5, train=train, match_rate=rate, distil_rate=0.0003
     )
     before = {name: p.clone() for name, p in model.named_parameters()}
     history = finetune(
@@ -248,14 +271,16 @@ def test_finetuning_lowers_the_loss_and_leaves_the_rest_frozen(tiny_run: Path, t
 
 
 def test_resumed_training_ends_as_the_uninterrupted(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    either_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("neurtransformer.spiking.finetune.CHECKPOINT_EVERY", 2)
-    recipe = load_recipe(attention="linear").finetune.changed(steps=9, batch=2, match_share=0.5)
+    kind = load_run(either_run)[0].config.attention
+    recipe = load_recipe(attention=kind).finetune.changed(steps=9, batch=2)
+    assert recipe.match_share == {"linear": 0.5, "ttfs": 0.0}[kind]
     text = tokens(6, 16)
 
     def train(folder: Path, resume: bool, stop_after: int | None) -> Any:
-        model, _ = load_run(tiny_run)
+        model, _ = load_run(either_run)
 
         def on_step(step: Step) -> None:
             if step.number == stop_after:
@@ -277,7 +302,7 @@ def test_resumed_training_ends_as_the_uninterrupted(
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     other = recipe.changed(batch=1)
-    model, _ = load_run(tiny_run)
+    model, _ = load_run(either_run)
     with pytest.raises(UserError, match="other settings"):
         finetune(
             model, load_teacher(model), text, other, seed=3, device="cpu",

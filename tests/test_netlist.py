@@ -22,19 +22,26 @@ from neurtransformer.errors import UserError
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.loihi import netlist, netx
 from neurtransformer.loihi.attention.linear import SSA
+from neurtransformer.loihi.attention.ttfs import Race
 from neurtransformer.loihi.nodes import Synapses
 from neurtransformer.runs import read_json, write_json
 from neurtransformer.spiking.load import load_run
 
 SEEDS = st.integers(0, 2**32 - 1)
-# 5 + 1 + 4 + 4 times 64 x 64 in 2 blocks; 4096 tokens and 64 positions in, 4096 tokens out
-SYNAPSES = 2 * 14 * 64 * 64 + 64 * (4096 + 64) + 4096 * 64
+CHANNELS = {"linear": 5, "ttfs": 3}
+"""Query, key and value neurons for each channel of c_attn's input."""
+
+# c_attn, 1 + 4 + 4 times 64 x 64 in 2 blocks; 4096 tokens and 64 positions in, 4096 tokens out
+SYNAPSES = {
+    kind: 2 * (channels + 9) * 64 * 64 + 64 * (4096 + 64) + 4096 * 64
+    for kind, channels in CHANNELS.items()
+}
 Copy = Callable[[Path], Path]
 
 
-@pytest.fixture(scope="module")
-def model(tiny_run: Path) -> IntegerGPT2:
-    return IntegerGPT2.from_spiking(load_run(tiny_run)[0])
+@pytest.fixture
+def model(either_run: Path) -> IntegerGPT2:
+    return IntegerGPT2.from_spiking(load_run(either_run)[0])
 
 
 @pytest.fixture
@@ -135,11 +142,17 @@ def test_round_trip(model: IntegerGPT2, nano_tokenizer: Any, tmp_path: Path, spi
     for name, x in model.tensors.items():
         assert np.array_equal(found.model.tensors[name], x), name
     assert found.tokenizer.encode("a word") == nano_tokenizer.encode("a word")
-    assert manifest.totals.synapses == SYNAPSES
-    # encode, five for each channel of c_attn's input, merged; encode, hidden; before the LM head
-    assert manifest.totals.neurons == 2 * (64 + 5 * 64 + 64 + 64 + 256) + 64
-    (ssa,) = [node for node in manifest.networks[1].nodes if isinstance(node, SSA)]
-    assert (ssa.heads, ssa.dim, ssa.key_dim) == (2, 32, 64)
+    kind = model.config.attention
+    assert manifest.totals.synapses == SYNAPSES[kind]
+    (node,) = [x for x in manifest.networks[1].nodes if isinstance(x, SSA | Race)]
+    if isinstance(node, SSA):
+        assert (kind, node.heads, node.dim, node.key_dim) == ("linear", 2, 32, 64)
+    else:
+        assert (kind, node.heads, node.dim, node.positions) == ("ttfs", 2, 32, 64)
+    # encode, query, key and value, merged, those of the race; encode, hidden; before the LM head
+    block = 64 + CHANNELS[kind] * 64 + 64 + node.firing + 64 + 256
+    assert manifest.totals.neurons == 2 * block + 64
+    assert node.firing == (2 * 64 if kind == "ttfs" else 0)
     files = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
     assert files == manifest.files.keys() | {"manifest.json"}
 
@@ -312,6 +325,24 @@ def test_tensors_with_other_content(
     refused(spoilt, message)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("h.1.attn.race.width", np.zeros(2, np.int32), "range"),
+        ("h.1.attn.race.gain", np.full(64, 255, np.int32), "range"),
+        ("h.1.attn.race.gain", np.ones(2, np.int32), "should be"),
+        ("h.0.attn.ssa.shift", np.ones(2, np.int32), "not expected"),
+    ],
+)
+def test_tensors_of_a_race_with_other_content(
+    tiny_race_netlist: Path, copy_of: Copy, name: str, value: np.ndarray, message: str
+) -> None:
+    spoilt, file = copy_of(tiny_race_netlist), "chip.safetensors"
+    save_file({**load_file(spoilt / file), name: value}, spoilt / file)
+    sign_anew(spoilt, file)
+    refused(spoilt, message)
+
+
 # --- commands ---
 
 
@@ -322,19 +353,20 @@ def neurtx(*arguments: str) -> int:
 
 
 def test_export_and_simulate_by_command(
-    tiny_run: Path,
+    either_run: Path,
     copy_of: Copy,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)  # where the last netlist is noted
-    run, target = copy_of(tiny_run), tmp_path / "net"
+    run, target = copy_of(either_run), tmp_path / "net"
     assert neurtx("export", str(run), "--target", "loihi2", "--out", str(target), "--json") == 0
     values = json.loads(capfd.readouterr().out)
     assert values["netlist"] == str(target) and values["weight_bits"] == 8
     assert values["files"] == sum(path.is_file() for path in target.rglob("*"))
-    assert values["synapses"] == SYNAPSES and values["neurons"] > 0
+    kind = read_json(run / "config.json")["attention"]
+    assert values["synapses"] == SYNAPSES[kind] and values["neurons"] > 0
     assert 0.8 < values["ppl_ratio_to_spiking"] < 1.25
     assert read_json(run / "report.json")["integer"]["ppl_ratio"] == values["ppl_ratio"]
 

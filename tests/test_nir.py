@@ -29,9 +29,15 @@ Reset = Literal["to v_reset", "subtract"]
 SEEDS = st.integers(0, 2**32 - 1)
 
 
+@pytest.fixture(scope="module", params=["tiny_race_run", "tiny_run"])
+def run(request: pytest.FixtureRequest) -> Path:
+    """A run of each kind of attention; that of the race is phase coded."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="module")
-def model(tiny_run: Path) -> IntegerGPT2:
-    return IntegerGPT2.from_spiking(load_run(tiny_run)[0])
+def model(run: Path) -> IntegerGPT2:
+    return IntegerGPT2.from_spiking(load_run(run)[0])
 
 
 # --- simulators ---
@@ -214,25 +220,26 @@ def chains_of(model: IntegerGPT2, block: int) -> dict[str, nir_export.Chain]:
     }
 
 
-def expected_of(model: IntegerGPT2, block: int, counts: Integers) -> dict[str, Integers]:
-    """What the integer network makes of counts (tokens, width): counts, and membranes."""
+def expected_of(model: IntegerGPT2, block: int, counts: dict[str, Integers]) -> dict[str, Integers]:
+    """What the integer network makes of counts (tokens, width) of each chain: counts, and
+    membranes."""
     config, attention, mlp = model.config, model.attention[block], model.feedforward[block]
-    u = attention.c_attn.counts(counts)
+    u = attention.c_attn.counts(counts["qkv"])
     theta, signed = attention.qkv_theta, attention.qkv_signed
-    y = mlp.hidden.membrane(mlp.c_fc.counts(counts))
+    y = mlp.hidden.membrane(mlp.c_fc.counts(counts["mlp"]))
     hidden = arithmetic.fire_counts(y, mlp.hidden.theta, config.hidden_most, signed=False)
     return {
-        "qkv": arithmetic.fire_counts(u, theta, config.timesteps, signed),
-        "c_proj": attention.c_proj.counts(counts),
+        "qkv": arithmetic.fire_counts(u, theta, attention.qkv.most, signed),
+        "c_proj": attention.c_proj.counts(counts["c_proj"]),
         "mlp": mlp.c_proj.counts(hidden),
     }
 
 
 def merged(chain: dict[str, Any], total: Integers) -> Integers:
-    """Totals (..., channels) of a chain: pairs of value neurons become one channel."""
+    """Totals (..., channels) of a chain: pairs of neurons become one channel."""
     part = {k: total[..., slice(*channels)] for k, channels in chain.items()}
-    if "value_negative" in part:
-        part["value"] = part["value"] - part.pop("value_negative")
+    for name in [k for k in part if k.endswith("_negative")]:
+        part[name.removesuffix("_negative")] -= part.pop(name)
     return np.concatenate(list(part.values()), axis=-1)
 
 
@@ -242,20 +249,24 @@ def binary_spikes(counts: Integers, timesteps: int) -> Integers:
     return np.where(step < np.abs(counts), np.sign(counts), 0)
 
 
-def some_tokens(model: IntegerGPT2) -> Integers:
+def some_tokens(model: IntegerGPT2) -> dict[str, Integers]:
+    """What arrives at each chain of a block: in front of it the attention, or the feed-forward
+    block, has its own code."""
     rng = np.random.default_rng(0)
-    return some_counts(rng, 40, model.config.width, model.config.most)
+    width, attention = model.config.width, model.config.attention_code
+    own = some_counts(rng, 40, width, attention.most)
+    return {"qkv": own, "c_proj": own, "mlp": some_counts(rng, 40, width, model.config.most)}
 
 
 @pytest.mark.parametrize("block", [0, 1])
 def test_chains_equal_the_integer_network(model: IntegerGPT2, tmp_path: Path, block: int) -> None:
     counts = some_tokens(model)
-    binary = binary_spikes(counts, model.config.timesteps)
     expected = expected_of(model, block, counts)
     for name, chain in chains_of(model, block).items():
         nir.write(tmp_path / "a.nir", chain.graph)
         graph = nir.read(tmp_path / "a.nir")
-        for spikes in (counts[None], binary):
+        most = int(np.abs(counts[name]).max())
+        for spikes in (counts[name][None], binary_spikes(counts[name], most)):
             for total in totals(graph, spikes, chain.fire_steps):
                 assert (merged(chain.output, total) == expected[name]).all(), name
         assert np.ptp(expected[name]) > 2  # not a silent network
@@ -293,7 +304,7 @@ def test_drive_is_for_every_graph(
         chains = chains_of(network, 0)
     except UserError:  # a membrane that float32 cannot hold
         assume(False)
-    expected = expected_of(network, 0, counts)
+    expected = expected_of(network, 0, dict.fromkeys(chains, counts))
     for name, chain in chains.items():
         for total in totals(chain.graph, parts, chain.fire_steps):
             assert (merged(chain.output, total) == expected[name]).all(), name
@@ -304,7 +315,7 @@ def test_chains_in_spikingjelly(model: IntegerGPT2, tmp_path: Path) -> None:
     expected = expected_of(model, 0, counts)
     for name, chain in chains_of(model, 0).items():
         nir.write(tmp_path / "a.nir", chain.graph)
-        driven = nir_export.drive(counts[None], chain.fire_steps)
+        driven = nir_export.drive(counts[name][None], chain.fire_steps)
         out = spikingjelly(tmp_path / "a.nir", driven).sum(0)
         assert (merged(chain.output, out) == expected[name]).all(), name
 
@@ -312,8 +323,8 @@ def test_chains_in_spikingjelly(model: IntegerGPT2, tmp_path: Path) -> None:
 # --- the command ---
 
 
-def test_export_by_command(neurtx: Any, tiny_run: Path, model: IntegerGPT2, tmp_path: Path) -> None:
-    done = neurtx("export", str(tiny_run), "--target", "nir", "--json")
+def test_export_by_command(neurtx: Any, run: Path, model: IntegerGPT2, tmp_path: Path) -> None:
+    done = neurtx("export", str(run), "--target", "nir", "--json")
     assert done.returncode == 0, done.stderr
     values = json.loads(done.stdout)
     folder = Path(values["netlist"])
@@ -321,7 +332,8 @@ def test_export_by_command(neurtx: Any, tiny_run: Path, model: IntegerGPT2, tmp_
     manifest = read_json(folder / "manifest.json")
     assert values["files"] == len(list(folder.iterdir())) == 1 + 2 * 3
     assert values["weight_bits"] == 8 and "LayerNorm" in values["left_out"]
-    # at the least 5 projections of 64 x 64 for q, k, v and one more for the pairs of v
+    # at the least 6 projections of 64 x 64 for q, k, v: pairs of each of a race's three, or two for
+    # q, two for k and the pairs of v
     assert values["neurons"] > 2 * (6 + 4) * 64 and values["synapses"] > 2 * 15 * 64 * 64
 
     # another program: it knows the manifest, not the library
@@ -333,43 +345,44 @@ def test_export_by_command(neurtx: Any, tiny_run: Path, model: IntegerGPT2, tmp_
         graph, steps = nir.read(path), entry["fire_steps"]
         assert {k: type(node).__name__ for k, node in graph.nodes.items()} == entry["nodes"]
         channels = int(graph.nodes["input"].input_type["input"][0])
-        driven = np.zeros((1 + steps, len(counts), channels), dtype=np.int64)
-        driven[0, :, : entry["inputs"]] = counts
+        parts = entry["file"].split(".")
+        given = counts[parts[-2]]
+        driven = np.zeros((1 + steps, len(given), channels), dtype=np.int64)
+        driven[0, :, : entry["inputs"]] = given
         if steps:
             driven[0, :, entry["start"]] = 1
             for step, channel in enumerate(range(*entry["clock"])):
                 driven[1 + step, :, channel] = 1
         total = interpret(graph, driven).sum(0)
-        parts = entry["file"].split(".")
         right = expected[int(parts[1])][parts[-2]]
         assert (merged(entry["output"], total) == right).all(), path
 
     assert "no netlist here yet" in neurtx("simulate", "--prompt", "a").mistake()
     neurtx("simulate", str(folder), "--prompt", "a").mistake()
-    words = ("export", str(tiny_run), "--target", "nir", "--out", str(folder))
+    words = ("export", str(run), "--target", "nir", "--out", str(folder))
     assert "--force" in neurtx(*words).mistake()
     again = neurtx(*words, "--force")
     assert again.returncode == 0, again.stderr
 
 
 def test_the_loop_of_the_docs(
-    neurtx: Any, tiny_run: Path, model: IntegerGPT2, monkeypatch: pytest.MonkeyPatch
+    neurtx: Any, run: Path, model: IntegerGPT2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("nirtorch")
     text = (Path(__file__).parent.parent / "docs" / "nir.md").read_text()
     block = text.partition("## How to drive a graph")[2].partition("First the spikes")[0]
     assert "entry = ..." in block
     loop = textwrap.dedent(block.strip("\n")).replace("entry = ...", "")
-    assert neurtx("export", str(tiny_run), "--target", "nir", "--out", "n").returncode == 0
+    assert neurtx("export", str(run), "--target", "nir", "--out", "n").returncode == 0
     monkeypatch.chdir("n")
     counts = some_tokens(model)
     entries = read_json(Path("manifest.json"))["graphs"]
     assert len(entries) == 3 * model.config.layers
     for entry in entries:
-        names = {"entry": entry, "counts": counts}
+        block_number, name = entry["file"].split(".")[1], entry["file"].split(".")[-2]
+        names = {"entry": entry, "counts": counts[name]}
         with torch.no_grad():
             exec(loop, names)
-        block_number, name = entry["file"].split(".")[1], entry["file"].split(".")[-2]
         total = names["total"].numpy().astype(np.int64)
         expected = expected_of(model, int(block_number), counts)[name]
         assert (merged(entry["output"], total) == expected).all(), entry["file"]

@@ -96,7 +96,7 @@ def test_spikingjelly_and_lava_are_asked_for_where_they_are_used(
         assert line in err and err.count("\n") == 1
 
 
-def test_a_run_loads_without_spikingjelly(tiny_run: Path) -> None:
+def test_a_run_loads_without_spikingjelly(tiny_run: Path, tiny_race_run: Path) -> None:
     """Nor does it matter that somebody has only looked where the modules of transformers are."""
     code = """
 import importlib.util
@@ -104,11 +104,12 @@ import neurtransformer, torch
 for name in neurtransformer._NEEDS:
     assert importlib.util.find_spec(name) is not None
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
-model = AutoModelForCausalLM.from_pretrained(sys.argv[2])
-print(type(model).__name__, bool(torch.isfinite(model(torch.arange(8)[None]).logits).all()))
+for run in sys.argv[2:]:
+    model = AutoModelForCausalLM.from_pretrained(run)
+    print(type(model).__name__, bool(torch.isfinite(model(torch.arange(8)[None]).logits).all()))
 """
-    done = python(GONE + code, "spikingjelly,lava", str(tiny_run))
-    assert done.stdout == "SpikingGPT2LMHeadModel True\n", done.stderr
+    done = python(GONE + code, "spikingjelly,lava", str(tiny_run), str(tiny_race_run))
+    assert done.stdout == 2 * "SpikingGPT2LMHeadModel True\n", done.stderr
 
 
 WHOLE = """

@@ -37,6 +37,7 @@ from neurtransformer.loihi.place import (
     used,
 )
 from neurtransformer.loihi.plastic_graph import plastic_networks
+from neurtransformer.recipe import load_recipe
 
 LOIHI2 = load_chip()
 FAMILY_FACTOR = 1.35
@@ -271,13 +272,22 @@ def one_ssa(heads: int, dim: int, key_dim: int) -> list[Network]:
     )
 
 
-def test_what_a_model_by_name_asks_for() -> None:
+# of fast weights c_attn has two queries and two keys for each value
+@pytest.mark.parametrize(("attention", "channels"), [("ttfs", 3), ("linear", 5)])
+def test_what_a_model_by_name_asks_for(
+    monkeypatch: pytest.MonkeyPatch, attention: str, channels: int
+) -> None:
+    assert load_recipe().attention == "ttfs"
+    recipe = load_recipe(attention=attention)
+    monkeypatch.setattr("neurtransformer.loihi.place.load_recipe", lambda: recipe)
     graph: list[Any] = graph_of(KNOWN["gpt2-small"])
     weights = sum(n.inputs * n.outputs for net in graph for n in net.nodes if n.kind == "synapses")
-    # c_attn has two queries and two keys for each value
-    block = 768 * (5 * 768 + 768 + 2 * 3072)
+    block = 768 * (channels * 768 + 768 + 2 * 3072)
     assert weights == 12 * block + 768 * (50257 + 1024) + 50257 * 768
     assert {n.most for net in graph for n in net.nodes if n.kind == "gelu_neurons"} == {16}
+    assert {net.slots for net in graph if net.name.endswith("attn")} == {
+        recipe.attention_code.timesteps
+    }
 
 
 def test_the_stream_goes_from_network_to_network() -> None:

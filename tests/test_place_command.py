@@ -8,16 +8,20 @@ from typing import Any
 import pytest
 
 
-def test_place_a_netlist(neurtx: Callable[..., Any], tiny_netlist: Path) -> None:
-    done = neurtx("place", str(tiny_netlist), "--json", "--out", "cores.png")
+@pytest.mark.parametrize("which", ["tiny_race_netlist", "tiny_netlist"])
+def test_place_a_netlist(
+    neurtx: Callable[..., Any], request: pytest.FixtureRequest, which: str
+) -> None:
+    folder = request.getfixturevalue(which)
+    done = neurtx("place", str(folder), "--json", "--out", "cores.png")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["netlist"] == str(tiny_netlist)
+    assert found["netlist"] == str(folder)
     assert found["cores"] >= 8
     assert found["chips"] == 1
     assert found["fits"] == {"one chip": True, "Kapoho Point": True, "Hala Point": True}
     assert Path(found["picture"]).read_bytes().startswith(b"\x89PNG")
-    assert "exists already" in neurtx("place", str(tiny_netlist), "--out", "cores.png").mistake()
+    assert "exists already" in neurtx("place", str(folder), "--out", "cores.png").mistake()
 
 
 def test_place_by_name(neurtx: Callable[..., Any]) -> None:
@@ -26,7 +30,7 @@ def test_place_by_name(neurtx: Callable[..., Any]) -> None:
     assert found["fits"] == {"one chip": False, "Kapoho Point": False, "Hala Point": True}
     shown = neurtx("place", "gpt2-nano").stdout
     assert "fits Kapoho Point" in shown
-    assert "h.attn.ssa" in shown
+    assert "h.attn.race" in shown
 
 
 def test_a_chip_of_ones_own(neurtx: Callable[..., Any], tmp_path: Path) -> None:

@@ -110,6 +110,44 @@ def test_a_fresh_run(tiny_run: Path) -> None:
     assert html.count("<img") == 1  # forgetting is known as soon as a run is calibrated
 
 
+def test_the_race_that_is_drawn_is_the_one_that_is_run(
+    tiny_race_run: Path, nano_tokenizer: Any, full: dict[str, Any]
+) -> None:
+    """Its steps and shares are those of the membranes, simulated step by step."""
+    from neurtransformer.measure.race import SENTENCE, one_race
+    from neurtransformer.spiking.attention.ttfs import listen
+    from neurtransformer.spiking.load import load_run, load_teacher
+    from neurtransformer.text import prompt_ids
+
+    model, _ = load_run(tiny_race_run)
+    found = one_race(model, load_teacher(model), nano_tokenizer)
+    assert found is not None
+    ids = prompt_ids(nano_tokenizer, SENTENCE)
+    assert "".join(found["tokens"]) == SENTENCE
+    raced: list[Any] = []
+    hook = model.blocks[found["layer"]].attn.neurons.register_forward_hook(
+        lambda module, args, output: raced.append(output)
+    )
+    model.steps = True
+    with torch.no_grad():
+        model(torch.tensor([ids]))
+    hook.remove()
+    ((spikes, running),) = raced
+    fired = spikes[:, 0, found["head"], -1]
+    first = int(fired.any(-1).nonzero()[0])
+    times = [x.nonzero().flatten().tolist() for x in fired.T]
+    assert found["step"] == [time[0] - first if time else None for time in times]
+    one_hot = torch.eye(len(ids)).expand(1, 2, -1, -1)
+    *weights, number = listen(spikes, running, one_hot)[0, found["head"], -1].tolist()
+    assert found["share"] == pytest.approx([weight / number for weight in weights])
+
+    config = read_json(tiny_race_run / "config.json")
+    assert page(tiny_race_run).count("<img") == 0  # nothing forgets
+    html = render({**full, "eval": {**EVAL, "race": found}}, config, "tiny")
+    check_self_contained(html)
+    assert "A race" in html and html.count("<img") == 5
+
+
 def test_everything_measured(tiny_run: Path, full: dict[str, Any]) -> None:
     config = read_json(tiny_run / "config.json")
     html = render(full, config, "tiny", (torch.full((2, 2), 3), torch.ones(2, 2)))

@@ -1,6 +1,7 @@
-"""The scripts: a model that grows keeps its function; the ladder's rungs that train nothing."""
+"""The scripts: a model that grows keeps its function; the ladder's rungs."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -49,6 +50,9 @@ def test_a_model_grows_by_powers_of_two_only(grow: ModuleType, sizes: dict[str, 
 def test_the_ladder_measures_the_rungs_it_is_asked_for(
     tiny_dense_folder: Path, tmp_path: Path
 ) -> None:
+    """Of either kind of attention; those that train do so by the recipe of their kind."""
+    text = tmp_path / "text"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 300)
     command = [
         sys.executable,
         SCRIPTS / "quality.py",
@@ -56,7 +60,17 @@ def test_the_ladder_measures_the_rungs_it_is_asked_for(
         "--model",
         tiny_dense_folder,
     ]
-    options = ["--rung", "naive", "--rung", "rate, T = 2", "--limit", "64", "--seeds", "2"]
+    wanted = [
+        "feed-forward only, rate, T = 2",
+        "fast weights, nothing trained",
+        "fast weights: `neurtx finetune`",
+        "race, default recipe, nothing trained",
+        "race, phase T = 5, nothing trained",
+        "race: `neurtx finetune`",
+    ]
+    options = ["--limit", "64", "--seeds", "2", "--steps", "2", "--train-text", str(text)]
+    for name in wanted:
+        options += ["--rung", name]
     result = subprocess.run(
         [*map(str, command), *options],
         capture_output=True,
@@ -64,6 +78,15 @@ def test_the_ladder_measures_the_rungs_it_is_asked_for(
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         check=True,
     )
-    assert "naive conversion" in result.stdout
-    assert "feed-forward only, rate, T = 2" in result.stdout
-    assert "no attention" not in result.stdout
+    rows = [line.split(" | ") for line in result.stdout.strip().splitlines()[2:]]
+    assert [row[0].removeprefix("| ") for row in rows] == wanted
+    for row in rows:
+        # of dense attention no energy is estimated; of trained networks there is a range
+        assert (row[-1] == "- |") == row[0].startswith("| feed-forward only")
+        assert ("(" in row[1]) == ("finetune" in row[0])
+    ladder = json.loads((tmp_path / "ladder" / "ladder.json").read_text())
+    assert {kind: recipe["match_share"] for kind, recipe in ladder["recipes"].items()} == {
+        "linear": 0.5,
+        "ttfs": 0.0,
+    }
+    assert {row["seed"] for row in ladder["rows"] if "finetune" in row["rung"]} == {0, 1}

@@ -80,7 +80,7 @@ def test_a_budget_is_kept_and_costs_loss(tiny_dense_folder: Path) -> None:
     def trained(budget: float | None) -> list[Any]:
         model = converted(tiny_dense_folder, "ttfs", "phase")
         recipe: Finetune = load_recipe(attention="ttfs").finetune.changed(
-            steps=60, batch=2, distil_rate=0.01, spikes_budget=budget
+            steps=60, batch=2, distil_rate=0.005, spikes_budget=budget
         )
         return finetune(
             model, load_teacher(model), text(16, 16), recipe, seed=0, device="cpu",

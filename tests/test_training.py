@@ -43,8 +43,8 @@ def trained_run(run: Path, recipe: Finetune, **options: Any) -> tuple[Any, list[
     return model, steps
 
 
-def test_both_losses_are_what_they_are_called(tiny_run: Path) -> None:
-    model, _ = load_run(tiny_run)
+def test_both_losses_are_what_they_are_called(either_run: Path) -> None:
+    model, _ = load_run(either_run)
     teacher, text = load_teacher(model), tokens(2, 12)
     teacher.transformer.wte.weight.data.mul_(4)  # so that either direction is another number
     model.train()
@@ -91,10 +91,10 @@ def test_thresholds_take_larger_steps_and_what_is_no_attention_smaller_ones(tiny
 PARTS = ("weight", "bias")
 
 
-def test_a_training_is_the_one_written_out(tiny_run: Path) -> None:
+def test_a_training_is_the_one_written_out(either_run: Path) -> None:
     """AdamW with a state of its own for each stage, gradients of one step alone, and clipped."""
-    model, steps = trained_run(tiny_run, RECIPE)
-    other, _ = load_run(tiny_run)
+    model, steps = trained_run(either_run, RECIPE)
+    other, _ = load_run(either_run)
     distiller = Distiller(other, load_teacher(other))
     groups = trainable(other, RECIPE)
     params = [(p, group["scale"]) for group in groups for p in group["params"]]
@@ -111,9 +111,10 @@ def test_a_training_is_the_one_written_out(tiny_run: Path) -> None:
         seen = [0] * len(params)
         for step in range(count):
             batch = training.batch_at(first + step, tokens(6, 12), 2, 3)
-            loss, _ = distiller(batch, stage)
-            losses.append((stage, float(loss)))
-            grads = torch.autograd.grad(loss, [p for p, _ in params], allow_unused=True)
+            with training.bfloat16_products():
+                loss, _ = distiller(batch, stage)
+                grads = torch.autograd.grad(loss, [p for p, _ in params], allow_unused=True)
+            losses.append((stage, float(loss.detach())))
             norm = torch.stack([g.norm() for g in grads if g is not None]).norm()
             clip = min(1.0, most / (float(norm) + 1e-6))
             rate = peak * min(1, (step + 1) / 10) * (1 - step / count)
@@ -134,7 +135,9 @@ def test_a_training_is_the_one_written_out(tiny_run: Path) -> None:
     ours = dict(model.named_parameters())
     for name, p in other.named_parameters():
         assert torch.allclose(ours[name], p, atol=1e-5), name
-    moved = [float((p - was).abs().max()) for (p, _), was in zip(params, before, strict=True)]
+    moved = [
+        float((p.detach() - was).abs().max()) for (p, _), was in zip(params, before, strict=True)
+    ]
     assert min(moved) > 1e-4
     assert not model.training and not any(p.requires_grad for p in ours.values())
 

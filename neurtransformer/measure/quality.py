@@ -50,13 +50,26 @@ class SpikeCounter:
 
     def spikes_per_token(self) -> float:
         """Spikes of all neurons of all layers, token neurons that race included, per token."""
-        coded = sum(float(s.sum()) / self.tokens[n] for n, s in self.spikes.items())
         raced = sum(
             events["race"] / self.tokens[f"{block}.attn.key"]
             for block, events in enumerate(self.events)
             if "race" in events
         )
-        return coded + raced
+        return self._per_token(lambda name: 1.0) + raced
+
+    def mean_count(self) -> float:
+        """Mean spike count per neuron and token of all layers, without token neurons."""
+        return self._per_token(lambda name: 1.0) / self._neurons()
+
+    def mean_rate(self) -> float:
+        """The same per time step, of which each layer has its own number."""
+        return self._per_token(lambda name: 1.0 / self.timesteps[name]) / self._neurons()
+
+    def _per_token(self, weight: Callable[[str], float]) -> float:
+        return sum(weight(n) * float(s.sum()) / self.tokens[n] for n, s in self.spikes.items())
+
+    def _neurons(self) -> int:
+        return max(1, sum(len(s) for s in self.spikes.values()))
 
 
 @contextmanager
@@ -120,10 +133,6 @@ def evaluate(
         seen += chunk.numel()
         on_tokens(chunk.numel())
     ppl = {name: math.exp(total / predicted) for name, total in nll.items()}
-    timesteps = model.config.timesteps
-    neurons = sum(len(s) for s in counter.spikes.values())
-    spikes = counter.spikes_per_token()
-    mean_count = spikes / neurons if neurons else 0.0
     return {
         "ppl_dense": ppl["dense"],
         "ppl_spiking": ppl["spiking"],
@@ -131,10 +140,10 @@ def evaluate(
         "cosine_similarity": cosine / seen,
         "cosine_similarity_logits": cosine_logits / seen,
         "token_agreement": agreement / seen,
-        "timesteps": timesteps,
-        "spikes_per_token": spikes,
-        "mean_spike_count": mean_count,
-        "mean_spike_rate": mean_count / timesteps,
+        "timesteps": model.config.timesteps,
+        "spikes_per_token": counter.spikes_per_token(),
+        "mean_spike_count": counter.mean_count(),
+        "mean_spike_rate": counter.mean_rate(),
         "spike_rate_by_layer": counter.mean_rates(),
         "tokens": seen,
     }

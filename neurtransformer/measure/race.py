@@ -22,9 +22,9 @@ def one_race(
 ) -> dict[str, Any] | None:
     """The race that the last token of a sentence starts, in the head that looks back the most.
 
-    Returns `layer`, `head`, `tokens` (text of each), `step` (of the fine race, from 0, in which the
-    neuron of each token fires; None if it does not), `share` (of the race) and `softmax` (of the
-    dense model); None for a model without races, or one that the sentence does not fit.
+    Returns `layer`, `head`, `tokens` (text of each), `step` (in which the neuron of each token
+    fires, from the first spike on; None if it does not), `share` (of the race) and `softmax` (of
+    the dense model); None for a model without races, or one that the sentence does not fit.
     """
     attentions = [block.attn for block in model.blocks if isinstance(block.attn, RaceAttention)]
     if not attentions:

@@ -174,7 +174,8 @@ def pictures(
             "A race",
             "How the last token of a sentence attends to those before it. Every token is a neuron;"
             " the query drives them, a threshold that they share falls, and each fires once. A"
-            " spike that is n steps late counts 2 to the power of -n, which is softmax in base 2.",
+            " spike that is 2 n steps late counts 2 to the power of -n, which is softmax in base"
+            " 2.",
             race,
             lambda: figures.race(race),
         ),
