@@ -139,7 +139,7 @@ def line(name: str, values: dict[str, float], last: str = "") -> None:
 
 
 @click.command()
-@click.argument("run", default="gpt2-nano-spiking")
+@click.argument("run", default="gpt2-nano-linear")
 @click.option("--prompt", default=PROMPT, help="The text to measure on.")
 @click.option("--perplexity", "tokens", default=0, help="Also on this many held-out tokens.")
 def main(run: str, prompt: str, tokens: int) -> None:

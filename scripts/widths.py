@@ -62,7 +62,7 @@ def lower(bits: int) -> Callable[..., arithmetic.Integers]:
 
 
 @click.command()
-@click.argument("run", default="gpt2-nano-spiking")
+@click.argument("run", default="gpt2-nano-linear")
 @click.option("--text", help="Held-out text; default CPython's.")
 @click.option("--limit", type=click.IntRange(min=2), default=2048, show_default=True)
 def main(run: str, text: str | None, limit: int) -> None:

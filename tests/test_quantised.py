@@ -37,7 +37,7 @@ Pair = tuple[SpikingGPT2LMHeadModel, IntegerGPT2, Tensor]
 def nano(request: pytest.FixtureRequest, nano_tokenizer: Any) -> Pair:
     """The run that ships, or gpt2-nano just converted; its integers; some held-out text."""
     if request.param == "rate":
-        model, _ = load_run(BUNDLED / "gpt2-nano-spiking")
+        model, _ = load_run(BUNDLED / "gpt2-nano-linear")
     else:
         dense, _ = load_dense("gpt2-nano")
         text = load_blocks(None, nano_tokenizer, 128, split="train", limit_tokens=512)
