@@ -116,13 +116,26 @@ def test_phase_coding_all_the_way(
     assert "1 to 8" in neurtx(*words).mistake()
 
 
-def test_the_run_that_ships_is_as_good_as_its_card_says(neurtx: Any, tmp_path: Path) -> None:
-    done = neurtx("eval", "gpt2-nano-spiking", "--limit", "1024", "--json")
+@pytest.mark.parametrize(
+    ("run", "ratio", "cosine"),
+    [
+        ("gpt2-nano-spiking", 1.0, 1.0),
+        ("gpt2-nano-phase", 1.0, 1.0),
+        ("gpt2-nano-linear", 1.078, 0.9697),
+    ],
+)
+def test_runs_that_ship_are_as_good_as_their_cards_say(
+    neurtx: Any, run: str, ratio: float, cosine: float
+) -> None:
+    done = neurtx("eval", run, "--limit", "1024", "--json")
     assert done.returncode == 0, done.stderr
     values = json.loads(done.stdout)
-    assert values["ppl_ratio"] == pytest.approx(1.078, abs=0.01)
+    assert values["ppl_ratio"] == pytest.approx(ratio, abs=0.01)
     assert values["ppl_dense"] == pytest.approx(88.42, rel=0.01)
-    assert values["cosine_similarity"] == pytest.approx(0.9697, abs=0.003)
+    assert values["cosine_similarity"] == pytest.approx(cosine, abs=0.003)
+
+
+def test_runs_that_ship_stay_as_they_are(neurtx: Any, tmp_path: Path) -> None:
     assert "stays as it is" in neurtx("finetune", "gpt2-nano-spiking").mistake()
     page = neurtx("report", "gpt2-nano-spiking")
     assert page.returncode == 0 and (tmp_path / "report.html").exists()

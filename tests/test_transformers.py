@@ -1,6 +1,7 @@
 """The spiking model where transformers uses it: generate, pipelines, Trainer, arguments, dtypes.
 
-All text is that of the run that ships: a random model repeats itself whatever it remembers.
+All text is that of runs that ship, one of each attention: a random model repeats itself whatever it
+remembers.
 """
 
 import copy
@@ -19,11 +20,12 @@ from neurtransformer.dense import load_dense
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.measure.quality import counting_spikes
 from neurtransformer.recipe import Code
+from neurtransformer.runs import BUNDLED
 from neurtransformer.spiking.convert import convert
 from neurtransformer.spiking.model import CACHE, SpikingGPT2LMHeadModel, SSAState
 from neurtransformer.text import load_blocks
 
-SHIPPED = Path(__file__).parent.parent / "neurtransformer" / "models" / "gpt2-nano-spiking"
+SHIPPED = "gpt2-nano-spiking", "gpt2-nano-linear"
 PROMPT = "The old man went to the"
 GREEDY = {"do_sample": False, "max_new_tokens": 14}
 WAYS: dict[str, dict[str, Any]] = {
@@ -33,20 +35,25 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def shipped(dtype: Any = torch.float32) -> Any:
+def shipped(folder: Path, dtype: Any = torch.float32) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=dtype)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+
+
+@pytest.fixture(scope="module", params=SHIPPED)
+def folder(request: pytest.FixtureRequest) -> Path:
+    return BUNDLED / request.param
 
 
 @pytest.fixture(scope="module")
-def loaded() -> Any:
-    return shipped()
+def loaded(folder: Path) -> Any:
+    return shipped(folder)
 
 
 @pytest.fixture
 def model(loaded: Any) -> Iterator[Any]:
-    """The run that ships, in float32 and eval mode."""
+    """A run that ships, in float32 and eval mode."""
     yield loaded
     loaded.eval()
 
@@ -93,7 +100,7 @@ def test_a_batch_with_left_padding_writes_what_each_prompt_alone_does(
     model: Any, nano_tokenizer: Any, way: str, mode: str
 ) -> None:
     texts = [PROMPT, "In the", "She said that the war in the north of the country was"]
-    tokenizer = nano_tokenizer.__class__.from_pretrained(SHIPPED, padding_side="left")
+    tokenizer = nano_tokenizer.__class__.from_pretrained(BUNDLED / SHIPPED[0], padding_side="left")
     tokenizer.pad_token = tokenizer.eos_token
     batch = tokenizer(texts, return_tensors="pt", padding=True)
     settings = {**WAYS[way], "max_new_tokens": 8}
@@ -338,14 +345,14 @@ def divergence(model: Any, other: Any, ids: Tensor) -> float:
 @pytest.fixture(scope="module")
 def text(nano_tokenizer: Any) -> Tensor:
     words = inspect.getdoc(inspect) or ""
-    words += (SHIPPED / "README.md").read_text(encoding="utf-8")
+    words += (BUNDLED / "gpt2-nano" / "README.md").read_text(encoding="utf-8")
     return nano_tokenizer(words, return_tensors="pt")["input_ids"][:, :192]
 
 
 def test_the_shipped_run_loads_as_it_is_and_gives_the_same_numbers(
-    model: Any, text: Tensor
+    model: Any, folder: Path, text: Tensor
 ) -> None:
-    plain = shipped("auto")
+    plain = shipped(folder, "auto")
     assert plain.dtype == torch.float16, "the test is of weights that are stored as halves"
     with torch.no_grad(), counting_spikes(plain) as halves:
         output = plain(text)
@@ -362,12 +369,12 @@ def test_the_shipped_run_loads_as_it_is_and_gives_the_same_numbers(
 
 @pytest.mark.parametrize("way", ["bfloat16", "half", "to bfloat16", "double"])
 def test_weights_of_any_float_type_run_and_cost_little(
-    model: Any, text: Tensor, prompt: Tensor, way: str
+    model: Any, folder: Path, text: Tensor, prompt: Tensor, way: str
 ) -> None:
     if way == "bfloat16":
-        other = shipped(torch.bfloat16)
+        other = shipped(folder, torch.bfloat16)
     else:
-        other = shipped()
+        other = shipped(folder)
         other = other.half() if way == "half" else other.double()
         other = other.to(torch.bfloat16) if way == "to bfloat16" else other
     kind = next(other.parameters()).dtype

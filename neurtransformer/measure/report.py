@@ -98,12 +98,20 @@ def facts(report: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[st
         "size": f"{layers} layers, {config.get('n_embd')} wide, {heads} heads",
         "parameters": shown(converted.get("parameters"), "{:,}"),
         "context": f"{config.get('n_positions')} tokens",
-        "time steps T": config.get("timesteps"),
+        "attention": _attention(config),
+        "feed-forward": f"{config.get('coding', 'rate')} coded, T = {config.get('timesteps')}",
         "calibrated on": f"{shown(converted.get('calibration_tokens'), '{:,}') or '?'} tokens",
         "fine-tuned": "; then ".join(_trained(values) for values in trainings(report))
         or "not yet: neurtx finetune",
     }
     return [(name, str(value)) for name, value in found.items() if value is not None]
+
+
+def _attention(config: Mapping[str, Any]) -> str:
+    """The kind of attention and its code. Runs made before there were two kinds name neither."""
+    coding = config.get("attention_coding") or config.get("coding", "rate")
+    timesteps = config.get("attention_timesteps") or config.get("timesteps")
+    return f"{config.get('attention', 'linear')}, {coding} coded, T = {timesteps}"
 
 
 def steps(report: Mapping[str, Any]) -> list[Step]:

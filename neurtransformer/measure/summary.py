@@ -77,7 +77,7 @@ def _quality(values: Mapping[str, Any]) -> list[Maybe]:
         (
             "spikes per neuron and token",
             shown(values.get("mean_spike_count"), "{:.2f}"),
-            f"mean count, of at most T = {values.get('timesteps')}",
+            f"mean count; T = {values.get('timesteps')} in the feed-forward blocks",
         ),
     ]
 
