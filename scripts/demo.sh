@@ -13,13 +13,13 @@ neurtx convert gpt2-nano --out "$run" --force
 say "2  what the naive conversion is worth, before any training"
 neurtx eval "$run" --limit 4096
 
-say "3  fine-tune on the dense teacher, a quarter of the recipe's steps (a few minutes)"
-neurtx finetune "$run" --steps 600
+say "3  fine-tune on the dense teacher, a fraction of the recipe's steps (a few minutes)"
+neurtx finetune "$run" --steps 400
 
 say "4  spiking beside dense, on text held out from training"
 neurtx eval "$run"
 
-say "   a run that ships with the package, fast weights trained longer, on the same tokens"
+say "   the run that ships with the package, trained longer, on the same tokens"
 neurtx eval gpt2-nano-spiking
 
 say "5  energy, an estimate from the spikes just counted"
