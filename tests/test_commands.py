@@ -119,8 +119,8 @@ def test_phase_coding_all_the_way(
 @pytest.mark.parametrize(
     ("run", "ratio", "cosine"),
     [
-        ("gpt2-nano-spiking", 1.0, 1.0),
-        ("gpt2-nano-phase", 1.0, 1.0),
+        ("gpt2-nano-spiking", 1.006, 0.9913),
+        ("gpt2-nano-phase", 0.989, 0.9947),
         ("gpt2-nano-linear", 1.078, 0.9697),
     ],
 )
