@@ -360,7 +360,9 @@ def test_the_shipped_run_loads_as_it_is_and_gives_the_same_numbers(
         expected = model(text)
     assert torch.equal(output.logits, expected.logits)
     assert output.logits.dtype == torch.float32
-    assert all(part.dtype == torch.float32 for state in output[CACHE].states for part in state)
+    # a race keeps which token neurons are there, too
+    kinds = {part.dtype for state in output[CACHE].states for part in state}
+    assert torch.float32 in kinds and kinds <= {torch.float32, torch.bool}
     for name, spikes in whole.spikes.items():
         assert torch.equal(spikes, halves.spikes[name])
     ours, theirs = (IntegerGPT2.from_spiking(network) for network in (plain, model))
