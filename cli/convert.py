@@ -41,19 +41,19 @@ def command(
     import time
 
     from neurtransformer import runs
-    from neurtransformer.checkpoint import check_folder
-    from neurtransformer.dense import load_dense, locate
+    from neurtransformer.dense import check, load_dense, locate
     from neurtransformer.folders import Place, new_folder
     from neurtransformer.recipe import load_recipe
 
     # what can be wrong is found before anything heavy is imported
     recipe = load_recipe(config, timesteps, attention=attention, coding=coding)
-    check_folder(locate(model))
+    check(locate(model))
     place = Place("run", model, out)
     with new_folder(place, force=force) as folder:
         from neurtransformer.provenance import model_sha256, stamp, text_sha256
         from neurtransformer.spiking.calibrate import calibration_text
         from neurtransformer.spiking.convert import convert
+        from neurtransformer.spiking.innate import first_token_of
         from neurtransformer.spiking.load import source_name
 
         from .progress import bar
@@ -62,9 +62,10 @@ def command(
         dense, tokenizer = load_dense(model)
         blocks = calibration_text(dense, tokenizer, text, recipe.calibration)
         source = source_name(model)
+        first = first_token_of(dense) if recipe.innate_first_token else None
         # short enough that a log needs no lines of it
         quiet = not sys.stderr.isatty()
-        with bar("calibrating", dense.config.n_layer, "blocks", quiet=quiet) as advance:
+        with bar("calibrating", dense.config.num_hidden_layers, "blocks", quiet=quiet) as advance:
             spiking = convert(
                 dense,
                 blocks,
@@ -74,6 +75,7 @@ def command(
                 coding=recipe.coding,
                 attention=recipe.attention,
                 attention_code=recipe.attention_code,
+                first_token=first,
             )
         spiking.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

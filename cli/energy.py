@@ -44,9 +44,7 @@ def command(run: str | None, text: str | None, limit: int, as_json: bool) -> Non
     from .progress import bar
 
     model, tokenizer = load_run(folder)
-    blocks = load_blocks(
-        text, tokenizer, model.config.n_positions, split="heldout", limit_tokens=limit
-    )
+    blocks = load_blocks(text, tokenizer, model.config.context, split="heldout", limit_tokens=limit)
     with bar("counting spikes", blocks.numel(), "tokens") as advance:
         counter = measure_spikes(model, blocks, on_tokens=lambda tokens: advance(tokens, ""))
     values = {"text": text, "tokens": blocks.numel(), **estimate(model, counter)}

@@ -48,9 +48,7 @@ def command(
     from .progress import bar
 
     model, tokenizer = load_run(folder)
-    blocks = load_blocks(
-        text, tokenizer, model.config.n_positions, split="heldout", limit_tokens=limit
-    )
+    blocks = load_blocks(text, tokenizer, model.config.context, split="heldout", limit_tokens=limit)
     found, long = teacher_of(folder, model, teacher), doubled(blocks)
     dense = found.dense
     provenance = stamp(

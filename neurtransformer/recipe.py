@@ -82,6 +82,7 @@ class Recipe(Section):
     attention: str = "linear"  # in the reports of runs made before there was another
     attention_timesteps: Annotated[int, Field(ge=1, le=MAX_TIMESTEPS)] | None = None
     attention_coding: Coding | None = None
+    innate_first_token: bool = False  # as above
     calibration: Calibration
     finetune: Finetune
 

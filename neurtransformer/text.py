@@ -17,7 +17,7 @@ from neurtransformer import hub
 from neurtransformer.errors import UserError, shortened
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Split = Literal["train", "heldout"]
 # a stretch of text, and whether a document begins with it
@@ -183,14 +183,14 @@ def _from_the_main_process(read: Callable[[], torch.Tensor]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def write_text(dense: "GPT2LMHeadModel", blocks: int, length: int, seed: int) -> torch.Tensor:
+def write_text(dense: "PreTrainedModel", blocks: int, length: int, seed: int) -> torch.Tensor:
     """Text that the dense model writes itself, sampled from its own distribution.
 
     Blocks are short documents put end to end: a long one costs far more. Each begins with the token
     that begins a text, else the one that ends one, else any. Returns (blocks, length) int64; the
     same seed gives the same text on the same machine.
     """
-    document = min(_DOCUMENT, dense.config.n_positions)
+    document = min(_DOCUMENT, dense.config.max_position_embeddings)
     documents = -(-blocks * length // document)
     vocabulary = dense.config.vocab_size
     begin, end = (

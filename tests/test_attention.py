@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from neurtransformer.codes import MEAN_BITS, NO_FORGETTING, STATE_BITS, level_bits, witness
+from neurtransformer.families.base import Sizes
 from neurtransformer.recipe import Code
 from neurtransformer.spiking.attention.base import normalise
 from neurtransformer.spiking.attention.linear import (
@@ -155,10 +156,13 @@ def test_a_head_can_see_just_the_token_before() -> None:
     assert torch.equal(weights, torch.eye(5).roll(1, 0).tril(-1))
 
 
+SIZES = Sizes(1, 32, 2, 2, 128, 64, 50)
+
+
 @given(st.integers(1, 5), st.integers(0, 100))
 def test_attention_never_looks_ahead_and_continues_from_its_state(cut: int, seed: int) -> None:
     torch.manual_seed(seed)
-    attention = LinearAttention(32, 2, Code(4, "rate")).eval()
+    attention = LinearAttention(SIZES, Code(4, "rate")).eval()
     attention.shift.copy_(torch.tensor([2, 0]))
     x = torch.randn(2, 6, 32)
     with torch.no_grad():
@@ -171,7 +175,7 @@ def test_attention_never_looks_ahead_and_continues_from_its_state(cut: int, seed
 
 def test_padding_is_not_written() -> None:
     torch.manual_seed(0)
-    attention = LinearAttention(32, 2, Code(4, "rate")).eval()
+    attention = LinearAttention(SIZES, Code(4, "rate")).eval()
     attention.shift.fill_(NO_FORGETTING)
     x = torch.randn(1, 6, 32)
     mask = torch.tensor([[0.0, 0, 1, 1, 1, 1]])

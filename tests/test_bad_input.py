@@ -58,7 +58,7 @@ def untouched(_here: Path) -> None:
 CASES: dict[str, tuple[Spoil, str, str]] = {
     "unknown model": (untouched, "convert gpt3", "unknown model 'gpt3'"),
     "no config": (lambda here: (here / "dense/config.json").unlink(), CONVERT, "no config.json"),
-    "other type": (json_with("dense/config.json", "model_type", value="llama"), CONVERT, "'llama'"),
+    "other type": (json_with("dense/config.json", "model_type", value="mamba"), CONVERT, "'mamba'"),
     "cut weights": (cut("dense/model.safetensors"), CONVERT, "cut short"),
     "pickle": (pickled, CONVERT, "pickle"),
     "no text file": (untouched, f"{CONVERT} --text text.txt", "no text file 'text.txt'"),

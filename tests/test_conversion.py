@@ -14,16 +14,17 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.activations import ACT2FN
 
-from neurtransformer.checkpoint import ACTIVATIONS
 from neurtransformer.codes import NO_FORGETTING
 from neurtransformer.dense import load_dense
 from neurtransformer.errors import UserError
+from neurtransformer.families.base import tapped
+from neurtransformer.families.gpt2 import ACTIVATIONS, GPT2
 from neurtransformer.measure.quality import counting_spikes, evaluate
-from neurtransformer.recipe import Coding
+from neurtransformer.recipe import Code, Coding
 from neurtransformer.spiking import calibrate
 from neurtransformer.spiking.attention import linear
 from neurtransformer.spiking.attention.linear import age_weights, fit_forgetting
-from neurtransformer.spiking.calibrate import fit_threshold, softmax_weights, tapped
+from neurtransformer.spiking.calibrate import fit_threshold, softmax_weights
 from neurtransformer.spiking.coding import counts_from_total
 from neurtransformer.spiking.convert import carry_over, check_timesteps, convert
 from neurtransformer.spiking.feedforward import SpikingFeedForward
@@ -86,7 +87,7 @@ def test_the_settings_of_the_dense_model_are_kept(odd: GPT2LMHeadModel) -> None:
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_hidden_neurons_have_the_activation_of_the_dense_model(name: str) -> None:
-    activation = SpikingFeedForward(4, 8, 4, name).hidden.activation
+    activation = SpikingFeedForward(4, 8, Code(4, "rate"), name).hidden.activation
     x = torch.linspace(-6, 6, 500)
     assert activation is not None
     assert torch.allclose(activation(x), ACT2FN[name](x), atol=2e-6)
@@ -151,8 +152,10 @@ def test_softmax_weights_are_transformers_own(odd: GPT2LMHeadModel) -> None:
     ids = drawn(2, 16)
     with torch.no_grad(), tapped(odd) as taps:
         theirs = odd(ids, output_attentions=True).attentions
-        for block, tap, expected in zip(odd.transformer.h, taps, theirs, strict=True):
-            assert torch.allclose(softmax_weights(block, tap["attn_in"]), expected, atol=1e-6)
+        blocks, sizes = GPT2().blocks(odd), GPT2().sizes(odd.config.to_dict())
+        for block, tap, expected in zip(blocks, taps, theirs, strict=True):
+            found = softmax_weights(block, tap["attn_in"], sizes, None)
+            assert torch.allclose(found, expected, atol=1e-6)
 
 
 def test_what_is_tapped_is_what_flows(odd: GPT2LMHeadModel) -> None:
@@ -170,7 +173,7 @@ def test_what_is_tapped_is_what_flows(odd: GPT2LMHeadModel) -> None:
 def test_as_much_is_calibrated_on_as_the_recipe_says(
     odd: GPT2LMHeadModel, nano_tokenizer: Any
 ) -> None:
-    for block, shape in ((8, (12, 8)), (99, (6, 16))):
+    for block, shape in ((8, (12, 8)), (99, (6, 15))):
         recipe = calibrate.Calibration(tokens=100, block=block)
         own = calibrate.calibration_text(odd, nano_tokenizer, None, recipe)
         assert own.shape == shape

@@ -92,7 +92,7 @@ def pickle_only(folder: Path) -> None:
     [
         (lambda f: (f / "config.json").unlink(), "no config.json"),
         (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
-        (config_with(model_type="llama"), "model type 'llama'"),
+        (config_with(model_type="mamba"), "model type 'mamba'"),
         (config_with(model_type=None), "model type 'None'"),
         (config_with(n_layer=3), "lack h.2"),
         (config_with(n_layer=10**12), "lack layers"),

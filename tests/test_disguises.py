@@ -360,7 +360,7 @@ def test_a_token_number_beyond_the_vocabulary_is_refused(
 def test_gpt2_is_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = []
 
-    def from_hub(name: str, repository: str) -> Path:
+    def from_hub(name: str, repository: str, known: object = None) -> Path:
         asked.append((name, repository))
         return tmp_path
 

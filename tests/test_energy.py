@@ -39,6 +39,7 @@ from neurtransformer.recipe import Code
 SMALL = Shape(
     width=8,
     heads=2,
+    kv_width=8,
     hidden=32,
     layers=1,
     vocab=100,
@@ -46,6 +47,8 @@ SMALL = Shape(
     code=Code(4, "rate"),
     attention=Code(4, "rate"),
     kind="linear",
+    gated=False,
+    rotary=False,
 )
 RACE = replace(SMALL, kind="ttfs", attention=Code(4, "phase"))
 SPIKES = LayerSpikes(
@@ -77,6 +80,7 @@ shapes = st.builds(
     lambda heads, head_dim, hidden, context, timesteps, coding, kind: Shape(
         width=heads * head_dim,
         heads=heads,
+        kv_width=heads * head_dim,
         hidden=hidden,
         layers=1,
         vocab=50,
@@ -84,6 +88,8 @@ shapes = st.builds(
         code=Code(timesteps, coding),
         attention=Code(timesteps, coding),
         kind=kind,
+        gated=False,
+        rotary=False,
     ),
     *[st.integers(1, 16), st.integers(1, 64), st.integers(1, 256), st.integers(1, 1024)],
     st.integers(1, 64),

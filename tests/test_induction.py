@@ -79,7 +79,7 @@ def test_circuits_are_what_a_head_does_to_a_token() -> None:
         written = value @ block.attn.c_proj.weight[4:]
         logits = dense.lm_head.weight @ ((written - written.mean()) * dense.transformer.ln_f.weight)
         spiking = convert(dense, torch.arange(16).view(2, 8), 4, "tiny")
-        for form in (induction.dense_form(dense), induction.spiking_form(spiking)):
+        for form in (induction.dense_form(dense, spiking), induction.spiking_form(spiking)):
             to_value, to_logits = form.circuits()[0][1]
             assert torch.allclose(to_value[:, 7], value, atol=1e-5)
             assert torch.allclose(to_logits @ value, logits, atol=1e-4)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from neurtransformer.codes import COARSE, END_BITS, KEY_LIMIT, REACH
 from neurtransformer.errors import UserError
+from neurtransformer.families.base import Sizes
 from neurtransformer.recipe import Code
 from neurtransformer.spiking.attention.ttfs import (
     RaceAttention,
@@ -104,7 +105,7 @@ def test_levels_are_floors_of_integers(seed: int, width: int) -> None:
 def attention(code: Code, seed: int, scale: float = 1.0) -> RaceAttention:
     """Two heads of 16 with thresholds such that attention is neither flat nor one-hot."""
     torch.manual_seed(seed)
-    made = RaceAttention(32, 2, code).eval()
+    made = RaceAttention(Sizes(1, 32, 2, 2, 128, 64, 50), code).eval()
     for neuron in (made.query, made.key, made.value, made.merged):
         neuron.threshold.data.uniform_(0.3, 1.5).mul_(scale)
     made.c_attn.weight.data.normal_(0, 0.35 * scale)
@@ -144,7 +145,7 @@ def test_it_is_softmax_of_rounded_scores(code: Code, seed: int) -> None:
     query, key, value = network.code(x)
     worth = [n.spike_value.view(2, 1, 16) for n in (network.query, network.key)]
     score = (query * worth[0]) @ (key * worth[1]).transpose(-1, -2) * 16**-0.5
-    score = score.masked_fill(~causal(score), float("-inf"))
+    score = score.masked_fill(~causal(24, 24, score.device), float("-inf"))
     weights = network.weights(query, key)
     shares = weights / weights.sum(-1, keepdim=True)
     # a quarter of an octave of rounding each way, and a key synapse has 8 bits
@@ -162,7 +163,7 @@ def test_gradients_are_those_of_softmax() -> None:
     torch.manual_seed(0)
     width = torch.tensor([40.0, 300.0])
     scores = 2 * torch.randint(-3, 4, (2, 2, 5, 5)).float() * width[:, None, None]
-    there = causal(scores)
+    there = causal(5, 5, scores.device)
     gradients = []
     values = torch.randn(2, 2, 5, 3)
     for race in (True, False):
@@ -197,7 +198,7 @@ def test_key_synapses_have_8_bits() -> None:
 
 def test_heads_too_wide_for_24_bits_are_refused() -> None:
     with pytest.raises(UserError, match="fewer timesteps"):
-        RaceAttention(512, 1, Code(8, "phase"))
+        RaceAttention(Sizes(1, 512, 1, 1, 128, 64, 50), Code(8, "phase"))
 
 
 def test_the_coarse_descent_covers_the_reach() -> None:

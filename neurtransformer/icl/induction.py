@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GPT2LMHeadModel
-from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+from transformers import PreTrainedModel
 
+from neurtransformer.families.base import family_of, tapped
 from neurtransformer.integer.model import IntegerGPT2
-from neurtransformer.spiking.calibrate import softmax_weights, tapped
-from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+from neurtransformer.spiking.calibrate import softmax_weights
+from neurtransformer.spiking.innate import after_first, dense_output
+from neurtransformer.spiking.model import SpikingLanguageModel
 
 HALF = 64
 """N, the tokens of a random sequence before it repeats, where the context is long enough."""
@@ -57,39 +58,45 @@ class Form:
 # --- the forms ---
 
 
-def dense_form(model: GPT2LMHeadModel) -> Form:
-    """A softmax GPT-2."""
-    blocks = cast("list[GPT2Block]", model.transformer.h)
-    heads = model.config.n_head
+def dense_form(model: PreTrainedModel, spiking: SpikingLanguageModel) -> Form:
+    """The softmax model that `spiking` was made from, after the same first token."""
+    family, first, sizes = family_of(model), spiking.config.first_token, spiking.config.sizes
+    around, blocks = family.around(model), family.blocks(model)
 
     def attention(ids: Tensor) -> Tensor:
+        whole = after_first(ids, first)
+        turned = spiking.rotation(torch.arange(whole.shape[1])[None])
         with tapped(model) as taps:
-            model(ids)
-        weights = [softmax_weights(b, t["attn_in"]) for b, t in zip(blocks, taps, strict=True)]
-        return torch.stack(weights).transpose(1, 2)
+            model(whole)
+        weights = [
+            softmax_weights(block, tap["attn_in"], sizes, turned)
+            for block, tap in zip(blocks, taps, strict=True)
+        ]
+        return _of_tokens(torch.stack(weights).transpose(1, 2), ids)
 
     def circuits() -> list[list[tuple[Tensor, Tensor]]]:
-        embedding = model.transformer.wte.weight
-        head = model.lm_head.weight * model.transformer.ln_f.weight
+        embedding = _weight(around.embedding)
+        head = _weight(around.head) * _weight(around.norm)
         found = []
         for block in blocks:
-            value = block.attn.c_attn.weight.T.chunk(3)[2] * block.ln_1.weight
-            output = block.attn.c_proj.weight.T
-            found.append(_circuits([embedding, value, output, head], heads))
+            value = block.qkv().weight[-sizes.kv_width :] * _weight(block.attn_norm)
+            output = block.attn_out().weight
+            found.append(_circuits([embedding, value, output, head], sizes.heads, sizes.kv_heads))
         return found
 
-    return Form(attention, lambda ids: model(ids).logits, circuits)
+    return Form(attention, lambda ids: dense_output(model, ids, first)[0], circuits)
 
 
-def spiking_form(model: SpikingGPT2LMHeadModel) -> Form:
-    """A spiking GPT-2, converted or fine-tuned."""
+def spiking_form(model: SpikingLanguageModel) -> Form:
+    """A spiking network, converted or fine-tuned."""
+    sizes = model.config.sizes
 
     def attention(ids: Tensor) -> Tensor:
         weights: list[Tensor] = []
 
-        def watch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        def watch(module: nn.Module, args: tuple[Any, ...]) -> None:
             attn = model.blocks[len(weights)].attn
-            query, key, _ = attn.code(args[0])
+            query, key, _ = attn.code(args[0], turned=args[-1])
             weights.append(_shares(attn.weights(query, key)))
 
         hooks = [block.attn.register_forward_pre_hook(watch) for block in model.blocks]
@@ -98,17 +105,16 @@ def spiking_form(model: SpikingGPT2LMHeadModel) -> Form:
         finally:
             for hook in hooks:
                 hook.remove()
-        return torch.stack(weights).transpose(1, 2)
+        return _of_tokens(torch.stack(weights).transpose(1, 2), ids)
 
     def circuits() -> list[list[tuple[Tensor, Tensor]]]:
-        embedding = cast(nn.Embedding, model.transformer["wte"]).weight
-        head = model.lm_head.weight * cast(nn.LayerNorm, model.transformer["ln_f"]).weight
+        embedding = _weight(model.transformer["wte"])
+        head = _weight(model.lm_head) * _weight(model.transformer["ln_f"])
         found = []
         for block in model.blocks:
-            value = block.attn.c_attn.weight.split(block.attn.sizes(model.config.n_embd))[2]
-            value = value * block.ln_1.weight
-            output = block.attn.c_proj.weight
-            found.append(_circuits([embedding, value, output, head], model.config.n_head))
+            value = block.attn.c_attn.weight[-sizes.kv_width :] * _weight(block.ln_1)
+            output = _weight(block.attn.c_proj)
+            found.append(_circuits([embedding, value, output, head], sizes.heads, sizes.kv_heads))
         return found
 
     return Form(attention, lambda ids: model(ids).logits, circuits)
@@ -135,7 +141,7 @@ def integer_form(model: IntegerGPT2) -> Form:
             value = attn.c_attn.weight[attn.value_start :] / theta / attn.encode.theta
             output = _worth(attn.residual, attn.c_proj.weight) / attn.merged_theta
             tensors = [torch.from_numpy(x.astype(np.float32)) for x in (rows, value, output, head)]
-            found.append(_circuits(tensors, attn.heads))
+            found.append(_circuits(tensors, attn.heads, attn.heads))
         return found
 
     return Form(attention, model, circuits)
@@ -151,13 +157,24 @@ def _shares(weights: Tensor) -> Tensor:
     return weights / weights.sum(-1, keepdim=True).clamp_min(1e-9)
 
 
-def _circuits(weights: Sequence[Tensor], heads: int) -> list[tuple[Tensor, Tensor]]:
-    """weights: of embedding (vocabulary, width), values (width, width), output (width, width) and
-    LM head (vocabulary, width)."""
+def _of_tokens(weights: Tensor, ids: Tensor) -> Tensor:
+    """Attention (..., i, j) among the tokens of ids (batch, length), without the innate one."""
+    length = ids.shape[1]
+    return weights[..., -length:, -length:]
+
+
+def _weight(module: nn.Module) -> Tensor:
+    return cast(Tensor, module.weight)
+
+
+def _circuits(weights: Sequence[Tensor], heads: int, kv_heads: int) -> list[tuple[Tensor, Tensor]]:
+    """weights: of embedding (vocabulary, width), values (kv_width, width), output (width, width)
+    and LM head (vocabulary, width)."""
     embedding, value, output, head = weights
     embedding = embedding - embedding.mean(1, keepdim=True)
     output = output - output.mean(0)
-    values, outputs = value.chunk(heads), output.chunk(heads, dim=1)
+    outputs = output.chunk(heads, dim=1)
+    values = [v for v in value.chunk(kv_heads) for _ in range(heads // kv_heads)]
     return [(v @ embedding.T, head @ o) for v, o in zip(values, outputs, strict=True)]
 
 

@@ -11,7 +11,7 @@ from neurtransformer.errors import UserError
 from neurtransformer.integer import quantise
 from neurtransformer.integer.config import MAX_STREAM_BITS, IntegerConfig
 from neurtransformer.recipe import checked
-from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+from neurtransformer.spiking.model import SpikingLanguageModel
 
 PROBE = (2, 64)
 """Sequences and tokens of the random text that the size of the residual stream is measured on."""
@@ -20,26 +20,26 @@ STREAM_ROOM = 8
 """A channel of the stream may be so many times larger than on that text before it saturates."""
 
 
-def quantised(model: SpikingGPT2LMHeadModel) -> tuple[IntegerConfig, quantise.Tensors]:
+def quantised(model: SpikingLanguageModel) -> tuple[IntegerConfig, quantise.Tensors]:
     """Quantise a spiking network. Raises UserError if it holds NaN or infinities, or sizes that
     integers cannot have."""
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise UserError(f"{name} holds NaN or infinite weights: fine-tune or convert again")
-    c = model.config
+    c, s = model.config, model.config.sizes
     sizes = {
-        "layers": c.n_layer,
-        "width": c.n_embd,
-        "heads": c.n_head,
-        "hidden": c.n_inner or 4 * c.n_embd,
-        "vocabulary": c.vocab_size,
-        "positions": c.n_positions,
+        "layers": s.layers,
+        "width": s.width,
+        "heads": s.heads,
+        "hidden": s.hidden,
+        "vocabulary": s.vocabulary,
+        "positions": s.context,
         "timesteps": c.timesteps,
         "coding": c.coding,
         "attention": c.attention,
         "attention_timesteps": c.attention_code.timesteps,
         "attention_coding": c.attention_code.coding,
-        "epsilon": c.layer_norm_epsilon,
+        "epsilon": c.epsilon,
         "stream_bits": stream_bits(model),
     }
     config = checked(IntegerConfig, sizes, None)
@@ -51,13 +51,13 @@ def quantised(model: SpikingGPT2LMHeadModel) -> tuple[IntegerConfig, quantise.Te
 
 
 @torch.no_grad()
-def stream_bits(model: SpikingGPT2LMHeadModel) -> int:
+def stream_bits(model: SpikingLanguageModel) -> int:
     """Fraction bits of the residual stream, 0..MAX_STREAM_BITS: as many as leave STREAM_ROOM.
 
     Measured on random tokens, so that it is the same for every text. Raises UserError for a stream
     that no number of them leaves room for.
     """
-    size = PROBE[0], min(PROBE[1], model.config.n_positions)
+    size = PROBE[0], min(PROBE[1], model.config.context)
     ids = torch.randint(model.config.vocab_size, size, generator=torch.Generator().manual_seed(0))
     found: list[float] = []
 

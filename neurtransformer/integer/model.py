@@ -18,7 +18,7 @@ from neurtransformer.integer.parts import Tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+    from neurtransformer.spiking.model import SpikingLanguageModel
 
 States = list[State | None]
 Block = IntegerAttention | IntegerFeedForward
@@ -38,7 +38,7 @@ class IntegerGPT2:
         self.head = IntegerHead(tensors, config)
 
     @classmethod
-    def from_spiking(cls, model: "SpikingGPT2LMHeadModel") -> "IntegerGPT2":
+    def from_spiking(cls, model: "SpikingLanguageModel") -> "IntegerGPT2":
         """Quantise a spiking network. Raises UserError if it holds NaN or infinities, or sizes that
         integers cannot have."""
         from neurtransformer.integer.from_spiking import quantised

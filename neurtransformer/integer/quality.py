@@ -7,15 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 
 from neurtransformer.integer.model import IntegerGPT2
-from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+from neurtransformer.spiking.innate import dense_output
+from neurtransformer.spiking.model import SpikingLanguageModel
 
 
 @torch.no_grad()
 def evaluate_integer(
-    model: IntegerGPT2, spiking: SpikingGPT2LMHeadModel, dense: GPT2LMHeadModel | None, ids: Tensor
+    model: IntegerGPT2, spiking: SpikingLanguageModel, dense: PreTrainedModel | None, ids: Tensor
 ) -> dict[str, Any]:
     """Perplexities on the same tokens, ids (n, length) int64, block by block.
 
@@ -26,8 +27,9 @@ def evaluate_integer(
         "integer": model,
         "spiking": lambda x: spiking(x).logits,
     }
+    first = spiking.config.first_token
     if dense is not None:
-        forms["dense"] = lambda x: dense(x).logits
+        forms["dense"] = lambda x: dense_output(dense, x, first)[0]
     ppl = {name: perplexity(form, ids) for name, form in forms.items()}
     values = {f"ppl_{name}": value for name, value in ppl.items()}
     values["ppl_ratio_to_spiking"] = ppl["integer"] / ppl["spiking"]

@@ -27,7 +27,7 @@ from neurtransformer.integer.config import FINAL_MOST, IntegerConfig
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from neurtransformer.spiking.model import SpikingBlock, SpikingGPT2LMHeadModel
+    from neurtransformer.spiking.model import SpikingBlock, SpikingLanguageModel
     from neurtransformer.spiking.neuron import CodingNeuron, SpikeLinear
 
 Floats = NDArray[np.float64]
@@ -190,7 +190,7 @@ def _accumulator(rows: Rows, bits: int) -> Tensors:
     return {"mantissa": mantissa, "shift": shift.clip(*SHIFT_RANGE)}
 
 
-def quantise_embedding(model: "SpikingGPT2LMHeadModel", config: IntegerConfig) -> Tensors:
+def quantise_embedding(model: "SpikingLanguageModel", config: IntegerConfig) -> Tensors:
     """Tensors of the network `embed`: one column of synapses per token, then one per position."""
     tables = [cast("nn.Embedding", model.transformer[name]) for name in ("wte", "wpe")]
     weight = np.concatenate([_floats(table.weight) for table in tables]).T
@@ -198,7 +198,7 @@ def quantise_embedding(model: "SpikingGPT2LMHeadModel", config: IntegerConfig) -
     return {**rows.tensors("embed.table"), **_under("embed.stream", stream)}
 
 
-def quantise_head(model: "SpikingGPT2LMHeadModel", config: IntegerConfig) -> Tensors:
+def quantise_head(model: "SpikingLanguageModel", config: IntegerConfig) -> Tensors:
     """Tensors of the network `head`."""
     norm = cast("nn.LayerNorm", model.transformer["ln_f"])
     reach = FINAL_REACH * np.abs(_floats(norm.weight)) + np.abs(_floats(norm.bias))

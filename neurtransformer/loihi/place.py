@@ -111,14 +111,14 @@ class Placement:
 
 def graph_of(known: Known) -> list[Network]:
     """The graph of a GPT-2 of these sizes, converted by the default recipe, with binary spikes."""
-    recipe = load_recipe()
+    recipe, s = load_recipe(), known.sizes
     config = IntegerConfig(
-        layers=known.layers,
-        width=known.width,
-        heads=known.heads,
-        hidden=4 * known.width,
-        vocabulary=known.vocabulary,
-        positions=known.context,
+        layers=s.layers,
+        width=s.width,
+        heads=s.heads,
+        hidden=s.hidden,
+        vocabulary=s.vocabulary,
+        positions=s.context,
         timesteps=recipe.timesteps,
         coding=recipe.coding,
         attention=recipe.attention,

@@ -8,7 +8,7 @@ from neurtransformer.recipe import Code
 from neurtransformer.spiking.attention import KINDS
 
 if TYPE_CHECKING:
-    from neurtransformer.spiking.config import SpikingGPT2Config
+    from neurtransformer.spiking.config import SpikingConfig
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,12 @@ def total(parts: Iterable[Part]) -> Ops:
 @dataclass(frozen=True)
 class Shape:
     """What of a model's config decides the counts. context: longest sequence, in tokens. code,
-    attention: the codes of the feed-forward blocks and of the attention. kind: of the attention."""
+    attention: the codes of the feed-forward blocks and of the attention. kind: of the attention.
+    gated: SwiGLU in place of GELU. rotary: whether positions are."""
 
     width: int
     heads: int
+    kv_width: int
     hidden: int
     layers: int
     vocab: int
@@ -46,20 +48,25 @@ class Shape:
     code: Code
     attention: Code
     kind: str
+    gated: bool
+    rotary: bool
 
     @classmethod
-    def of(cls, config: "SpikingGPT2Config") -> Self:
-        hidden = config.n_inner or 4 * config.n_embd
+    def of(cls, config: "SpikingConfig") -> Self:
+        s = config.sizes
         return cls(
-            width=config.n_embd,
-            heads=config.n_head,
-            hidden=hidden,
-            layers=config.n_layer,
-            vocab=config.vocab_size,
-            context=config.n_positions,
+            width=s.width,
+            heads=s.heads,
+            kv_width=s.kv_width,
+            hidden=s.hidden,
+            layers=s.layers,
+            vocab=s.vocabulary,
+            context=s.context,
             code=config.code,
             attention=config.attention_code,
             kind=config.attention,
+            gated=s.gated,
+            rotary=config.rotary is not None,
         )
 
     @property
@@ -70,7 +77,7 @@ class Shape:
     @property
     def qkv(self) -> tuple[int, int, int]:
         """Query, key and value neurons of a block."""
-        return KINDS[self.kind].sizes(self.width)
+        return KINDS[self.kind].sizes(self.width, self.kv_width)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 from neurtransformer.measure.counts import LayerSpikes, Ops, Shape, total
 from neurtransformer.measure.operations import Forms, operations
 from neurtransformer.measure.quality import SpikeCounter, counting_spikes
-from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+from neurtransformer.spiking.model import SpikingLanguageModel
 
 PAPER_REDUCTION_PERCENT = (64.71, 85.28)
 """The attention block of GPT-2 in NeurTransformer, arXiv 2510.00133: least and largest saving."""
@@ -74,7 +74,7 @@ def reduction_percent(dense: float, spiking: float) -> float:
 
 @torch.no_grad()
 def measure_spikes(
-    model: SpikingGPT2LMHeadModel,
+    model: SpikingLanguageModel,
     blocks: Tensor,
     *,
     batch: int = 8,
@@ -89,7 +89,7 @@ def measure_spikes(
 
 
 def layer_spikes(
-    model: SpikingGPT2LMHeadModel, counter: SpikeCounter, sums: Mapping[str, Tensor]
+    model: SpikingLanguageModel, counter: SpikeCounter, sums: Mapping[str, Tensor]
 ) -> list[LayerSpikes]:
     """Per block and token what `counter` summed over tokens. sums: its `spikes` or `active`."""
 
@@ -118,7 +118,7 @@ def layer_spikes(
 # --- the estimate ---
 
 
-def estimate(model: SpikingGPT2LMHeadModel, counter: SpikeCounter) -> dict[str, Any]:
+def estimate(model: SpikingLanguageModel, counter: SpikeCounter) -> dict[str, Any]:
     """The answer of `neurtx energy`: joules per token, all blocks together."""
     shape = Shape.of(model.config)
     spikes = layer_spikes(model, counter, counter.spikes)

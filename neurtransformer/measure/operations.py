@@ -24,6 +24,12 @@ LAYER_NORM_MACS = 4
 """Per channel: mean, variance, scaling, gain and bias."""
 GELU_MACS = 4
 """Per hidden neuron: the cubic (3) and the gate (1); the tanh is left out, in both models alike."""
+SWIGLU_MACS = 2
+"""Per hidden neuron: the gate and the product; the sigmoid is left out, in both models alike."""
+ROTARY_MACS = 2
+"""Per channel of a query and a key: cosine and sine."""
+RMS_NORM_MACS = 2
+"""Per channel: the square, and scaling by length and gain."""
 SOFTMAX_MACS = 2
 """Per attention weight: the exponential and the division at one MAC each, which is a floor."""
 
@@ -40,8 +46,9 @@ def dense_attention(s: Shape) -> dict[str, Ops]:
     """Softmax attention of one block with a key-value cache, at the mean of all positions."""
     pairs = s.width * s.seen
     return {
-        "c_attn": dense_projection(s.width, 3 * s.width),
-        "cache": Ops(words=2 * s.width),
+        "c_attn": dense_projection(s.width, s.width + 2 * s.kv_width),
+        **rotary(s, s.width + s.kv_width),
+        "cache": Ops(words=2 * s.kv_width),
         "q k": Ops(mac=pairs, words=pairs),
         "softmax": Ops(mac=SOFTMAX_MACS * s.heads * s.seen),
         "a v": Ops(mac=pairs, words=pairs),
@@ -50,20 +57,38 @@ def dense_attention(s: Shape) -> dict[str, Ops]:
 
 
 def dense_feed_forward(s: Shape) -> dict[str, Ops]:
-    """GPT-2's MLP of one block."""
+    """The MLP of one block."""
     return {
-        "c_fc": dense_projection(s.width, s.hidden),
-        "gelu": Ops(mac=GELU_MACS * s.hidden),
+        "c_fc": dense_projection(s.width, (1 + s.gated) * s.hidden),
+        **activation(s),
         "c_proj": dense_projection(s.hidden, s.width),
     }
+
+
+def activation(s: Shape) -> dict[str, Ops]:
+    """The activation of the hidden neurons, the same in both models."""
+    if s.gated:
+        return {"swiglu": Ops(mac=SWIGLU_MACS * s.hidden)}
+    return {"gelu": Ops(mac=GELU_MACS * s.hidden)}
+
+
+def rotary(s: Shape, channels: int) -> dict[str, Ops]:
+    """Turning `channels` of queries and keys by their position, if that is how a model does it."""
+    return {"rotary": Ops(mac=ROTARY_MACS * channels)} if s.rotary else {}
 
 
 def shared(s: Shape) -> dict[str, Ops]:
     """What both models do alike: norms and residual additions of all blocks, embeddings, head."""
     norms = 2 * s.layers + 1
+    if s.rotary:  # no positions to add, and RMSNorm, with neither mean nor bias
+        embeddings = Ops(words=s.width)
+        normed = Ops(mac=norms * RMS_NORM_MACS * s.width, words=norms * s.width)
+    else:
+        embeddings = Ops(ac=s.width, words=2 * s.width)
+        normed = Ops(mac=norms * LAYER_NORM_MACS * s.width, words=norms * 2 * s.width)
     return {
-        "embeddings": Ops(ac=s.width, words=2 * s.width),
-        "layer norms": Ops(mac=norms * LAYER_NORM_MACS * s.width, words=norms * 2 * s.width),
+        "embeddings": embeddings,
+        "layer norms": normed,
         "residuals": Ops(ac=2 * s.layers * s.width),
         "lm_head": dense_projection(s.width, s.vocab),
     }
@@ -104,6 +129,7 @@ def spiking_attention(s: Shape, n: LayerSpikes) -> dict[str, Ops]:
     coded += neurons(s.width, n.merged, timesteps, pairs=True)
     return {
         "c_attn": synapses(n.encode, sum(s.qkv)),
+        **rotary(s, s.qkv[0] + s.qkv[1]),
         **KINDS[s.kind].core(s, n),
         "c_proj": synapses(n.merged, s.width),
         "neurons": coded,
@@ -114,11 +140,14 @@ def spiking_feed_forward(s: Shape, n: LayerSpikes) -> dict[str, Ops]:
     """The spiking MLP of one block; its GELU acts once on each membrane."""
     timesteps, coding = s.code
     coded = neurons(s.width, n.mlp_encode, timesteps, pairs=True)
-    pairs = HIDDEN_SPIKES[coding] == 2
+    pairs = s.gated or HIDDEN_SPIKES[coding] == 2
     coded += neurons(s.hidden, n.hidden, timesteps, pairs=pairs, receives=coding)
+    if s.gated:  # a membrane of its own integrates the gate
+        gate = s.hidden * timesteps * (1 + (coding == "phase"))
+        coded += Ops(ac=gate, words=2 * timesteps * s.hidden)
     return {
-        "c_fc": synapses(n.mlp_encode, s.hidden),
-        "gelu": Ops(mac=GELU_MACS * s.hidden),
+        "c_fc": synapses(n.mlp_encode, (1 + s.gated) * s.hidden),
+        **activation(s),
         "c_proj": synapses(n.hidden, s.width),
         "neurons": coded,
     }

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 
-from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+from neurtransformer.spiking.innate import after_first
+from neurtransformer.spiking.model import SpikingLanguageModel
 
 _AT_ONCE = 4  # blocks, of twice the context: as many tokens as `quality.evaluate` takes
 
@@ -23,8 +24,8 @@ def doubled(blocks: Tensor) -> Tensor:
 
 @torch.no_grad()
 def loss_by_position(
-    model: SpikingGPT2LMHeadModel,
-    dense: GPT2LMHeadModel,
+    model: SpikingLanguageModel,
+    dense: PreTrainedModel,
     blocks: Tensor,
     buckets: int,
     *,
@@ -40,16 +41,24 @@ def loss_by_position(
     is the bucket's middle, counted from 0.
     """
     length = blocks.shape[1]
-    positions = torch.arange(length).clamp_max(model.config.n_positions - 1)
-    losses = {"dense": torch.zeros(length - 1), "spiking": torch.zeros(length - 1)}
-    for chunk in blocks.split(_AT_ONCE):
-        # without a mask transformers takes positions that do not grow for texts of their own
-        mask = torch.ones_like(chunk)
-        for name, network in (("dense", dense), ("spiking", model)):
+    first = model.config.first_token
+    # the dense model is given the innate token of the spiking one
+    given = {"dense": (dense, after_first(blocks, first)), "spiking": (model, blocks)}
+    losses = dict.fromkeys(given, torch.zeros(()))
+    for name, (network, ids) in given.items():
+        last = model.config.sizes.context - 1 if name == "dense" else model.config.context - 1
+        positions = torch.arange(ids.shape[1]).clamp_max(last)
+        for chunk in ids.split(_AT_ONCE):
+            # without a mask transformers takes positions that do not grow for texts of their own
+            mask = torch.ones_like(chunk)
             output = network(chunk, attention_mask=mask, position_ids=positions.expand_as(chunk))
-            predicted = output.logits[:, :-1].transpose(1, 2)
-            losses[name] += F.cross_entropy(predicted, chunk[:, 1:], reduction="none").sum(0)
-        on_tokens(chunk.numel())
+            predicted = output.logits[:, -length:-1].transpose(1, 2)
+            wanted = chunk[:, 1 - length :]
+            losses[name] = losses[name] + F.cross_entropy(predicted, wanted, reduction="none").sum(
+                0
+            )
+            if name == "spiking":
+                on_tokens(chunk.numel())
     return [
         {
             "position": float(bucket.double().mean()),

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 
 from neurtransformer.measure.attention import KINDS
 from neurtransformer.spiking.attention import SpikingSelfAttention
 from neurtransformer.spiking.coding import spikes_in
-from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+from neurtransformer.spiking.innate import dense_output
+from neurtransformer.spiking.model import SpikingLanguageModel
 from neurtransformer.spiking.neuron import CodingNeuron
 
 
@@ -73,7 +74,7 @@ class SpikeCounter:
 
 
 @contextmanager
-def counting_spikes(model: SpikingGPT2LMHeadModel) -> Iterator[SpikeCounter]:
+def counting_spikes(model: SpikingLanguageModel) -> Iterator[SpikeCounter]:
     """Count the spikes of every `CodingNeuron` of `model` while open."""
     counter = SpikeCounter()
 
@@ -102,8 +103,8 @@ def counting_spikes(model: SpikingGPT2LMHeadModel) -> Iterator[SpikeCounter]:
 
 @torch.no_grad()
 def evaluate(
-    model: SpikingGPT2LMHeadModel,
-    dense: GPT2LMHeadModel,
+    model: SpikingLanguageModel,
+    dense: PreTrainedModel,
     blocks: Tensor,
     counter: SpikeCounter,
     *,
@@ -121,14 +122,13 @@ def evaluate(
     cosine = cosine_logits = agreement = 0.0
     predicted = seen = 0
     for chunk in blocks.split(batch):
-        theirs = dense(chunk, output_hidden_states=True)
+        logits, hidden = dense_output(dense, chunk, model.config.first_token)
         ours = model(chunk)
-        nll["dense"] += _nll(theirs.logits, chunk)
+        nll["dense"] += _nll(logits, chunk)
         nll["spiking"] += _nll(ours.logits, chunk)
-        hidden = theirs.hidden_states[-1]
         cosine += float(F.cosine_similarity(hidden, ours.last_hidden_state, dim=-1).sum())
-        cosine_logits += float(F.cosine_similarity(theirs.logits, ours.logits, dim=-1).sum())
-        agreement += float((theirs.logits.argmax(-1) == ours.logits.argmax(-1)).sum())
+        cosine_logits += float(F.cosine_similarity(logits, ours.logits, dim=-1).sum())
+        agreement += float((logits.argmax(-1) == ours.logits.argmax(-1)).sum())
         predicted += chunk[:, 1:].numel()
         seen += chunk.numel()
         on_tokens(chunk.numel())

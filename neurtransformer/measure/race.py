@@ -1,16 +1,19 @@
 """One race that a person can read: who fires when, beside the softmax weights it stands for."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from neurtransformer.codes import EVEN, ODD
 from neurtransformer.errors import UserError
+from neurtransformer.families.base import family_of, tapped
 from neurtransformer.spiking.attention.ttfs import RaceAttention
-from neurtransformer.spiking.calibrate import softmax_weights, tapped
-from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+from neurtransformer.spiking.calibrate import softmax_weights
+from neurtransformer.spiking.innate import after_first
+from neurtransformer.spiking.model import SpikingLanguageModel
 from neurtransformer.text import prompt_ids
 
 SENTENCE = "The captain gave the letter to the old sailor, and the sailor gave it to the captain"
@@ -18,7 +21,7 @@ SENTENCE = "The captain gave the letter to the old sailor, and the sailor gave i
 
 @torch.no_grad()
 def one_race(
-    model: SpikingGPT2LMHeadModel, dense: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase
+    model: SpikingLanguageModel, dense: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any] | None:
     """The race that the last token of a sentence starts, in the head that looks back the most.
 
@@ -33,25 +36,32 @@ def one_race(
         ids = torch.tensor([prompt_ids(tokenizer, SENTENCE)])
     except UserError:  # a tokenizer of another language
         return None
-    if ids.shape[1] > model.config.n_positions:
+    if ids.shape[1] > model.config.context:
         return None
     races: list[Tensor] = []
 
-    def hear(module: nn.Module, args: Any, output: Tensor) -> None:
-        races.append(output[0, :, -1])
+    first = model.config.first_token
+    begins = first is not None and int(ids[0, 0]) != first
 
-    hooks = [attention.neurons.register_forward_hook(hear) for attention in attentions]
+    def hear(attention: RaceAttention) -> Callable[..., None]:
+        return lambda module, args, output: races.append(attention.apart(output)[0, :, -1])
+
+    hooks = [a.neurons.register_forward_hook(hear(a)) for a in attentions]
     try:
         model(ids)
     finally:
         for hook in hooks:
             hook.remove()
+    if begins:
+        ids = after_first(ids, first)
     with tapped(dense) as taps:
         dense(ids)
+    sizes, turned = model.config.sizes, model.rotation(torch.arange(ids.shape[1])[None])
+    blocks = family_of(dense).blocks(dense)
     softmax = torch.stack(
         [
-            softmax_weights(block, tap["attn_in"])[0, :, -1]
-            for block, tap in zip(dense.transformer.h, taps, strict=True)
+            softmax_weights(block, tap["attn_in"], sizes, turned)[0, :, -1]
+            for block, tap in zip(blocks, taps, strict=True)
         ]
     )
     # neither the first token, where heads rest, nor the last two

@@ -5,6 +5,7 @@ import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def page(run: Path) -> str:
     """The page for a run folder. Raises UserError if report.json or config.json is damaged."""
     report, config = read_json(run / "report.json"), read_json(run / "config.json")
     weights = run_sha256(run, config)
-    heads = head_forgetting(run, config.get("n_layer", 0))
+    heads = head_forgetting(run, _size(config, "num_hidden_layers") or 0)
     said = remarks(report, config, weights)
     return render(current(report, weights), config, run.name, heads, said)
 
@@ -89,15 +90,29 @@ def render(
     )
 
 
+_GPT2_NAMES = {
+    "num_hidden_layers": "n_layer",
+    "hidden_size": "n_embd",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+}
+
+
+def _size(config: Mapping[str, Any], name: str) -> int | None:
+    """A size in a config.json, whatever its family calls it."""
+    return config.get(name, config.get(_GPT2_NAMES[name]))
+
+
 def facts(report: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What this run is, in words."""
     converted = section(report, "convert")
-    layers, heads = config.get("n_layer"), config.get("n_head")
+    size = partial(_size, config)
     found = {
         "made from": converted.get("model") or config.get("dense"),
-        "size": f"{layers} layers, {config.get('n_embd')} wide, {heads} heads",
+        "size": f"{size('num_hidden_layers')} layers, {size('hidden_size')} wide, "
+        f"{size('num_attention_heads')} heads",
         "parameters": shown(converted.get("parameters"), "{:,}"),
-        "context": f"{config.get('n_positions')} tokens",
+        "context": f"{size('max_position_embeddings')} tokens",
         "attention": _attention(config),
         "feed-forward": f"{config.get('coding', 'rate')} coded, T = {config.get('timesteps')}",
         "calibrated on": f"{shown(converted.get('calibration_tokens'), '{:,}') or '?'} tokens",
@@ -170,6 +185,7 @@ def pictures(
     losses = quality.get("loss_by_position") or []
     race = section(quality, "race")
     rates = section(quality, "spike_rate_by_layer") or section(energy, "spike_rate_by_layer")
+    context = _size(config, "max_position_embeddings") or 0
     drawn: list[tuple[str, str, Any, Callable[[], bytes]]] = [
         (
             "Spike rates",
@@ -192,7 +208,7 @@ def pictures(
             "What each head, a row, keeps of a token so far back. A row bright to the end remembers"
             " the whole past; one that is bright at 1 alone sees just the token before.",
             heads,
-            lambda: figures.forgetting(*heads, int(config["n_positions"])) if heads else b"",
+            lambda: figures.forgetting(*heads, context) if heads else b"",
         ),
         (
             "Loss by position",
@@ -200,7 +216,7 @@ def pictures(
             " share are the text's. Positions past the dashed line were never trained and have no"
             " embedding of their own: they take the last one's, in both models.",
             losses,
-            lambda: figures.position_losses(losses, int(config["n_positions"])),
+            lambda: figures.position_losses(losses, context),
         ),
         (
             "Fine-tuning",

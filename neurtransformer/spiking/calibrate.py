@@ -1,36 +1,36 @@
 """Calibration: thresholds, centres and cores, measured on what the dense model does with text.
 
-Nothing here is trained. `tapped` watches the dense model; `calibrate` fits each neuron layer to
+Nothing here is trained. `calibrate` watches the dense model and fits each neuron layer to
 what it will have to code, and the core of each attention to the softmax heads that it replaces
 (`fit` of its kind).
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import cast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
-from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from neurtransformer.families.base import DenseBlock, Sizes, family_of, tapped
 from neurtransformer.recipe import Calibration
 from neurtransformer.spiking import coding
 from neurtransformer.spiking.attention.base import SpikingSelfAttention
 from neurtransformer.spiking.feedforward import SpikingFeedForward
-from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+from neurtransformer.spiking.innate import after_first
+from neurtransformer.spiking.model import SpikingLanguageModel
 from neurtransformer.spiking.neuron import CodingNeuron, SpikeLinear
+from neurtransformer.spiking.rotary import Rotation, rotate
 from neurtransformer.text import load_blocks, write_text
 
 CLIP_RATIOS = 24
 FIT_SAMPLES = 2048
 PROFILE_TOKENS = 256
-Taps = dict[str, Tensor]
 
 
 def calibration_text(
-    dense: GPT2LMHeadModel,
+    dense: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     text: str | None,
     recipe: Calibration,
@@ -40,7 +40,8 @@ def calibration_text(
     A model's own text is the kind of text that it was trained on, whatever that was, and costs no
     data; CPython's text instead raised the loss on novels and textbooks (docs/LOG.md).
     """
-    length = min(recipe.block, dense.config.n_positions)
+    # an innate first token takes a position
+    length = min(recipe.block, dense.config.max_position_embeddings - 1)
     if text is None:
         return write_text(dense, max(1, recipe.tokens // length), length, seed=0)
     return load_blocks(text, tokenizer, length, split="train", limit_tokens=recipe.tokens)
@@ -79,7 +80,7 @@ def fit_neuron(neuron: CodingNeuron, x: Tensor, *, centred: bool) -> None:
     it; else from zero.
     """
     with torch.no_grad():
-        x = x.flatten(0, -2)
+        x = neuron.samples(x.flatten(0, -2))
         x = x[:: -(-len(x) // FIT_SAMPLES)]
         if neuron.activation is not None:
             x = neuron.activation(x)
@@ -93,44 +94,18 @@ def fit_neuron(neuron: CodingNeuron, x: Tensor, *, centred: bool) -> None:
         neuron.center.copy_(center)
 
 
-@contextmanager
-def tapped(dense: GPT2LMHeadModel) -> Iterator[list[Taps]]:
-    """While open, every forward pass of `dense` leaves its activations here, one dict a block.
-
-    Keys, all (batch, length, channels): `attn_in` and `mlp_in` (after LayerNorm), `merged` (heads
-    joined, before c_proj), `attn_out`, `hidden` (after GELU).
-    """
-    taps: list[Taps] = [defaultdict(Tensor) for _ in dense.transformer.h]
-    hooks = []
-
-    def keep(store: Taps, name: str, inputs: bool) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, args: tuple[Tensor], output: Tensor) -> None:
-            store[name] = args[0] if inputs else output
-
-        return hook
-
-    for store, block in zip(taps, cast("list[GPT2Block]", dense.transformer.h), strict=True):
-        for module, name, inputs in (
-            (block.attn.c_attn, "attn_in", True),
-            (block.attn.c_proj, "merged", True),
-            (block.attn.c_proj, "attn_out", False),
-            (block.mlp.c_fc, "mlp_in", True),
-            (block.mlp.c_proj, "hidden", True),
-        ):
-            hooks.append(module.register_forward_hook(keep(store, name, inputs)))
-    try:
-        yield taps
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def softmax_weights(block: GPT2Block, attn_in: Tensor) -> Tensor:
+def softmax_weights(
+    block: DenseBlock, attn_in: Tensor, sizes: Sizes, turned: Rotation | None
+) -> Tensor:
     """The softmax attention of a dense block on its normalised input: (batch, heads, i, j)."""
-    attention = block.attn
-    query, key, _ = attention.c_attn(attn_in).split(attention.split_size, dim=2)
-    query, key = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (query, key))
-    scores = query @ key.transpose(-1, -2) * attention.scaling
+    rows = block.qkv()
+    query, key, _ = F.linear(attn_in, *rows).split(
+        (sizes.width, sizes.kv_width, sizes.kv_width), dim=-1
+    )
+    query = rotate(query, turned).unflatten(-1, (sizes.heads, -1)).transpose(1, 2)
+    key = rotate(key, turned).unflatten(-1, (sizes.kv_heads, -1)).transpose(1, 2)
+    key = key.repeat_interleave(sizes.heads // sizes.kv_heads, dim=1)
+    scores = query @ key.transpose(-1, -2) * block.scaling
     hidden = torch.ones_like(scores, dtype=torch.bool).triu(1)
     return scores.masked_fill(hidden, float("-inf")).softmax(-1)
 
@@ -140,37 +115,52 @@ def absorb_center(neuron: CodingNeuron, synapse: SpikeLinear) -> None:
     synapse.bias.add_(synapse.weight @ neuron.center)
 
 
-def calibrate_attention(attention: SpikingSelfAttention, block: GPT2Block, taps: Taps) -> None:
+@dataclass(frozen=True)
+class Basis:
+    """What a calibration rests on beside activations: the geometry, the angles of rotary positions,
+    and which tokens (batch, length) count: not those that are like the innate one, whose
+    activations would be far beyond all others."""
+
+    sizes: Sizes
+    turned: Rotation | None
+    counted: Tensor
+
+
+def calibrate_attention(
+    attention: SpikingSelfAttention, block: DenseBlock, attn_in: Tensor, on: Basis
+) -> None:
     """Fit one SSA to the softmax attention it replaces. Its weights are already carried over."""
-    head = taps["attn_in"][:, :PROFILE_TOKENS].contiguous()
-    attention.fit(lambda: softmax_weights(block, head), float(block.attn.scaling))
-    fit_neuron(attention.encode, taps["attn_in"], centred=True)
+    head, turned = attn_in[:, :PROFILE_TOKENS], on.turned
+    if turned is not None:
+        turned = turned[0][:, :PROFILE_TOKENS], turned[1][:, :PROFILE_TOKENS]
+    attention.fit(lambda: softmax_weights(block, head, on.sizes, turned), block.scaling)
+    fit_neuron(attention.encode, attn_in[on.counted], centred=True)
     attention.make_room("encode")
     absorb_center(attention.encode, attention.c_attn)
-    membrane = attention.c_attn(attention.encode(taps["attn_in"]), attention.encode.spike_value)
-    parts = membrane.split(attention.sizes(block.attn.split_size), dim=-1)
+    parts = attention.membranes(attention.encode(attn_in), False, on.turned)
     for name, x in zip(("query", "key", "value"), parts, strict=True):
-        fit_neuron(getattr(attention, name), x, centred=False)
+        fit_neuron(getattr(attention, name), x[on.counted], centred=False)
         attention.make_room(name)
-    mean = attention.parallel(*attention.code(taps["attn_in"]))
-    fit_neuron(attention.merged, attention.merge(mean), centred=True)
+    mean = attention.parallel(*attention.code(attn_in, turned=on.turned))
+    fit_neuron(attention.merged, attention.merge(mean)[on.counted], centred=True)
     attention.make_room("merged")
     absorb_center(attention.merged, attention.c_proj)
 
 
-def calibrate_feedforward(mlp: SpikingFeedForward, taps: Taps) -> None:
+def calibrate_feedforward(mlp: SpikingFeedForward, mlp_in: Tensor, on: Basis) -> None:
     """Fit the two neuron layers of one feed-forward block."""
-    fit_neuron(mlp.encode, taps["mlp_in"], centred=True)
+    mlp_in = mlp_in[on.counted]
+    fit_neuron(mlp.encode, mlp_in, centred=True)
     absorb_center(mlp.encode, mlp.c_fc)
-    membrane = mlp.c_fc(mlp.encode(taps["mlp_in"]), mlp.encode.spike_value)
+    membrane = mlp.c_fc(mlp.encode(mlp_in), mlp.encode.spike_value)
     fit_neuron(mlp.hidden, membrane, centred=True)
     absorb_center(mlp.hidden, mlp.c_proj)
 
 
 @torch.no_grad()
 def calibrate(
-    model: SpikingGPT2LMHeadModel,
-    dense: GPT2LMHeadModel,
+    model: SpikingLanguageModel,
+    dense: PreTrainedModel,
     tokens: Tensor,
     on_block: Callable[[], None] = lambda: None,
 ) -> None:
@@ -178,11 +168,16 @@ def calibrate(
 
     on_block: called when a block is done.
     """
+    first = model.config.first_token
     with tapped(dense) as taps:
-        dense(tokens)
-    dense_blocks = cast("list[GPT2Block]", dense.transformer.h)
+        dense(after_first(tokens, first))
+    begin = 0 if first is None else 1
+    positions = torch.arange(begin, begin + tokens.shape[1])[None]
+    on = Basis(model.config.sizes, model.rotation(positions), tokens != first)
+    dense_blocks = family_of(dense).blocks(dense)
     for spiking, block, tap in zip(model.blocks, dense_blocks, taps, strict=True):
-        calibrate_attention(spiking.attn, block, tap)
-        calibrate_feedforward(spiking.mlp, tap)
+        coded = {name: x[:, begin:] for name, x in tap.items()}
         tap.clear()
+        calibrate_attention(spiking.attn, block, coded["attn_in"], on)
+        calibrate_feedforward(spiking.mlp, coded["mlp_in"], on)
         on_block()

@@ -1,32 +1,42 @@
-"""The config of a spiking GPT-2."""
+"""The configs of spiking networks: those of their dense families, and what is ours."""
 
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-from transformers import AutoConfig, GPT2Config
+from transformers import AutoConfig, GPT2Config, LlamaConfig
 
+from neurtransformer.families import FAMILIES
+from neurtransformer.families.base import Sizes
+from neurtransformer.families.llama import THETA
 from neurtransformer.recipe import Code, Coding
 
 
-class SpikingGPT2Config(GPT2Config):
-    """A GPT-2 config plus the kind of attention, the codes, and the teacher.
+@dataclass(init=False)  # transformers makes one of all fields, its own and these
+class SpikingConfig:
+    """What is the same for all families: the kind of attention, the codes, and the teacher.
 
     attention_timesteps, attention_coding: None where the attention has the code of the rest.
+    first_token: the number of the innate first token (see `spiking/innate.py`), None without.
     dense: the teacher's name or folder; dense_sha256: the hash of its weights
     (`provenance.model_sha256`).
     """
 
-    model_type = "spiking_gpt2"
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "cache",
         "past_key_values",
         "last_hidden_state",
     ]
+    family: ClassVar[str]
+    """The `model_type` of the dense model."""
+
+    norm: ClassVar[Literal["layer", "rms"]]
 
     timesteps: int = 8
     coding: Coding = "rate"
     attention: str = "linear"
     attention_timesteps: int | None = None
     attention_coding: Coding | None = None
+    first_token: int | None = None
     dense: str | None = None
     dense_sha256: str | None = None
 
@@ -42,5 +52,72 @@ class SpikingGPT2Config(GPT2Config):
             self.attention_timesteps or self.timesteps, self.attention_coding or self.coding
         )
 
+    @property
+    def sizes(self) -> Sizes:
+        """The geometry."""
+        return FAMILIES[self.family].sizes(self.to_dict())  # type: ignore[attr-defined]
 
-AutoConfig.register(SpikingGPT2Config.model_type, SpikingGPT2Config, exist_ok=True)
+    @property
+    def context(self) -> int:
+        """Tokens of the longest text: the innate first token takes one position."""
+        return self.sizes.context - (self.first_token is not None)
+
+    @property
+    def epsilon(self) -> float:
+        """What a norm adds to the variance."""
+        raise NotImplementedError
+
+    @property
+    def activation(self) -> str:
+        """transformers' name of the activation of the hidden neurons."""
+        raise NotImplementedError
+
+    @property
+    def rotary(self) -> float | None:
+        """The base of rotary positions; None where positions have learned embeddings."""
+        return None
+
+
+class SpikingGPT2Config(SpikingConfig, GPT2Config):
+    """A GPT-2 config and `SpikingConfig`."""
+
+    model_type = "spiking_gpt2"
+    family = "gpt2"
+    norm = "layer"
+
+    @property
+    def epsilon(self) -> float:
+        return float(self.layer_norm_epsilon)
+
+    @property
+    def activation(self) -> str:
+        return str(self.activation_function)
+
+
+class SpikingLlamaConfig(SpikingConfig, LlamaConfig):
+    """A Llama config and `SpikingConfig`."""
+
+    model_type = "spiking_llama"
+    family = "llama"
+    norm = "rms"
+
+    @property
+    def epsilon(self) -> float:
+        return float(self.rms_norm_eps)
+
+    @property
+    def activation(self) -> str:
+        return str(self.hidden_act)
+
+    @property
+    def rotary(self) -> float | None:
+        return float((self.rope_parameters or {}).get("rope_theta", THETA))
+
+
+CONFIGS: dict[str, type[SpikingGPT2Config] | type[SpikingLlamaConfig]] = {
+    config.family: config for config in (SpikingGPT2Config, SpikingLlamaConfig)
+}
+"""By the `model_type` of the dense family."""
+
+for _config in CONFIGS.values():
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)

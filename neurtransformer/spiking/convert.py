@@ -1,22 +1,21 @@
-"""Dense GPT-2 to spiking GPT-2: copy the weights, swap the blocks, calibrate."""
+"""Dense to spiking: copy the weights, swap the blocks, give birth to the first token, calibrate."""
 
 import copy
 from collections.abc import Callable
-from typing import cast
 
 import torch
-from torch import Tensor, nn
-from transformers import GPT2LMHeadModel
-from transformers.models.gpt2.modeling_gpt2 import GPT2Block
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from neurtransformer.errors import UserError
+from neurtransformer.families.base import DenseBlock, Rows, family_of
 from neurtransformer.provenance import model_sha256
 from neurtransformer.recipe import MAX_PHASE_TIMESTEPS, MAX_TIMESTEPS, Code, Coding
 from neurtransformer.spiking.attention import KINDS
 from neurtransformer.spiking.calibrate import calibrate
-from neurtransformer.spiking.config import SpikingGPT2Config
-from neurtransformer.spiking.model import SpikingBlock, SpikingGPT2LMHeadModel
+from neurtransformer.spiking.config import CONFIGS
+from neurtransformer.spiking.innate import give_birth
+from neurtransformer.spiking.model import MODELS, SpikingBlock, SpikingLanguageModel
 from neurtransformer.spiking.neuron import SpikeLinear
 
 
@@ -28,7 +27,7 @@ def check_timesteps(timesteps: int, coding: Coding) -> None:
 
 
 def convert(
-    dense: GPT2LMHeadModel,
+    dense: PreTrainedModel,
     tokens: Tensor,
     timesteps: int,
     source: str,
@@ -37,12 +36,14 @@ def convert(
     coding: Coding = "rate",
     attention: str = "linear",
     attention_code: Code | None = None,
-) -> SpikingGPT2LMHeadModel:
+    first_token: int | None = None,
+) -> SpikingLanguageModel:
     """The spiking network for `dense`, calibrated on tokens (batch, length) int64, in eval mode.
 
     source: what `dense` was loaded from, kept in the config so that the teacher is found again.
     on_block: called for each block that is calibrated. coding: see `spiking/coding.py`. attention:
-    its kind. attention_code: the attention's own code, None for that of the rest.
+    its kind. attention_code: the attention's own code, None for that of the rest. first_token: the
+    number of the innate one (`spiking/innate.py`), None for none.
     Raises UserError for timesteps out of range and for what is no kind of attention.
     """
     check_timesteps(timesteps, coding)
@@ -53,55 +54,58 @@ def convert(
     values = dense.config.to_dict()
     for name in ("model_type", "architectures", "dtype", "transformers_version"):
         values.pop(name, None)
-    config = SpikingGPT2Config(
+    family = dense.config.model_type
+    config = CONFIGS[family](
         **values,
         timesteps=timesteps,
         coding=coding,
         attention=attention,
         attention_timesteps=code.timesteps,
         attention_coding=code.coding,
+        first_token=first_token,
         dense=source,
         dense_sha256=model_sha256(dense),
     )
-    model = SpikingGPT2LMHeadModel(config).eval()
+    model = MODELS[family](config).eval()
     model.generation_config = copy.deepcopy(dense.generation_config)
     carry_over(model, dense)
+    give_birth(model, dense)
     calibrate(model, dense, tokens, on_block)
     return model
 
 
 @torch.no_grad()
-def carry_over(model: SpikingGPT2LMHeadModel, dense: GPT2LMHeadModel) -> None:
+def carry_over(model: SpikingLanguageModel, dense: PreTrainedModel) -> None:
     """Copy every pretrained parameter to where it lives in the spiking network."""
-    around = (
-        (model.transformer["wte"], dense.transformer.wte),
-        (model.transformer["wpe"], dense.transformer.wpe),
-        (model.transformer["ln_f"], dense.transformer.ln_f),
-        (model.lm_head, dense.lm_head),  # the embedding itself where the config ties them
-    )
-    for ours, theirs in around:
+    family = family_of(dense)
+    around = family.around(dense)
+    pairs = [
+        (model.transformer["wte"], around.embedding),
+        (model.transformer["ln_f"], around.norm),
+        (model.lm_head, around.head),  # the embedding itself where the config ties them
+    ]
+    if around.positions is not None:
+        pairs.append((model.transformer["wpe"], around.positions))
+    for ours, theirs in pairs:
         ours.load_state_dict(theirs.state_dict())
-    dense_blocks = cast("list[GPT2Block]", dense.transformer.h)
-    for ours, theirs in zip(model.blocks, dense_blocks, strict=True):
-        _carry_block(ours, theirs)
+    for block, dense_block in zip(model.blocks, family.blocks(dense), strict=True):
+        _carry_block(block, dense_block, model)
 
 
-def _carry_block(ours: SpikingBlock, theirs: GPT2Block) -> None:
-    ours.ln_1.load_state_dict(theirs.ln_1.state_dict())
-    ours.ln_2.load_state_dict(theirs.ln_2.state_dict())
-    heads = ours.attn.heads
-    _carry_linear(ours.attn.c_attn, theirs.attn.c_attn, lambda rows: ours.attn.arrange(rows, heads))
-    for module, conv in (
-        (ours.attn.c_proj, theirs.attn.c_proj),
-        (ours.mlp.c_fc, theirs.mlp.c_fc),
-        (ours.mlp.c_proj, theirs.mlp.c_proj),
+def _carry_block(ours: SpikingBlock, theirs: DenseBlock, model: SpikingLanguageModel) -> None:
+    ours.ln_1.load_state_dict(theirs.attn_norm.state_dict())
+    ours.ln_2.load_state_dict(theirs.mlp_norm.state_dict())
+    sizes = model.config.sizes
+    qkv = Rows(*(ours.attn.arrange(rows, sizes) for rows in theirs.qkv()))
+    for module, rows in (
+        (ours.attn.c_attn, qkv),
+        (ours.attn.c_proj, theirs.attn_out()),
+        (ours.mlp.c_fc, theirs.up()),
+        (ours.mlp.c_proj, theirs.down()),
     ):
-        _carry_linear(module, conv)
+        _carry_rows(module, rows)
 
 
-def _carry_linear(
-    ours: SpikeLinear, theirs: nn.Module, arrange: Callable[[Tensor], Tensor] = lambda rows: rows
-) -> None:
-    assert isinstance(theirs, Conv1D)
-    ours.weight.copy_(arrange(theirs.weight.T))
-    ours.bias.copy_(arrange(theirs.bias))
+def _carry_rows(ours: SpikeLinear, theirs: Rows) -> None:
+    ours.weight.copy_(theirs.weight)
+    ours.bias.copy_(theirs.bias)

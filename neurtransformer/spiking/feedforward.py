@@ -1,38 +1,53 @@
-"""The spiking feed-forward block: code, synapses, GELU neuron, synapses."""
+"""The spiking feed-forward block: code, synapses, hidden neurons, synapses."""
+
+from collections.abc import Callable
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from neurtransformer.checkpoint import ACTIVATIONS
 from neurtransformer.codes import HIDDEN_SPIKES
-from neurtransformer.recipe import Coding
+from neurtransformer.families.gpt2 import ACTIVATIONS
+from neurtransformer.recipe import Code
 from neurtransformer.spiking.neuron import CodingNeuron, SpikeLinear
 
 
-class SpikingFeedForward(nn.Module):
-    """GPT-2's MLP with its two inputs rate or phase coded.
+def swiglu(membrane: Tensor) -> Tensor:
+    """Gates and inputs (..., 2 hidden) to ``silu(gate) * input``, (..., hidden)."""
+    gate, x = membrane.chunk(2, dim=-1)
+    return F.silu(gate) * x
 
-    The GELU is the firing curve of the hidden neurons: it acts once on the integrated membrane,
-    before the firing phase. Hardly anything of a GELU is negative, so hidden channels spend
-    their two neurons on a staggered pair, 0..2T above a rest level, where a signed pair would leave
-    one of them silent: half the squared error at the same number of neurons and steps. `c_fc` and
-    `c_proj` keep GPT-2's names and values (transposed). With phase coding they are single neurons.
+
+class SpikingFeedForward(nn.Module):
+    """The dense model's feed-forward block with its two inputs rate or phase coded.
+
+    The activation is the firing curve of the hidden neurons: it acts once on the integrated
+    membrane, before the firing phase. `c_fc` and `c_proj` keep GPT-2's names and the dense values.
+
+    A GELU: hardly anything of it is negative, so rate-coded hidden channels spend their two neurons
+    on a staggered pair, 0..2T above a rest level, where a signed pair would leave one of them
+    silent: half the squared error at the same number of neurons and steps. With phase coding they
+    are single neurons.
+
+    gated (SwiGLU): a hidden neuron integrates two membranes and fires for their product, which has
+    both signs: `c_fc` has the rows of all gates, then those of all inputs.
     """
 
     def __init__(
-        self, width: int, hidden: int, timesteps: int, activation: str, coding: Coding = "rate"
+        self, width: int, hidden: int, code: Code, activation: str, *, gated: bool = False
     ) -> None:
         super().__init__()
+        timesteps, coding = code
         self.encode = CodingNeuron(width, timesteps, signed=True, coding=coding, analogue=True)
-        self.c_fc = SpikeLinear(width, hidden, self.encode.most, coding)
+        self.c_fc = SpikeLinear(width, (1 + gated) * hidden, self.encode.most, coding)
         # torch's own GELU; transformers' gelu_new is the same curve by way of slow powers
-        gelu = nn.GELU(ACTIVATIONS[activation])
+        curve: Callable[[Tensor], Tensor] = swiglu if gated else nn.GELU(ACTIVATIONS[activation])
         self.hidden = CodingNeuron(
             hidden,
             timesteps,
-            signed=False,
-            per_step=HIDDEN_SPIKES[coding],
+            signed=gated,
+            per_step=1 if gated else HIDDEN_SPIKES[coding],
             coding=coding,
-            activation=gelu,
+            activation=curve,
         )
         self.c_proj = SpikeLinear(hidden, width, self.hidden.most, coding)
 

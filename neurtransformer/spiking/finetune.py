@@ -31,15 +31,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from neurtransformer.errors import UserError
+from neurtransformer.families.base import tapped
 from neurtransformer.folders import new_folder
 from neurtransformer.provenance import text_sha256
 from neurtransformer.recipe import Finetune
 from neurtransformer.runs import read_json, write_json
-from neurtransformer.spiking.calibrate import tapped
-from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+from neurtransformer.spiking.innate import after_first, dense_output
+from neurtransformer.spiking.model import SpikingLanguageModel
 from neurtransformer.spiking.neuron import CodingNeuron
 from neurtransformer.spiking.synops import counting_synops
 from neurtransformer.text import UnreadableText, load_blocks, write_text
@@ -70,11 +71,11 @@ class Distiller(nn.Module):
     synaptic operations per token, 0 unless they are to be counted."""
 
     def __init__(
-        self, student: SpikingGPT2LMHeadModel, teacher: GPT2LMHeadModel, *, count: bool = False
+        self, student: SpikingLanguageModel, teacher: PreTrainedModel, *, count: bool = False
     ) -> None:
         super().__init__()
         self.student = student
-        self.teacher: GPT2LMHeadModel = teacher.requires_grad_(False).eval()
+        self.teacher: PreTrainedModel = teacher.requires_grad_(False).eval()
         self.count = count
 
     def forward(self, tokens: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
@@ -88,24 +89,30 @@ class Distiller(nn.Module):
 
     def match(self, tokens: Tensor) -> Tensor:
         """Mean over layers of the squared error of attention outputs over their variance."""
+        first = self.student.config.first_token
+        begin = 0 if first is None else 1
         with torch.no_grad(), tapped(self.teacher) as taps:
-            self.teacher.transformer(tokens)
+            self.teacher(after_first(tokens, first), logits_to_keep=1)
+        positions = torch.arange(begin, begin + tokens.shape[1], device=tokens.device)
+        turned = self.student.rotation(positions[None])
         losses = []
         for block, tap in zip(self.student.blocks, taps, strict=True):
-            output, _ = block.attn(tap["attn_in"])
-            losses.append(F.mse_loss(output, tap["attn_out"]) / tap["attn_out"].var())
+            output, _ = block.attn(tap["attn_in"][:, begin:], turned=turned)
+            wanted = tap["attn_out"][:, begin:]
+            losses.append(F.mse_loss(output, wanted) / wanted.var())
         return torch.stack(losses).mean()
 
     def distil(self, tokens: Tensor) -> Tensor:
         """Kullback-Leibler divergence from teacher to student, nats per token."""
         with torch.no_grad():
-            target = self.teacher(tokens).logits.log_softmax(-1)
+            logits, _ = dense_output(self.teacher, tokens, self.student.config.first_token)
+            target = logits.log_softmax(-1)
         logits = self.student(tokens).logits.log_softmax(-1)
         return F.kl_div(logits, target, log_target=True, reduction="none").sum(-1).mean()
 
 
 def training_text(
-    teacher: GPT2LMHeadModel,
+    teacher: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     text: str | None,
     recipe: Finetune,
@@ -114,7 +121,7 @@ def training_text(
 ) -> Tensor:
     """Blocks (n, length) int64 of `text`; for None, CPython's text, if the tokenizer reads English,
     and the teacher's own."""
-    length = min(recipe.block, teacher.config.n_positions)
+    length = min(recipe.block, teacher.config.max_position_embeddings)
     needed = recipe.steps * recipe.batch * length * processes
     try:
         blocks = load_blocks(text, tokenizer, length, split="train", limit_tokens=needed)
@@ -130,7 +137,7 @@ def training_text(
     return torch.cat([blocks, write_text(teacher, *written, seed)])
 
 
-def trainable(model: SpikingGPT2LMHeadModel, recipe: Finetune) -> list[dict[str, Any]]:
+def trainable(model: SpikingLanguageModel, recipe: Finetune) -> list[dict[str, Any]]:
     """Mark what is trained: the SSA and all thresholds of every block, or all of every block.
 
     Returns an optimizer's groups of parameters, `scale` of each being its share of the rate.
@@ -194,8 +201,8 @@ def bfloat16_products() -> Iterator[None]:
 
 @bfloat16_products()
 def finetune(
-    model: SpikingGPT2LMHeadModel,
-    teacher: GPT2LMHeadModel,
+    model: SpikingLanguageModel,
+    teacher: PreTrainedModel,
     blocks: Tensor,
     recipe: Finetune,
     *,
@@ -272,7 +279,7 @@ def finetune(
 
 def write_checkpoint(
     folder: Path,
-    model: SpikingGPT2LMHeadModel,
+    model: SpikingLanguageModel,
     optimizer: torch.optim.Optimizer,
     plan: dict[str, object],
     done: list[Step],
@@ -291,7 +298,7 @@ def write_checkpoint(
 
 def read_checkpoint(
     folder: Path,
-    model: SpikingGPT2LMHeadModel,
+    model: SpikingLanguageModel,
     optimizer: torch.optim.Optimizer,
     plan: dict[str, object],
 ) -> list[Step]:

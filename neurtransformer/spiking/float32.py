@@ -5,6 +5,7 @@ whole numbers of up to 24 bits, which only float32 holds exactly. `neuron.py` do
 weights in the blocks.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +24,22 @@ class LayerNorm(nn.LayerNorm):
         return F.layer_norm(
             input, self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
         )
+
+
+class RMSNorm(nn.Module):
+    """Float32 (..., width) to float32: divided by the root of the mean square, times a gain
+    (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.rms_norm(input, self.weight.shape, self.weight.float(), self.eps)
+
+
+NORMS = {"layer": LayerNorm, "rms": RMSNorm}
 
 
 class Linear(nn.Linear):

@@ -3,45 +3,49 @@
 import contextlib
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from neurtransformer import stop
 from neurtransformer.checkpoint import check_tokenizer
 from neurtransformer.dense import ALIASES, KNOWN, load_dense
 from neurtransformer.errors import UserError
+from neurtransformer.families import FAMILIES
+from neurtransformer.families.base import family_of
 from neurtransformer.provenance import model_sha256
 from neurtransformer.recipe import Coding
 from neurtransformer.runs import is_bundled, read_json, write_json
 from neurtransformer.spiking.attention import KINDS
-from neurtransformer.spiking.config import SpikingGPT2Config
+from neurtransformer.spiking.config import CONFIGS
 from neurtransformer.spiking.convert import check_timesteps
-from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+from neurtransformer.spiking.model import MODELS, SpikingLanguageModel
 
 log = logging.getLogger(__name__)
 
 _GIVE = "name its teacher with --teacher NAME_OR_FOLDER"
 
 
-def load_run(run: Path) -> tuple[SpikingGPT2LMHeadModel, PreTrainedTokenizerBase]:
+def load_run(run: Path) -> tuple[SpikingLanguageModel, PreTrainedTokenizerBase]:
     """The spiking model of a run, float32 and in eval mode, and its tokenizer.
 
-    Raises UserError if the folder holds no whole, finite spiking GPT-2.
+    Raises UserError if the folder holds no whole, finite spiking model.
     """
     values = read_json(run / "config.json")
-    if values.get("model_type") != SpikingGPT2Config.model_type:
-        raise UserError(f"{run} holds a {values.get('model_type')} model, not a spiking GPT-2")
+    kinds = {config.model_type: MODELS[family] for family, config in CONFIGS.items()}
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise UserError(f"{run} holds a {kind} model, not a spiking one ({', '.join(kinds)})")
     _check_codes(run, values)
     if not (run / "model.safetensors").is_file():
         raise UserError(f"{run}/model.safetensors is missing: convert the model again")
     try:
-        model, info = SpikingGPT2LMHeadModel.from_pretrained(
+        model, info = kinds[kind].from_pretrained(
             run,
             dtype=torch.float32,
             local_files_only=True,
@@ -82,18 +86,18 @@ def _check_codes(run: Path, values: dict[str, Any]) -> None:
 class Teacher:
     """A dense model, float32 and in eval mode, where it comes from, and the hash of its weights."""
 
-    dense: GPT2LMHeadModel
+    dense: PreTrainedModel
     source: str
     sha256: str
 
 
-def load_teacher(model: SpikingGPT2LMHeadModel) -> GPT2LMHeadModel:
+def load_teacher(model: SpikingLanguageModel) -> PreTrainedModel:
     """The dense model that `model` was converted from. Raises UserError if it is out of reach, or
     another by now."""
     return find_teacher(model).dense
 
 
-def find_teacher(model: SpikingGPT2LMHeadModel, given: str | None = None) -> Teacher:
+def find_teacher(model: SpikingLanguageModel, given: str | None = None) -> Teacher:
     """The dense model that `model` learnt from, or the one that is `given`, a name or folder.
 
     Raises UserError if it is out of reach, does not fit or, unless it was given, is not the one
@@ -108,12 +112,18 @@ def find_teacher(model: SpikingGPT2LMHeadModel, given: str | None = None) -> Tea
         if given is not None:
             raise
         raise UserError(f"the teacher {source} of this run is gone: {error}; {_GIVE}") from error
-    ours, theirs = model.config, dense.config
-    for name in ("n_layer", "n_embd", "n_head", "vocab_size", "n_positions"):
-        if getattr(ours, name) != getattr(theirs, name):
+    family = family_of(dense)
+    if family.model_type != model.config.family:
+        raise UserError(
+            f"the teacher {source} is a {family.title}, the run was made from a "
+            f"{FAMILIES[model.config.family].title}: {_GIVE}"
+        )
+    ours, theirs = asdict(model.config.sizes), asdict(family.sizes(dense.config.to_dict()))
+    for name, size in ours.items():
+        if size != theirs[name]:
             raise UserError(
                 f"the teacher {source} is not the model that this run was made from: {name} is "
-                f"{getattr(theirs, name)}, the run's {getattr(ours, name)}; {_GIVE}"
+                f"{theirs[name]}, the run's {size}; {_GIVE}"
             )
     teacher = Teacher(dense, source, model_sha256(dense))
     if not _is_known(model, teacher):
@@ -133,7 +143,7 @@ def source_name(name: str) -> str:
     return str(Path(name).resolve()) if local else ALIASES.get(name, name)
 
 
-def _is_known(model: SpikingGPT2LMHeadModel, teacher: Teacher) -> bool:
+def _is_known(model: SpikingLanguageModel, teacher: Teacher) -> bool:
     """Whether a model was made from that teacher. One from before hashes were recorded shares at
     least the embeddings, which nobody trains, up to rounding to half precision."""
     if model.config.dense_sha256 is not None:
@@ -144,7 +154,7 @@ def _is_known(model: SpikingGPT2LMHeadModel, teacher: Teacher) -> bool:
     return torch.allclose(ours, theirs, rtol=2**-7, atol=1e-6)
 
 
-def teacher_of(run: Path, model: SpikingGPT2LMHeadModel, given: str | None) -> Teacher:
+def teacher_of(run: Path, model: SpikingLanguageModel, given: str | None) -> Teacher:
     """`find_teacher`, where the run remembers the place of a given teacher that was only moved."""
     teacher = find_teacher(model, given)
     if given is not None and not is_bundled(run) and _is_known(model, teacher):
@@ -157,12 +167,12 @@ def teacher_of(run: Path, model: SpikingGPT2LMHeadModel, given: str | None) -> T
     return teacher
 
 
-def remember_teacher(model: SpikingGPT2LMHeadModel, teacher: Teacher) -> None:
+def remember_teacher(model: SpikingLanguageModel, teacher: Teacher) -> None:
     """Make `teacher` the one that the model's config remembers."""
     model.config.dense, model.config.dense_sha256 = teacher.source, teacher.sha256
 
 
-def replace_weights(run: Path, model: SpikingGPT2LMHeadModel) -> None:
+def replace_weights(run: Path, model: SpikingLanguageModel) -> None:
     """Put the weights and the config of `model` into its run; the old ones stay until the new ones
     are whole."""
     fresh = run / ".fresh-weights"

@@ -1,7 +1,7 @@
-"""SpikingGPT2: the spiking network as a transformers model (config, save, load, generate).
+"""The spiking network as a transformers model (config, save, load, generate).
 
-Names, shapes and the residual stream are GPT-2's; attention and feed-forward block are the spiking
-ones. LayerNorm, embeddings and the tied LM head stay as they are.
+Names of modules are GPT-2's, for every family; attention and feed-forward block are the spiking
+ones. Norms, embeddings and LM head stay as they are in the dense model.
 
 transformers calls what generation keeps between tokens `past_key_values`, from 5.24 on `cache`.
 Both names are taken, and outputs have the one that is in use. Should the name change once more,
@@ -25,9 +25,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from neurtransformer.spiking.attention import KINDS
 from neurtransformer.spiking.attention.base import State
-from neurtransformer.spiking.config import SpikingGPT2Config
+from neurtransformer.spiking.config import (
+    SpikingConfig,
+    SpikingGPT2Config,
+    SpikingLlamaConfig,
+)
 from neurtransformer.spiking.feedforward import SpikingFeedForward
-from neurtransformer.spiking.float32 import Embedding, LayerNorm, Linear
+from neurtransformer.spiking.float32 import NORMS, Embedding, Linear
+from neurtransformer.spiking.rotary import Rotation, rotation
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +52,9 @@ class SSAState:
     def __init__(self, layers: int) -> None:
         self.states: list[State | None] = [None] * layers
         self.tokens_seen = 0
+        self.passed: Tensor | None = None
+        """(batch, 1): 1 for texts that begin with the innate token, which was passed over."""
+
         # transformers': false for what knows how many tokens it has read
         self.is_linear = [False] * layers
 
@@ -60,10 +68,12 @@ class SSAState:
             None if state is None else tuple(part[beam_idx] for part in state)
             for state in self.states
         ]
+        if self.passed is not None:
+            self.passed = self.passed[beam_idx]
 
 
 @dataclass
-class SpikingGPT2Output(CausalLMOutputWithPast):
+class SpikingOutput(CausalLMOutputWithPast):
     """logits (batch, length, vocab), last_hidden_state (batch, length, width), the state, the loss,
     and hidden_states: what enters the first block, and what leaves each, the last normalised."""
 
@@ -73,51 +83,58 @@ class SpikingGPT2Output(CausalLMOutputWithPast):
 class SpikingBlock(nn.Module):
     """One transformer block on the residual stream."""
 
-    def __init__(self, config: SpikingGPT2Config) -> None:
+    def __init__(self, config: SpikingConfig) -> None:
         super().__init__()
-        width, epsilon = config.n_embd, config.layer_norm_epsilon
-        hidden = config.n_inner or 4 * width
-        self.ln_1 = LayerNorm(width, eps=epsilon)
-        self.attn = KINDS[config.attention](width, config.n_head, config.attention_code)
-        self.ln_2 = LayerNorm(width, eps=epsilon)
+        sizes, norm = config.sizes, NORMS[config.norm]
+        self.ln_1 = norm(sizes.width, eps=config.epsilon)
+        innate = config.first_token is not None
+        self.attn = KINDS[config.attention](sizes, config.attention_code, innate=innate)
+        self.ln_2 = norm(sizes.width, eps=config.epsilon)
         self.mlp = SpikingFeedForward(
-            width, hidden, config.timesteps, config.activation_function, config.coding
+            sizes.width, sizes.hidden, config.code, config.activation, gated=sizes.gated
         )
 
     def forward(
-        self, x: Tensor, steps: bool, state: State | None, mask: Tensor | None
+        self,
+        x: Tensor,
+        steps: bool,
+        state: State | None,
+        mask: Tensor | None,
+        turned: Rotation | None,
     ) -> tuple[Tensor, State | None]:
-        attended, state = self.attn(self.ln_1(x), steps, state, mask)
+        attended, state = self.attn(self.ln_1(x), steps, state, mask, turned)
         x = x + attended
         return x + self.mlp(self.ln_2(x), steps), state
 
 
-class SpikingGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
-    """The spiking language model.
+class SpikingLanguageModel(PreTrainedModel, GenerationMixin):
+    """The spiking language model, of any family.
 
     `model.steps = True` runs the time-stepped simulation instead of counts; the results are equal.
     """
 
-    config_class = SpikingGPT2Config
     base_model_prefix = "transformer"
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # noqa: RUF012
     _is_stateful = True
     accepts_loss_kwargs = True
     """For transformers' Trainer: `forward` takes num_items_in_batch."""
 
-    def __init__(self, config: SpikingGPT2Config) -> None:
+    first_hidden: Tensor
+    """What the final norm makes of the innate first token, (width,)."""
+
+    def __init__(self, config: SpikingGPT2Config | SpikingLlamaConfig) -> None:
         super().__init__(config)
         self.loss_type = "ForCausalLM"  # transformers would look for it in the name of the class
         self.steps = False
-        self.transformer = nn.ModuleDict(
-            {
-                "wte": Embedding(config.vocab_size, config.n_embd),
-                "wpe": Embedding(config.n_positions, config.n_embd),
-                "h": nn.ModuleList(SpikingBlock(config) for _ in range(config.n_layer)),
-                "ln_f": LayerNorm(config.n_embd, eps=config.layer_norm_epsilon),
-            }
-        )
-        self.lm_head = Linear(config.n_embd, config.vocab_size)
+        sizes = config.sizes
+        self.transformer = nn.ModuleDict({"wte": Embedding(sizes.vocabulary, sizes.width)})
+        if config.rotary is None:
+            self.transformer["wpe"] = Embedding(sizes.context, sizes.width)
+        self.transformer["h"] = nn.ModuleList(SpikingBlock(config) for _ in range(sizes.layers))
+        self.transformer["ln_f"] = NORMS[config.norm](sizes.width, eps=config.epsilon)
+        self.lm_head = Linear(sizes.width, sizes.vocabulary)
+        if config.first_token is not None:
+            self.register_buffer("first_hidden", torch.zeros(sizes.width))
         self.post_init()
 
     @property
@@ -149,7 +166,7 @@ class SpikingGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         cache_position: Tensor | None = None,
-    ) -> SpikingGPT2Output | tuple[Any, ...]:
+    ) -> SpikingOutput | tuple[Any, ...]:
         """input_ids (batch, length), or inputs_embeds (batch, length, width), to logits (batch,
         length or logits_to_keep, vocab), float32. What arguments mean is what they mean for GPT-2:
 
@@ -174,17 +191,31 @@ class SpikingGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
             x = self._embedded(input_ids, inputs_embeds, token_type_ids)
             past = state.tokens_seen if state is not None else 0
             mask = self._new_tokens(attention_mask, past, x.shape[1])
-            x = x + self.transformer["wpe"](self._positions(x, position_ids, attention_mask, past))
+            first = self._first_again(input_ids, mask, past)
+            passed = first.sum(1, keepdim=True) if first is not None else None
+            if state is not None:
+                passed = state.passed = passed if past == 0 else state.passed
+            positions = self._positions(x, position_ids, attention_mask, past, passed)
+            if first is not None:
+                mask = (torch.ones_like(first).float() if mask is None else mask) * ~first
+            turned = None
+            if self.config.rotary is None:
+                x = x + self.transformer["wpe"](positions)
+            else:
+                turned = self.rotation(positions)
             hidden = [x]
             for i, block in enumerate(self.blocks):
                 kept = state.states[i] if state is not None else None
-                x, kept = block(x, self.steps, kept, mask)
+                x, kept = block(x, self.steps, kept, mask, turned)
                 hidden.append(x)
                 if state is not None:
                     state.states[i] = kept
             if state is not None:
                 state.tokens_seen = past + x.shape[1]
-            x = hidden[-1] = self.transformer["ln_f"](x)
+            x = self.transformer["ln_f"](x)
+            if first is not None:
+                x = torch.where(first[..., None], self.first_hidden.float(), x)
+            hidden[-1] = x
             if isinstance(logits_to_keep, int):
                 kept_positions: slice | Tensor = slice(-logits_to_keep or None, None)
             else:
@@ -192,7 +223,7 @@ class SpikingGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
             logits = self.lm_head(x[:, kept_positions])
             loss = self._loss(logits, labels, num_items_in_batch) if labels is not None else None
         wanted = self._config_or("output_hidden_states", output_hidden_states)
-        output = SpikingGPT2Output(
+        output = SpikingOutput(
             loss=loss,
             logits=logits,
             hidden_states=tuple(hidden) if wanted else None,
@@ -224,7 +255,7 @@ class SpikingGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
                 )
             return None
         if state is None and self._config_or("use_cache", use_cache):
-            return SSAState(self.config.n_layer)
+            return SSAState(len(self.blocks))
         return state
 
     def _embedded(
@@ -254,11 +285,27 @@ class SpikingGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
             raise ValueError("padding must stand before or after a text, not between its tokens")
         return real[:, -length:].float()
 
-    def _positions(
-        self, x: Tensor, position_ids: Tensor | None, attention_mask: Tensor | None, past: int
-    ) -> Tensor:
-        """Where the new tokens stand in their text, (batch or 1, length).
+    def _first_again(
+        self, input_ids: Tensor | None, mask: Tensor | None, past: int
+    ) -> Tensor | None:
+        """Where a text begins with the innate token: bool (batch, length), None for nowhere."""
+        if self.config.first_token is None or input_ids is None or past:
+            return None
+        begins = torch.ones_like(input_ids) if mask is None else mask.long()
+        first = (begins.cumsum(-1) == 1) & begins.bool() & (input_ids == self.config.first_token)
+        return first if bool(first.any()) else None
 
+    def _positions(
+        self,
+        x: Tensor,
+        position_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        past: int,
+        passed: Tensor | None,
+    ) -> Tensor:
+        """Where the new tokens stand in their text, (batch or 1, length), behind the innate one.
+
+        passed: (batch, 1), 1 for texts that begin with the innate token, None for no one.
         Raises ValueError beyond the last position, and for a token that stands later than all
         tokens that have been read allow: `generate` gives no mask where nothing is padding, so that
         this is what tells of a lost state.
@@ -269,17 +316,27 @@ class SpikingGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
             position_ids = order
             if attention_mask is not None:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -length:]
-        if bool((position_ids >= self.config.n_positions).any()):
-            raise ValueError(
-                f"sequence reaches position {int(position_ids.max())}; this model has "
-                f"{self.config.n_positions} positions"
-            )
         if bool((position_ids > order).any()):
             raise ValueError(
                 f"position_ids reach {int(position_ids.max())}, but there are {past} tokens in the "
                 f"state and {length} new ones"
             )
+        if self.config.first_token is not None:
+            position_ids = position_ids + 1
+        if passed is not None:
+            position_ids = (position_ids - passed).clamp_min(0)
+        positions = self.config.sizes.context
+        if bool((position_ids >= positions).any()):
+            raise ValueError(
+                f"sequence reaches position {int(position_ids.max())}; this model has "
+                f"{positions} positions"
+            )
         return position_ids
+
+    def rotation(self, positions: Tensor) -> Rotation | None:
+        """The angles of rotary positions (batch or 1, length); None where there are none."""
+        sizes, base = self.config.sizes, self.config.rotary
+        return None if base is None else rotation(positions, sizes.width // sizes.heads, base)
 
     def _loss(
         self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None
@@ -310,9 +367,27 @@ class SpikingGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
                 generation_config.cache_implementation,
             )
         if generation_config.use_cache and model_kwargs.get(CACHE) is None:
-            model_kwargs[CACHE] = SSAState(self.config.n_layer)
+            model_kwargs[CACHE] = SSAState(len(self.blocks))
 
 
-AutoModelForCausalLM.register(SpikingGPT2Config, SpikingGPT2LMHeadModel, exist_ok=True)
-# who asks by name whether a class predicts the next token: Trainer's label smoothing, pipelines
-MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[SpikingGPT2Config.model_type] = SpikingGPT2LMHeadModel.__name__
+class SpikingGPT2LMHeadModel(SpikingLanguageModel):
+    """A spiking GPT-2."""
+
+    config_class = SpikingGPT2Config
+
+
+class SpikingLlamaForCausalLM(SpikingLanguageModel):
+    """A spiking Llama."""
+
+    config_class = SpikingLlamaConfig
+
+
+MODELS: dict[str, type[SpikingLanguageModel]] = {
+    model.config_class.family: model for model in (SpikingGPT2LMHeadModel, SpikingLlamaForCausalLM)
+}
+"""By the `model_type` of the dense family."""
+
+for _model in MODELS.values():
+    AutoModelForCausalLM.register(_model.config_class, _model, exist_ok=True)
+    # who asks by name whether a class predicts the next token: Trainer's label smoothing, pipelines
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[_model.config_class.model_type] = _model.__name__

@@ -68,13 +68,21 @@ class CodingNeuron(nn.Module):
     @property
     def spike_value(self) -> Tensor:
         """What one spike is worth, (channels,), float32, always positive."""
-        return self.threshold.float().abs().clamp_min(1e-6) / self.most
+        return self.spread(self.threshold.float().abs().clamp_min(1e-6) / self.most)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """What is known of each threshold, to each channel: there may be fewer of the former."""
+        return x
+
+    def samples(self, x: Tensor) -> Tensor:
+        """Samples (n, channels) to samples (m, thresholds)."""
+        return x
 
     def total(self, x: Tensor) -> Tensor:
         """Membrane total in thresholds after integrating the value x of shape (..., channels)."""
         if self.activation is not None:
             x = self.activation(x)
-        x = x - self.center.float()
+        x = x - self.spread(self.center.float())
         if not self.analogue or self.training:
             return x / self.spike_value
         return snap_current(x / (self.spike_value * self.most)) * self.most

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from neurtransformer.spiking.attention import SpikingSelfAttention
 from neurtransformer.spiking.coding import spikes_in
-from neurtransformer.spiking.model import SpikingBlock, SpikingGPT2LMHeadModel
+from neurtransformer.spiking.model import SpikingBlock, SpikingLanguageModel
 from neurtransformer.spiking.neuron import CodingNeuron
 
 
@@ -34,7 +34,7 @@ def soft_spikes(counts: Tensor, neuron: CodingNeuron) -> Tensor:
 
 
 @contextmanager
-def counting_synops(model: SpikingGPT2LMHeadModel) -> Iterator[list[Tensor]]:
+def counting_synops(model: SpikingLanguageModel) -> Iterator[list[Tensor]]:
     """While open, every layer of coding neurons appends its synaptic operations per token, one
     scalar, to the list given: the sum over a forward pass is what a token costs."""
     found: list[Tensor] = []

@@ -65,7 +65,7 @@ def core(s: Shape, n: LayerSpikes) -> Part:
     fired = n.events.get("race", 0.0) * longer
     doublings = (s.attention.timesteps - 1) * pairs if s.attention.coding == "phase" else 0.0
     return {
-        "write": Ops(mac=s.width, ac=n.query + n.key + n.value, words=2 * s.width),
+        "write": Ops(mac=s.kv_width, ac=n.query + n.key + n.value, words=2 * s.kv_width),
         "scores": Ops(
             ac=n.query * s.seen + doublings,
             words=n.query * s.seen + 2 * s.attention.timesteps * pairs,

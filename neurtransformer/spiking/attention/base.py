@@ -3,7 +3,9 @@
     x -> encode -> c_attn -> query, key, value | core: counts in, mean counts out | merged -> c_proj
 
 An attention *kind* is a subclass in a file of its own that fills in the core, the part between the
-bars. Everything before and after it is the same for all kinds.
+bars. Everything before and after it is the same for all kinds. Where positions are rotary, the
+membranes of query and key neurons are turned before they fire (`rotary.py`). Where several query
+heads share keys and values, their query neurons have the same thresholds.
 """
 
 from abc import ABC, abstractmethod
@@ -14,18 +16,46 @@ import torch
 from torch import Tensor, nn
 
 from neurtransformer.codes import MEAN_BITS, RECIPROCALS
+from neurtransformer.families.base import Sizes
 from neurtransformer.recipe import Code
 from neurtransformer.spiking.neuron import CodingNeuron, SpikeLinear
+from neurtransformer.spiking.rotary import Rotation, rotate
 
 State = tuple[Tensor, ...]
 """What a core keeps between tokens; the first dimension of every tensor is the batch."""
 
 
-class SpikingSelfAttention(nn.Module, ABC):
-    """GPT-2's attention with softmax replaced by a core of spiking neurons.
+class QueryNeuron(CodingNeuron):
+    """Query neurons (kv_heads x shared x dim channels, in this order), where `shared` heads read
+    the same keys. Those have one threshold per channel of a key, (kv_heads * dim,)."""
 
-    `c_attn` and `c_proj` keep their names; `c_attn` has the rows of all queries, then keys, then
+    def __init__(
+        self, channels: int, kv_heads: int, shared: int, code: Code, *, signed: bool
+    ) -> None:
+        super().__init__(channels // shared, code.timesteps, signed=signed, coding=code.coding)
+        self.kv_heads, self.shared = kv_heads, shared
+
+    def spread(self, x: Tensor) -> Tensor:
+        if self.shared == 1:
+            return x
+        return x.view(self.kv_heads, 1, -1).expand(-1, self.shared, -1).flatten()
+
+    def samples(self, x: Tensor) -> Tensor:
+        if self.shared == 1:
+            return x
+        heads = x.unflatten(-1, (self.kv_heads, self.shared, -1)).transpose(1, 2)
+        return heads.flatten(2).flatten(0, 1)
+
+
+class SpikingSelfAttention(nn.Module, ABC):
+    """The dense attention with softmax replaced by a core of spiking neurons.
+
+    `c_attn` and `c_proj` keep GPT-2's names; `c_attn` has the rows of all queries, then keys, then
     values, each head by head. code: of the inputs and of the merged heads.
+
+    innate: whether a token stands before every text (`spiking/innate.py`). `first_key` and
+    `first_value` are what its key and value neurons would integrate, before they fire; they are
+    synapses from the start.
     """
 
     kind: ClassVar[str]
@@ -35,20 +65,29 @@ class SpikingSelfAttention(nn.Module, ABC):
     rooms: ClassVar[Mapping[str, float]] = {}
     """Thresholds of layers of neurons over those of least coding error, where not 1."""
 
-    def __init__(self, width: int, heads: int, code: Code) -> None:
+    def __init__(self, sizes: Sizes, code: Code, *, innate: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        width = sizes.width
+        self.heads, self.kv_heads = sizes.heads, sizes.kv_heads
+        self.shared = sizes.heads // sizes.kv_heads
         self.qkv = qkv = self.qkv_code(code)
         timesteps, coding = code
         self.encode = CodingNeuron(width, timesteps, signed=True, coding=coding, analogue=True)
-        sizes = self.sizes(width)
-        self.c_attn = SpikeLinear(width, sum(sizes), code.most, coding)
-        self.query, self.key, self.value = (
+        self.rows = self.sizes(width, sizes.kv_width)
+        self.c_attn = SpikeLinear(width, sum(self.rows), code.most, coding)
+        queries, keys, values = self.rows
+        self.query = QueryNeuron(queries, self.kv_heads, self.shared, qkv, signed=self.signed[0])
+        self.key, self.value = (
             CodingNeuron(size, qkv.timesteps, signed=signed, coding=qkv.coding)
-            for size, signed in zip(sizes, self.signed, strict=True)
+            for size, signed in zip((keys, values), self.signed[1:], strict=True)
         )
         self.merged = CodingNeuron(width, timesteps, signed=True, coding=coding)
         self.c_proj = SpikeLinear(width, width, code.most, coding)
+        self.first_key: nn.Parameter | None = None
+        self.first_value: nn.Parameter | None = None
+        if innate:
+            self.first_key = nn.Parameter(torch.zeros(keys))
+            self.first_value = nn.Parameter(torch.zeros(values))
 
     # --- what a kind fills in ---
 
@@ -58,13 +97,15 @@ class SpikingSelfAttention(nn.Module, ABC):
         return code
 
     @staticmethod
-    def sizes(width: int) -> tuple[int, int, int]:
-        """How many query, key and value neurons a block has."""
-        return width, width, width
+    def sizes(width: int, kv_width: int) -> tuple[int, int, int]:
+        """How many query, key and value neurons a block has that is `width` wide, and whose keys
+        and values are `kv_width`."""
+        return width, kv_width, kv_width
 
     @staticmethod
-    def arrange(rows: Tensor, heads: int) -> Tensor:
-        """Rows of GPT-2's c_attn, weights (3 width, in) or biases (3 width,), to rows of ours."""
+    def arrange(rows: Tensor, sizes: Sizes) -> Tensor:
+        """The dense rows of queries, keys and values, weights (rows, in) or biases (rows,), to
+        rows of ours."""
         return rows
 
     def fan_outs(self, past: float) -> tuple[float, float, float]:
@@ -82,19 +123,20 @@ class SpikingSelfAttention(nn.Module, ABC):
 
     @abstractmethod
     def new_state(self, batch: int) -> State:
-        """The state before the first token."""
+        """The state before the first token: empty, but for the innate one."""
 
     @abstractmethod
     def weights(self, query: Tensor, key: Tensor) -> Tensor:
-        """The effective attention weights (batch, heads, i, j) of counts (batch, heads, length,
-        channels), before they are divided by their sum."""
+        """The effective attention weights (batch, heads, i, j) of counts (batch, heads or kv_heads,
+        length, channels), before they are divided by their sum. Of the innate token first."""
 
     @abstractmethod
     def parallel(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     ) -> Tensor:
         """The core on all tokens at once, differentiable, for training and calibration: counts
-        (batch, heads, length, channels) to mean value counts (batch, heads, length, head_dim).
+        (batch, heads or kv_heads, length, channels) to mean value counts (batch, heads, length,
+        head_dim).
 
         mask: as in `mix`.
         """
@@ -111,10 +153,10 @@ class SpikingSelfAttention(nn.Module, ABC):
     ) -> tuple[Tensor, State]:
         """The core as the chip has it, on tokens that follow those in `state`.
 
-        query, key, value: counts (batch, heads, length, channels), or with `steps` spikes
-        (T, batch, heads, length, channels). mask: (batch, length), 0 for a token that is padding
-        and must not be written. Returns mean value counts (batch, heads, length, head_dim) and the
-        state after the last token.
+        query, key, value: counts (batch, heads or kv_heads, length, channels), or with `steps`
+        spikes (T, batch, heads, length, channels). mask: (batch, length), 0 for a token that is
+        padding and must not be written. Returns mean value counts (batch, heads, length, head_dim)
+        and the state after the last token.
         """
 
     # --- what all kinds share ---
@@ -124,25 +166,36 @@ class SpikingSelfAttention(nn.Module, ABC):
         with torch.no_grad():
             getattr(self, name).threshold.mul_(self.rooms.get(name, 1.0))
 
-    def split_heads(self, spikes: Tensor) -> Tensor:
+    def split_heads(self, spikes: Tensor, heads: int) -> Tensor:
         """(..., length, channels) to (..., heads, length, channels / heads)."""
-        return spikes.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
+        return spikes.unflatten(-1, (heads, -1)).transpose(-2, -3)
 
-    def code(self, x: Tensor, steps: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """x (batch, length, width) to the spikes of query, key and value, heads split."""
-        spikes = self.encode(x, steps)
+    def membranes(
+        self, spikes: Tensor, steps: bool, turned: Rotation | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the neurons of query, key and value integrate, each (batch, length, channels).
+
+        spikes: of the inputs. turned: the angles of rotary positions.
+        """
         membrane = self.c_attn(spikes, self.encode.spike_value, steps)
-        parts = membrane.split(self.sizes(x.shape[-1]), dim=-1)
-        neurons = self.query, self.key, self.value
-        query, key, value = (
-            self.split_heads(neuron(part, steps))
-            for neuron, part in zip(neurons, parts, strict=True)
+        query, key, value = membrane.split(self.rows, dim=-1)
+        return rotate(query, turned), rotate(key, turned), value
+
+    def code(
+        self, x: Tensor, steps: bool = False, turned: Rotation | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x (batch, length, width) to the spikes of query, key and value, heads split."""
+        query, key, value = self.membranes(self.encode(x, steps), steps, turned)
+        return (
+            self.split_heads(self.query(query, steps), self.heads),
+            self.split_heads(self.key(key, steps), self.kv_heads),
+            self.split_heads(self.value(value, steps), self.kv_heads),
         )
-        return query, key, value
 
     def merge(self, mean: Tensor) -> Tensor:
         """Mean value counts (batch, heads, length, head_dim) to values (batch, length, width)."""
-        return mean.transpose(1, 2).flatten(-2) * self.value.spike_value
+        worth = self.value.spike_value.view(self.kv_heads, 1, -1).expand(-1, self.shared, -1)
+        return mean.transpose(1, 2).flatten(-2) * worth.flatten()
 
     def forward(
         self,
@@ -150,14 +203,16 @@ class SpikingSelfAttention(nn.Module, ABC):
         steps: bool = False,
         state: State | None = None,
         mask: Tensor | None = None,
+        turned: Rotation | None = None,
     ) -> tuple[Tensor, State | None]:
         """x: (batch, length, width), the normalised residual stream.
 
-        mask: (batch, length), 0 where a token is padding and must not be written.
+        mask: (batch, length), 0 where a token is padding and must not be written. turned: the
+        angles of rotary positions, None where there are none.
         Returns what is added to the residual stream, and the state after the last token (None in
         training mode).
         """
-        query, key, value = self.code(x, steps)
+        query, key, value = self.code(x, steps, turned)
         if self.training and state is None:
             mean = self.parallel(query, key, value, mask)
         else:

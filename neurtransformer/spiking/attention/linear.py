@@ -38,9 +38,9 @@ from neurtransformer.codes import (
     NO_FORGETTING,
     STATE_BITS,
     level_bits,
-    qkv_sizes,
     witness,
 )
+from neurtransformer.families.base import Sizes
 from neurtransformer.recipe import Code
 from neurtransformer.spiking.attention.base import SpikingSelfAttention, State, normalise
 from neurtransformer.spiking.coding import facilitated
@@ -148,10 +148,11 @@ def age_weights(shift: Tensor, present: Tensor, length: int) -> Tensor:
 def ssa_weights(query: Tensor, key: Tensor, forgetting: tuple[Tensor, Tensor]) -> Tensor:
     """The effective attention weights, (batch, heads, i, j), before they are divided by their sum.
 
-    query, key: counts (batch, heads, length, key).
+    query, key: counts (batch, heads, length, key), queries of the last of the keys' tokens.
     """
     query, key = query.square(), key.square()
-    return (query @ key.transpose(-1, -2)) * age_weights(*forgetting, query.shape[-2])
+    ages = age_weights(*forgetting, key.shape[-2])[:, -query.shape[-2] :]
+    return (query @ key.transpose(-1, -2)) * ages
 
 
 def ssa_parallel(
@@ -213,8 +214,9 @@ class LinearAttention(SpikingSelfAttention):
     shift: Tensor
     present: Tensor
 
-    def __init__(self, width: int, heads: int, code: Code) -> None:
-        super().__init__(width, heads, code)
+    def __init__(self, sizes: Sizes, code: Code, *, innate: bool = False) -> None:
+        super().__init__(sizes, code, innate=innate)
+        heads = sizes.heads
         self.register_buffer("shift", torch.full((heads,), NO_FORGETTING, dtype=torch.int32))
         self.register_buffer("present", torch.ones(heads))
 
@@ -223,15 +225,15 @@ class LinearAttention(SpikingSelfAttention):
         return Code(code.timesteps, "rate")
 
     @staticmethod
-    def sizes(width: int) -> tuple[int, int, int]:
-        return qkv_sizes(width)
+    def sizes(width: int, kv_width: int) -> tuple[int, int, int]:
+        return KEY_EXPANSION * width, KEY_EXPANSION * kv_width, kv_width
 
     @staticmethod
-    def arrange(rows: Tensor, heads: int) -> Tensor:
+    def arrange(rows: Tensor, sizes: Sizes) -> Tensor:
         """In each head of query and key W becomes [W; -W]: two neurons for one pretrained channel,
         so that unsigned counts tell both of its signs."""
-        query, key, value = rows.chunk(3)
-        pairs = (x.unflatten(0, (heads, -1)) for x in (query, key))
+        query, key, value = rows.split((sizes.width, sizes.kv_width, sizes.kv_width))
+        pairs = query.unflatten(0, (sizes.heads, -1)), key.unflatten(0, (sizes.kv_heads, -1))
         return torch.cat([*(torch.cat([x, -x], dim=1).flatten(0, 1) for x in pairs), value])
 
     def fan_outs(self, past: float) -> tuple[float, float, float]:
@@ -248,19 +250,47 @@ class LinearAttention(SpikingSelfAttention):
         """s and u, (heads,), u in float32 whatever the type of the weights."""
         return self.shift, self.present.float()
 
+    def first(self) -> tuple[Tensor, Tensor] | None:
+        """Key and value counts of the innate token, (1, heads, 1, channels), if there is one."""
+        if self.first_key is None or self.first_value is None:
+            return None
+        counts = self.key(self.first_key.float()), self.value(self.first_value.float())
+        key, value = (self.own(self.split_heads(x[None, None], self.kv_heads)) for x in counts)
+        return key, value
+
+    def own(self, shared: Tensor) -> Tensor:
+        """Keys or values (..., kv_heads, length, channels), once for each query head."""
+        return shared.repeat_interleave(self.shared, dim=-3) if self.shared > 1 else shared
+
+    def after_first(self, shared: Tensor, part: int) -> Tensor:
+        """Keys (part 0) or values (part 1) for each query head, the innate token's before them."""
+        first, tokens = self.first(), self.own(shared)
+        if first is None:
+            return tokens
+        return torch.cat([first[part].expand(len(tokens), -1, -1, -1), tokens], dim=-2)
+
     def new_state(self, batch: int) -> State:
-        """The empty fast-weight matrix, (batch, heads, head_dim + 1, key_dim), float32."""
+        """The fast-weight matrix, (batch, heads, head_dim + 1, key_dim), float32: empty, or with
+        the innate token written."""
         head_dim = self.c_proj.weight.shape[0] // self.heads
         shape = batch, self.heads, head_dim + 1, KEY_EXPANSION * head_dim
-        return (self.present.new_zeros(shape, dtype=torch.float32),)
+        matrix = self.present.new_zeros(shape, dtype=torch.float32)
+        first = self.first()
+        if first is not None:
+            key, value = first
+            nobody = torch.zeros_like(key)[None]
+            timesteps = self.qkv.timesteps
+            _, matrix = ssa_recurrent(nobody, key, value, self.forgetting, timesteps, matrix[:1])
+        return (matrix.expand(batch, -1, -1, -1),)
 
     def weights(self, query: Tensor, key: Tensor) -> Tensor:
-        return ssa_weights(query, key, self.forgetting)
+        return ssa_weights(query, self.after_first(key, 0), self.forgetting)
 
     def parallel(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     ) -> Tensor:
         key = key if mask is None else key * mask[:, None, :, None]
+        key, value = self.after_first(key, 0), self.after_first(value, 1)
         return ssa_parallel(query, key, value, self.forgetting, self.qkv.timesteps)
 
     def mix(
@@ -277,6 +307,7 @@ class LinearAttention(SpikingSelfAttention):
             key, value = key.sum(0), value.sum(0)
         if mask is not None:
             key = key * mask[:, None, :, None]
+        key, value = self.own(key), self.own(value)
         timesteps = self.qkv.timesteps
         read, matrix = ssa_recurrent(reads, key, value, self.forgetting, timesteps, *state)
         return normalise(read, level_bits(timesteps)) * 2.0**-MEAN_BITS, (matrix,)

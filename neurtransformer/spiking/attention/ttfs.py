@@ -37,6 +37,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from neurtransformer.codes import (
     COARSE,
@@ -53,6 +54,7 @@ from neurtransformer.codes import (
     level_bits,
 )
 from neurtransformer.errors import UserError
+from neurtransformer.families.base import Sizes
 from neurtransformer.recipe import Code
 from neurtransformer.spiking.attention.base import SpikingSelfAttention, State, decoded, normalise
 from neurtransformer.spiking.coding import if_node
@@ -201,9 +203,10 @@ class TokenNeurons(nn.Module):
 
 
 class RaceAttention(SpikingSelfAttention):
-    """SSA by a race of token neurons. Query, key and value are signed, as many as GPT-2's.
+    """SSA by a race of token neurons. Query, key and value are signed, as many as the dense ones.
 
-    scaling: what the dense scores q.k are multiplied by.
+    Where query heads share keys and values they race on the same token neurons, one after the
+    other. scaling: what the dense scores q.k are multiplied by.
     """
 
     kind = "ttfs"
@@ -212,9 +215,9 @@ class RaceAttention(SpikingSelfAttention):
     rooms: ClassVar[Mapping[str, float]] = {"encode": 1.25, "query": 1.5, "merged": 1.5}
     scaling: Tensor
 
-    def __init__(self, width: int, heads: int, code: Code) -> None:
-        super().__init__(width, heads, code)
-        dim = width // heads
+    def __init__(self, sizes: Sizes, code: Code, *, innate: bool = False) -> None:
+        super().__init__(sizes, code, innate=innate)
+        dim = sizes.width // sizes.heads
         # half of the state, so that half a level fits beside it
         if code.most * KEY_LIMIT * dim > 2 ** (STATE_BITS - 2):
             raise UserError(
@@ -231,9 +234,10 @@ class RaceAttention(SpikingSelfAttention):
         self.scaling.fill_(scaling)
 
     def gains(self) -> tuple[Tensor, Tensor]:
-        """The gains of the key channels (heads, dim) and the width of a level (heads,), integers
-        in floats, with gradients to the thresholds they come from."""
-        worth = (self.query.spike_value * self.key.spike_value).view(self.heads, -1)
+        """The gains of the key channels (kv_heads, dim) and the width of a level (kv_heads,),
+        integers in floats, with gradients to the thresholds they come from."""
+        query = self.query.spike_value.view(self.kv_heads, self.shared, -1)[:, 0]
+        worth = query * self.key.spike_value.view(self.kv_heads, -1)
         largest = worth.amax(-1, keepdim=True)
         gain = _rounded(worth / largest * GAIN_LIMIT)
         unit = largest.squeeze(-1) * self.scaling.float() * 2.0 ** gain_shift(self.query.most)
@@ -241,27 +245,69 @@ class RaceAttention(SpikingSelfAttention):
             1, 2 ** (STATE_BITS - 1) - 1
         )
 
+    def first(self, batch: int, gain: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Input and output synapses of the innate token's neurons, (batch, kv_heads, 1, dim), if
+        there is one. Its key was never sent by spikes: it is rounded once, to a synapse."""
+        if self.first_key is None or self.first_value is None:
+            return None
+        key = self.first_key.float() / self.key.spike_value
+        value = self.first_value.float() / self.value.spike_value
+        value = _rounded(value).clamp(-self.value.most, self.value.most)
+        key, value = (self.split_heads(x[None, None], self.kv_heads) for x in (key, value))
+        synapses = key_synapses(key, gain, self.key.most)
+        return synapses.expand(batch, -1, -1, -1), value.expand(batch, -1, -1, -1)
+
     def new_state(self, batch: int) -> State:
-        """No token neurons yet: their key synapses and values (batch, heads, 0, dim),
-        float32, and which of them are there, not padding, (batch, 0)."""
+        """The token neurons that are there: the innate one, or none. Their key synapses and values
+        (batch, kv_heads, 0 or 1, dim), float32, and whether they are no padding, (batch, 0 or 1).
+        """
+        first = self.first(batch, self.gains()[0])
+        written = self.scaling.new_ones(batch, 0 if first is None else 1, dtype=torch.bool)
+        if first is not None:
+            return (*first, written)
         dim = self.c_proj.weight.shape[0] // self.heads
-        empty = self.scaling.new_zeros(batch, self.heads, 0, dim, dtype=torch.float32)
-        return empty, empty, self.scaling.new_zeros(batch, 0, dtype=torch.bool)
+        empty = self.scaling.new_zeros(batch, self.kv_heads, 0, dim, dtype=torch.float32)
+        return empty, empty, written
+
+    def together(self, query: Tensor) -> Tensor:
+        """Queries (..., heads, length, dim) of the heads that share token neurons, one after the
+        other: (..., kv_heads, shared * length, dim)."""
+        return query.unflatten(-3, (self.kv_heads, self.shared)).flatten(-3, -2)
+
+    def apart(self, x: Tensor) -> Tensor:
+        """What belongs to queries that were brought together, (..., kv_heads, shared * length, n),
+        to (..., heads, length, n)."""
+        return x.unflatten(-2, (self.shared, -1)).flatten(-4, -3)
 
     def weights(self, query: Tensor, key: Tensor) -> Tensor:
         gain, width = self.gains()
-        score = query @ key_synapses(key, gain, self.key.most).transpose(-1, -2)
-        return race_weights(levels_of(score, width), causal(score))
+        synapses = key_synapses(key, gain, self.key.most)
+        first = self.first(len(key), gain)
+        if first is not None:
+            synapses = torch.cat([first[0], synapses], dim=-2)
+        score = self.together(query) @ synapses.transpose(-1, -2)
+        return self.apart(race_weights(levels_of(score, width), self.visible(query, synapses)))
+
+    def visible(self, query: Tensor, synapses: Tensor) -> Tensor:
+        """`causal` for the queries of all heads that share token neurons."""
+        asking, past = query.shape[-2], synapses.shape[-2]
+        return causal(asking, past, query.device).repeat(self.shared, 1)
 
     def parallel(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     ) -> Tensor:
         gain, width = self.gains()
-        score = query @ key_synapses(key, gain, self.key.most).transpose(-1, -2)
-        there = causal(score)
+        synapses = key_synapses(key, gain, self.key.most)
+        first = self.first(len(key), gain)
+        if first is not None:
+            synapses = torch.cat([first[0], synapses], dim=-2)
+            value = torch.cat([first[1], value], dim=-2)
+        score = self.together(query) @ synapses.transpose(-1, -2)
+        there = self.visible(query, synapses)
         if mask is not None:
-            there = there & mask.bool()[:, None, None, :]
-        return _Race.apply(score, width, value, there)
+            written = F.pad(mask.bool(), (synapses.shape[-2] - mask.shape[-1], 0), value=True)
+            there = there & written[:, None, None, :]
+        return self.apart(_Race.apply(score, width, value, there))
 
     def mix(
         self,
@@ -280,6 +326,8 @@ class RaceAttention(SpikingSelfAttention):
         synapses = torch.cat([state[0], key_synapses(key, gain, self.key.most)], dim=-2)
         values = torch.cat([state[1], value], dim=-2)
         written = torch.cat([state[2], new.view(batch, length)], dim=-1)
+        there = self.visible(query, synapses) & written[:, None, None, :]
+        query = self.together(query)
         if steps:
             score = torch.zeros((), device=query.device)
             doubling = 2.0 if self.qkv.coding == "phase" else 1.0
@@ -287,7 +335,6 @@ class RaceAttention(SpikingSelfAttention):
                 score = score * doubling + spikes @ synapses.transpose(-1, -2)
         else:
             score = query @ synapses.transpose(-1, -2)
-        there = causal(score) & written[:, None, None, :]
         raced = self.neurons(score, width, there, steps)
         if isinstance(raced, tuple):
             spikes, running = raced
@@ -296,11 +343,11 @@ class RaceAttention(SpikingSelfAttention):
             read = torch.cat([raced @ values, raced.sum(-1, keepdim=True)], dim=-1)
         bits = level_bits(self.value.most)
         read[..., -1] *= 2.0**bits
-        return normalise(read, bits) * 2.0**-MEAN_BITS, (synapses, values, written)
+        mean = self.apart(normalise(read, bits)) * 2.0**-MEAN_BITS
+        return mean, (synapses, values, written)
 
 
-def causal(score: Tensor) -> Tensor:
-    """Which token neurons were written before or at the token that asks: bool (i, j), for scores
-    (..., i, j) of the last i of j tokens."""
-    asking, past = score.shape[-2:]
-    return torch.ones(asking, past, dtype=torch.bool, device=score.device).tril(past - asking)
+def causal(asking: int, past: int, device: torch.device) -> Tensor:
+    """Which token neurons were written before or at the token that asks: bool (i, j), for the last
+    i of j tokens."""
+    return torch.ones(asking, past, dtype=torch.bool, device=device).tril(past - asking)
