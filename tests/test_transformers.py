@@ -22,7 +22,12 @@ from neurtransformer.measure.quality import counting_spikes
 from neurtransformer.recipe import Code
 from neurtransformer.runs import BUNDLED
 from neurtransformer.spiking.convert import convert
-from neurtransformer.spiking.model import CACHE, SpikingGPT2LMHeadModel, SSAState
+from neurtransformer.spiking.model import (
+    CACHE,
+    SpikingGPT2LMHeadModel,
+    SpikingLanguageModel,
+    SSAState,
+)
 from neurtransformer.text import load_blocks
 
 SHIPPED = "gpt2-nano-spiking", "gpt2-nano-linear"
@@ -158,7 +163,7 @@ def test_a_state_that_transformers_drops_is_an_error_and_no_text(
             SpikingGPT2LMHeadModel, "_update_model_kwargs_for_generation", forgetful
         )
     else:
-        monkeypatch.delattr(SpikingGPT2LMHeadModel, "_prepare_cache_for_generation")
+        monkeypatch.delattr(SpikingLanguageModel, "_prepare_cache_for_generation")
     padded = F.pad(prompt, (2, 0)), F.pad(torch.ones_like(prompt), (2, 0))
     for ids, mask in ((prompt, torch.ones_like(prompt)), padded):
         with pytest.raises((ValueError, TypeError), match=r"in the state|no state"):

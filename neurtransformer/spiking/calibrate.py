@@ -24,7 +24,13 @@ from neurtransformer.spiking.neuron import CodingNeuron, SpikeLinear
 from neurtransformer.spiking.rotary import Rotation, rotate
 from neurtransformer.text import load_blocks, write_text
 
-CLIP_RATIOS = 24
+RATIOS = (*(n / 24 for n in range(1, 25)), *(1.15**n for n in range(1, 18)))
+"""Thresholds that are tried, over the largest distance seen."""
+
+TAIL = 4.0
+"""The exponent of the tail that calibration expects beyond what it has seen, found on SmolLM2-135M
+and gpt2-nano (docs/LOG.md): 3 gives away levels, 6 clips."""
+
 FIT_SAMPLES = 2048
 PROFILE_TOKENS = 256
 
@@ -48,13 +54,21 @@ def calibration_text(
 
 
 def fit_threshold(
-    x: Tensor, centers: Sequence[Tensor], most: int, *, signed: bool
+    x: Tensor,
+    centers: Sequence[Tensor],
+    most: int,
+    *,
+    signed: bool,
+    seen: int | None = None,
+    tail: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Threshold and centre of least squared coding error for each channel.
 
     x: samples (n, channels). centers: candidates, each (channels,). The threshold is searched among
-    fractions of the largest distance from the centre, the usual clipping search of post-training
-    quantisation. Returns two tensors (channels,).
+    fractions and multiples of the largest distance from the centre, the usual clipping search of
+    post-training quantisation. seen: how many tokens that largest distance is one of, n if None.
+    tail: the exponent of what was not seen (`tail_exponent`), None for nothing beyond the samples.
+    Returns two tensors (channels,).
     """
     best, best_center = torch.ones_like(x[0]), centers[0]
     least = torch.full_like(x[0], float("inf"))
@@ -62,10 +76,12 @@ def fit_threshold(
         target = x - center
         reach = target.abs() if signed else target.clamp_min(0)
         largest = reach.amax(0).clamp_min(1e-3)
-        for ratio in torch.linspace(1 / CLIP_RATIOS, 1, CLIP_RATIOS).tolist():
+        for ratio in RATIOS:
             spike_value = largest * (ratio / most)
             coded = coding.counts_from_total(target / spike_value, most, signed) * spike_value
-            error = (coded - target).square_().sum(0)
+            error = (coded - target).square_().mean(0)
+            if tail is not None:
+                error += largest.square() * unseen(ratio, tail) / (seen or len(x))
             better = error < least
             least = torch.where(better, error, least)
             best = torch.where(better, largest * ratio, best)
@@ -73,23 +89,43 @@ def fit_threshold(
     return best, best_center
 
 
-def fit_neuron(neuron: CodingNeuron, x: Tensor, *, centred: bool) -> None:
+def unseen(ratio: float, tail: float) -> float:
+    """The squared error of clipping a value beyond the largest one seen, which is 1, at `ratio`.
+
+    Of n samples of any distribution the next one is the largest with a chance of 1 / (n + 1). How
+    much larger it is, is that of a tail ``P(x > s) = s^-tail``: the mean of ``(s - ratio)^2`` over
+    it, for ratios above 1 where it exceeds them.
+    """
+    if ratio >= 1:
+        return 2 * ratio ** (2 - tail) / ((tail - 1) * (tail - 2))
+    beyond = 2 / ((tail - 1) * (tail - 2)) + 2 * (1 - ratio) / (tail - 1)
+    return beyond + (1 - ratio) ** 2
+
+
+def fit_neuron(
+    neuron: CodingNeuron, x: Tensor, *, centred: bool, tail: float | None = TAIL
+) -> None:
     """Set threshold and centre of `neuron` for driving values x (..., channels).
 
     centred: signed neurons code distances from the mean, others those from a rest level at or below
-    it; else from zero.
+    it; else from zero. tail: see `fit_threshold`.
     """
     with torch.no_grad():
         x = neuron.samples(x.flatten(0, -2))
-        x = x[:: -(-len(x) // FIT_SAMPLES)]
         if neuron.activation is not None:
             x = neuron.activation(x)
-        mean, low = x.mean(0), x.amin(0)
+        seen = len(x)
+        # the extremes come from all samples, what is between them from some
+        extremes = torch.stack([x.amax(0), x.amin(0)])
+        mean, low = x.mean(0), extremes[1]
+        x = torch.cat([x[:: -(-seen // FIT_SAMPLES)], extremes])
         centers = [torch.zeros_like(mean)]
         if centred:
             shares = (0.0,) if neuron.signed else (0.0, 0.5, 1.0)
             centers = [torch.lerp(mean, low, share) for share in shares]
-        threshold, center = fit_threshold(x, centers, neuron.most, signed=neuron.signed)
+        threshold, center = fit_threshold(
+            x, centers, neuron.most, signed=neuron.signed, seen=seen, tail=tail
+        )
         neuron.threshold.copy_(threshold)
         neuron.center.copy_(center)
 
@@ -139,7 +175,9 @@ def calibrate_attention(
     absorb_center(attention.encode, attention.c_attn)
     parts = attention.membranes(attention.encode(attn_in), False, on.turned)
     for name, x in zip(("query", "key", "value"), parts, strict=True):
-        fit_neuron(getattr(attention, name), x[on.counted], centred=False)
+        # a key becomes a synapse of a few bits: room for what was not seen would cost it most
+        tail = None if name == "key" else TAIL
+        fit_neuron(getattr(attention, name), x[on.counted], centred=False, tail=tail)
         attention.make_room(name)
     mean = attention.parallel(*attention.code(attn_in, turned=on.turned))
     fit_neuron(attention.merged, attention.merge(mean)[on.counted], centred=True)

@@ -20,6 +20,7 @@ times its own; the one that receives it doubles its membrane each step before it
 (weighted spikes, Kim et al. 2018). Same steps, 2^T levels for T + 1.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -151,17 +152,27 @@ def surrogate_counts(z: Tensor, most: int, signed: bool) -> Tensor:
     return _SurrogateCount.apply(z, most, signed)
 
 
-def snap_weights(weight: Tensor, most: int) -> Tensor:
-    """Round each row of a weight matrix to a grid on which float32 sums of spikes are exact.
+def exact_type(inputs: int, most: int) -> torch.dtype:
+    """The float type in which sums of `inputs` weighted counts of up to `most` are made.
 
-    weight: (out, in). The grid of row j is the power of two g with most * sum|w_j| <= 2^23 g. Every
-    partial sum of ``w_ji * n_i`` with abs(n_i) <= most, in any order and any grouping in time, is
-    then a multiple of g below 2^24 g, hence a float32: integrating spike by spike and multiplying
-    by the counts at once give the same number, not nearly the same. What is lost is below
-    2^-13 of the largest weight for rows of up to about 1,000 inputs.
+    Sums are to be exact, and what bits they take the weights cannot have: float32, where that
+    leaves a weight of average size 7 bits or more, else float64, at twice the work.
     """
+    return torch.float32 if most * inputs <= 2 ** (FLOAT32_BITS - 7) else torch.float64
+
+
+def snap_weights(weight: Tensor, most: int) -> Tensor:
+    """Round each row of a weight matrix to a grid on which sums of spikes in its type are exact.
+
+    weight: (out, in), float32 or float64, whose significand has 24 or 53 bits. The grid of row j is
+    the power of two g with ``most * sum|w_j| <= 2^(bits - 1) g``. Every partial sum of
+    ``w_ji * n_i`` with abs(n_i) <= most, in any order and any grouping in time, is then a multiple
+    of g below 2^bits g, hence a number of that type: integrating spike by spike and multiplying by
+    the counts at once give the same number, not nearly the same.
+    """
+    bits = 1 - round(math.log2(torch.finfo(weight.dtype).eps))
     bound = most * weight.abs().sum(dim=1, keepdim=True).clamp_min(1e-30)
-    grid = torch.exp2(torch.ceil(torch.log2(bound)) - (FLOAT32_BITS - 1))
+    grid = torch.exp2(torch.ceil(torch.log2(bound)) - (bits - 1))
     return torch.round(weight / grid) * grid
 
 

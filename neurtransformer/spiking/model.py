@@ -316,11 +316,8 @@ class SpikingLanguageModel(PreTrainedModel, GenerationMixin):
             position_ids = order
             if attention_mask is not None:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -length:]
-        if bool((position_ids > order).any()):
-            raise ValueError(
-                f"position_ids reach {int(position_ids.max())}, but there are {past} tokens in the "
-                f"state and {length} new ones"
-            )
+        ahead = bool((position_ids > order).any())
+        latest = int(position_ids.max())
         if self.config.first_token is not None:
             position_ids = position_ids + 1
         if passed is not None:
@@ -330,6 +327,11 @@ class SpikingLanguageModel(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"sequence reaches position {int(position_ids.max())}; this model has "
                 f"{positions} positions"
+            )
+        if ahead:
+            raise ValueError(
+                f"position_ids reach {latest}, but there are {past} tokens in the state and "
+                f"{length} new ones"
             )
         return position_ids
 

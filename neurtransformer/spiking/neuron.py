@@ -17,6 +17,7 @@ from neurtransformer.codes import largest_count
 from neurtransformer.recipe import Coding
 from neurtransformer.spiking.coding import (
     counts_from_total,
+    exact_type,
     phase_spikes_from_total,
     snap_current,
     snap_weights,
@@ -115,21 +116,23 @@ class SpikeLinear(nn.Module):
         super().__init__()
         self.most = most
         self.gain = 2.0 if coding == "phase" else 1.0
+        self.exact = exact_type(in_features, most)
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.zeros(out_features))
         nn.init.normal_(self.weight, std=0.02)
 
     def scaled_weight(self, spike_value: Tensor) -> Tensor:
-        """Weights with the presynaptic spike values folded in, (out, in), float32."""
+        """Weights with the presynaptic spike values folded in, (out, in), float32 or, where only
+        that makes sums exact, float64."""
         scaled = self.weight.float() * spike_value
-        return scaled if self.training else snap_weights(scaled, self.most)
+        return scaled if self.training else snap_weights(scaled.to(self.exact), self.most)
 
     def forward(self, spikes: Tensor, spike_value: Tensor, steps: bool = False) -> Tensor:
         """Spikes in counts or steps form to membrane values (..., out_features)."""
         weight = self.scaled_weight(spike_value)
         if not steps:
-            return F.linear(spikes, weight) + self.bias.float()
-        membrane = torch.zeros((), device=spikes.device)
-        for spike in spikes:
+            return F.linear(spikes.to(weight.dtype), weight).float() + self.bias.float()
+        membrane = torch.zeros((), device=spikes.device, dtype=weight.dtype)
+        for spike in spikes.to(weight.dtype):
             membrane = membrane * self.gain + F.linear(spike, weight)
-        return membrane + self.bias.float()
+        return membrane.float() + self.bias.float()

@@ -118,11 +118,13 @@ def ssa_recurrent(
     forgetting: tuple[Tensor, Tensor],
     timesteps: int,
     state: Tensor,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Token after token on the integer state.
 
     query: spikes (R, batch, heads, length, key), counts where R = 1. key, value: counts
-    (batch, heads, length, dim). Returns the integer reads (batch, heads, length, value + 1) and the
+    (batch, heads, length, dim). mask: (batch, length), 0 for a token that is neither written nor
+    makes the state forget. Returns the integer reads (batch, heads, length, value + 1) and the
     state (batch, heads, value + 1, key) after the last token.
     """
     one = torch.full_like(value[..., :1], witness(timesteps))
@@ -131,7 +133,9 @@ def ssa_recurrent(
     reads = []
     for i in range(key.shape[-2]):
         token = query[..., i, :], key[..., i, :], value[..., i, :]
-        membrane, state = ssa_token(state, *token, forgetting, timesteps)
+        membrane, after = ssa_token(state, *token, forgetting, timesteps)
+        real = None if mask is None else mask[:, i, None, None, None].bool()
+        state = after if real is None else torch.where(real, after, state)
         reads.append(membrane)
     return torch.stack(reads, dim=-2), state
 
@@ -254,7 +258,8 @@ class LinearAttention(SpikingSelfAttention):
         """Key and value counts of the innate token, (1, heads, 1, channels), if there is one."""
         if self.first_key is None or self.first_value is None:
             return None
-        counts = self.key(self.first_key.float()), self.value(self.first_value.float())
+        # not called as modules: nobody is to count spikes that are never sent
+        counts = self.key.forward(self.first_key), self.value.forward(self.first_value)
         key, value = (self.own(self.split_heads(x[None, None], self.kv_heads)) for x in counts)
         return key, value
 
@@ -305,9 +310,10 @@ class LinearAttention(SpikingSelfAttention):
         reads = query if steps else query.unsqueeze(0)
         if steps:
             key, value = key.sum(0), value.sum(0)
-        if mask is not None:
-            key = key * mask[:, None, :, None]
         key, value = self.own(key), self.own(value)
         timesteps = self.qkv.timesteps
-        read, matrix = ssa_recurrent(reads, key, value, self.forgetting, timesteps, *state)
+        if mask is not None:
+            # a token that is not written does not see itself either
+            key = key * mask[:, None, :, None]
+        read, matrix = ssa_recurrent(reads, key, value, self.forgetting, timesteps, *state, mask)
         return normalise(read, level_bits(timesteps)) * 2.0**-MEAN_BITS, (matrix,)
