@@ -1,11 +1,16 @@
 """`neurtx convert`: a dense GPT-2 becomes a spiking run."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
 from .output import answer, json_option
+
+_MEASURED = ("ppl_ratio", "cosine_similarity", "token_agreement")
+_POOR = 1.1
+_BEST_PHASE = 8
 
 
 @click.command()
@@ -29,13 +34,15 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Turn the dense GPT-2 MODEL into a spiking run.
+    """Turn the dense language model MODEL into a spiking run.
 
-    MODEL is a short name (`neurtx models`), a hub id or a local folder. Softmax attention becomes
-    spiking self-attention in every layer: a race of token neurons in phase-coded spikes, or with
+    MODEL is a short name (`neurtx models`), a hub id, a local folder or a GGUF file, of a GPT-2 or
+    a Llama. Softmax attention becomes spiking self-attention in every layer: a race of token
+    neurons in phase-coded spikes, or with
     `--attention linear` fast weights. The feed-forward blocks are rate coded, or with `--coding
     phase` all is phase coded but the keys, queries and values of fast weights. Thresholds are
-    calibrated on text; nothing is trained yet (`neurtx finetune`).
+    calibrated on text; nothing is trained yet (`neurtx finetune`). At the end the run is measured
+    beside MODEL, on about a thousand tokens that calibration has not seen.
     """
     import sys
     import time
@@ -50,8 +57,9 @@ def command(
     check(locate(model))
     place = Place("run", model, out)
     with new_folder(place, force=force) as folder:
+        from neurtransformer.measure.quality import counting_spikes, evaluate
         from neurtransformer.provenance import model_sha256, stamp, text_sha256
-        from neurtransformer.spiking.calibrate import calibration_text
+        from neurtransformer.spiking.calibrate import calibration_text, unseen_text
         from neurtransformer.spiking.convert import convert
         from neurtransformer.spiking.innate import first_token_of
         from neurtransformer.spiking.load import source_name
@@ -77,6 +85,11 @@ def command(
                 attention_code=recipe.attention_code,
                 first_token=first,
             )
+        measured: dict[str, Any] = {}
+        unseen = unseen_text(dense, tokenizer, text, blocks)
+        if unseen is not None:
+            with counting_spikes(spiking) as counter:
+                measured = evaluate(spiking, dense, unseen, counter)
         spiking.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         values = {
@@ -88,6 +101,8 @@ def command(
             "attention_coding": recipe.attention_code.coding,
             "parameters": spiking.num_parameters(),
             "calibration_tokens": blocks.numel(),
+            **{key: measured[key] for key in _MEASURED if key in measured},
+            "unseen_tokens": measured.get("tokens", 0),
             "seconds": time.monotonic() - started,
         }
         provenance = stamp(
@@ -103,3 +118,19 @@ def command(
     run = place.made
     runs.remember("run", run)
     answer({"run": run, **values}, as_json=as_json, title="converted")
+    if values.get("ppl_ratio", 1.0) > _POOR:
+        click.echo(f"neurtx: {_advice(values, recipe.coding, recipe.timesteps)}", err=True)
+
+
+def _advice(values: Mapping[str, Any], coding: str, timesteps: int) -> str:
+    """What to do about a conversion that is far from the dense model."""
+    ways = []
+    if coding == "rate":
+        ways.append("--coding phase")
+    elif timesteps < _BEST_PHASE:
+        ways.append(f"--timesteps {_BEST_PHASE}")
+    ways += ["more text (calibration.tokens in a --config, or --text)", "neurtx finetune"]
+    return (
+        f"on text it has not seen its perplexity is {values['ppl_ratio']:.2f} times that of the "
+        f"dense model. What helps: {'; '.join(ways)}"
+    )

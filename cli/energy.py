@@ -39,12 +39,14 @@ def command(run: str | None, text: str | None, limit: int, as_json: bool) -> Non
     from neurtransformer.measure.energy import estimate, measure_spikes
     from neurtransformer.provenance import model_sha256, stamp, text_sha256
     from neurtransformer.spiking.load import load_run
-    from neurtransformer.text import load_blocks
+    from neurtransformer.text import BLOCK, load_blocks
 
     from .progress import bar
 
     model, tokenizer = load_run(folder)
-    blocks = load_blocks(text, tokenizer, model.config.context, split="heldout", limit_tokens=limit)
+    blocks = load_blocks(
+        text, tokenizer, min(BLOCK, model.config.context), split="heldout", limit_tokens=limit
+    )
     with bar("counting spikes", blocks.numel(), "tokens") as advance:
         counter = measure_spikes(model, blocks, on_tokens=lambda tokens: advance(tokens, ""))
     values = {"text": text, "tokens": blocks.numel(), **estimate(model, counter)}

@@ -17,11 +17,22 @@ _BUCKETS = 16  # of positions, for the report's picture
     show_default=True,
     help="Tokens to evaluate on.",
 )
+@click.option(
+    "--block",
+    type=click.IntRange(min=2),
+    help="Tokens of one text.  [default: the model's context, 1024 at most]",
+)
 @click.option("--mode", type=click.Choice(["counts", "steps"]), default="counts", show_default=True)
 @teacher_option
 @json_option
 def command(
-    run: str | None, text: str | None, limit: int, mode: str, teacher: str | None, as_json: bool
+    run: str | None,
+    text: str | None,
+    limit: int,
+    block: int | None,
+    mode: str,
+    teacher: str | None,
+    as_json: bool,
 ) -> None:
     """Compare RUN with the dense model it was made from, on the same tokens.
 
@@ -43,12 +54,13 @@ def command(
     from neurtransformer.measure.race import one_race
     from neurtransformer.provenance import model_sha256, stamp, text_sha256
     from neurtransformer.spiking.load import load_run, teacher_of
-    from neurtransformer.text import load_blocks
+    from neurtransformer.text import BLOCK, load_blocks
 
     from .progress import bar
 
     model, tokenizer = load_run(folder)
-    blocks = load_blocks(text, tokenizer, model.config.context, split="heldout", limit_tokens=limit)
+    length = min(block or BLOCK, model.config.context)
+    blocks = load_blocks(text, tokenizer, length, split="heldout", limit_tokens=limit)
     found, long = teacher_of(folder, model, teacher), doubled(blocks)
     dense = found.dense
     provenance = stamp(

@@ -28,14 +28,15 @@ def induction(
     from neurtransformer.spiking.calibrate import calibration_text
     from neurtransformer.spiking.convert import convert
     from neurtransformer.spiking.load import load_run, teacher_of
-    from neurtransformer.text import load_blocks
+    from neurtransformer.text import BLOCK, load_blocks
 
     from .progress import status
 
     model, tokenizer = load_run(folder)
     known = teacher_of(folder, model, teacher)
     dense, config = known.dense, model.config
-    blocks = load_blocks(text, tokenizer, config.context, split="heldout", limit_tokens=limit)
+    block = min(BLOCK, config.context)
+    blocks = load_blocks(text, tokenizer, block, split="heldout", limit_tokens=limit)
     found: dict[str, Any] = {}
     with status("measuring") as note:
         note("the dense model")

@@ -24,6 +24,9 @@ Split = Literal["train", "heldout"]
 Piece = tuple[bool, str]
 
 SEPARATOR = "<|endoftext|>"
+BLOCK = 1024
+"""Most tokens of one text that quality and spikes are measured on, if nobody says otherwise."""
+
 _PIECE = 1 << 16  # characters tokenised at once
 _WRITERS = 256  # documents written side by side
 _DOCUMENT = 256  # tokens of each

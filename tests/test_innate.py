@@ -81,7 +81,8 @@ def test_it_is_the_token_before_the_text(
     # fast weights are no softmax, and so are far from both
     assert near < (0.5 if model.config.attention == "ttfs" else 1.0) * far
     # and it is all there is to the first token of a text: the network was told its keys and values
-    assert all(block.attn.first_key.abs().sum() > 0 for block in model.blocks)
+    for block in model.blocks:
+        assert block.attn.first_key is not None and block.attn.first_key.abs().sum() > 0
 
 
 @torch.no_grad()
@@ -146,8 +147,9 @@ def test_fine_tuning_reaches_its_synapses(
     _, model = pair
     model.train()(words(2, 12)).logits.square().mean().backward()
     for block in model.blocks:
-        assert block.attn.first_value.grad is not None
-        assert block.attn.first_value.grad.abs().sum() > 0
+        value = block.attn.first_value
+        assert value is not None and value.grad is not None
+        assert value.grad.abs().sum() > 0
 
 
 def test_rows_that_begin_with_it_are_not_given_it_twice() -> None:

@@ -32,6 +32,9 @@ TAIL = 4.0
 and gpt2-nano (docs/LOG.md): 3 gives away levels, 6 clips."""
 
 FIT_SAMPLES = 2048
+UNSEEN_TOKENS = 1024
+"""What a fresh conversion is measured on."""
+
 PROFILE_TOKENS = 256
 
 
@@ -51,6 +54,22 @@ def calibration_text(
     if text is None:
         return write_text(dense, max(1, recipe.tokens // length), length, seed=0)
     return load_blocks(text, tokenizer, length, split="train", limit_tokens=recipe.tokens)
+
+
+def unseen_text(
+    dense: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str | None,
+    seen: Tensor,
+) -> Tensor | None:
+    """About UNSEEN_TOKENS tokens (n, length) that a calibration on blocks `seen` has not used: what
+    follows them in `text`, or what `dense` writes with another seed. None if there is no more."""
+    count, length = seen.shape
+    if text is None:
+        return write_text(dense, max(1, UNSEEN_TOKENS // length), length, seed=1)
+    limit = seen.numel() + max(UNSEEN_TOKENS, length)
+    rest = load_blocks(text, tokenizer, length, split="train", limit_tokens=limit)[count:]
+    return rest if len(rest) else None
 
 
 def fit_threshold(

@@ -315,5 +315,5 @@ class LinearAttention(SpikingSelfAttention):
         if mask is not None:
             # a token that is not written does not see itself either
             key = key * mask[:, None, :, None]
-        read, matrix = ssa_recurrent(reads, key, value, self.forgetting, timesteps, *state, mask)
+        read, matrix = ssa_recurrent(reads, key, value, self.forgetting, timesteps, state[0], mask)
         return normalise(read, level_bits(timesteps)) * 2.0**-MEAN_BITS, (matrix,)
