@@ -32,6 +32,8 @@ class IntegerConfig(BaseModel):
     attention: str = "linear"
     attention_timesteps: Annotated[int, Field(strict=True, ge=1, le=MAX_TIMESTEPS)] | None = None
     attention_coding: Coding | None = None
+    first_token: Annotated[int, Field(strict=True, ge=0)] | None = None
+    """The innate token, which stands at position 0 of every text; None without one."""
     epsilon: Annotated[float, Field(ge=0, lt=1)]
     stream_bits: Annotated[int, Field(strict=True, ge=0, le=MAX_STREAM_BITS)]
     """Fraction bits of the residual stream, whose channels have 24 bits."""
@@ -40,6 +42,11 @@ class IntegerConfig(BaseModel):
     def most(self) -> int:
         """The largest count of the inputs of a feed-forward network."""
         return largest_count(self.timesteps, self.coding)
+
+    @property
+    def context(self) -> int:
+        """Tokens of the longest text: an innate first token takes one position."""
+        return self.positions - (self.first_token is not None)
 
     @property
     def attention_code(self) -> Code:
@@ -59,6 +66,10 @@ class IntegerConfig(BaseModel):
 
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is no multiple of {self.heads} heads")
+        if self.first_token is not None and self.first_token >= self.vocabulary:
+            raise ValueError(f"first token {self.first_token} is none of {self.vocabulary}")
+        if self.context < 1:
+            raise ValueError("the innate first token leaves no position for a text")
         for timesteps, coding in ((self.timesteps, self.coding), self.attention_code):
             if coding == "phase" and timesteps > MAX_PHASE_TIMESTEPS:
                 raise ValueError(f"phase coding takes at most {MAX_PHASE_TIMESTEPS} timesteps")

@@ -23,7 +23,7 @@ STREAM_ROOM = 8
 def quantised(model: SpikingLanguageModel) -> tuple[IntegerConfig, quantise.Tensors]:
     """Quantise a spiking network. Raises UserError if it holds NaN or infinities, or sizes that
     integers cannot have."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.state_dict().items():
         if not torch.isfinite(parameter).all():
             raise UserError(f"{name} holds NaN or infinite weights: fine-tune or convert again")
     c, s = model.config, model.config.sizes
@@ -39,6 +39,7 @@ def quantised(model: SpikingLanguageModel) -> tuple[IntegerConfig, quantise.Tens
         "attention": c.attention,
         "attention_timesteps": c.attention_code.timesteps,
         "attention_coding": c.attention_code.coding,
+        "first_token": c.first_token,
         "epsilon": c.epsilon,
         "stream_bits": stream_bits(model),
     }

@@ -124,6 +124,8 @@ def graph_of(known: Known) -> list[Network]:
         attention=recipe.attention,
         attention_timesteps=recipe.attention_timesteps,
         attention_coding=recipe.attention_coding,
+        # which of them matters to no core
+        first_token=0 if recipe.innate_first_token else None,
         epsilon=1e-5,
         stream_bits=0,
     )
