@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from neurtransformer.codes import HIDDEN_SPIKES, largest_count
+from neurtransformer.errors import UserError
+from neurtransformer.families import FAMILIES
 from neurtransformer.recipe import MAX_PHASE_TIMESTEPS, MAX_TIMESTEPS, Code, Coding
 
 Size = Annotated[int, Field(strict=True, ge=1, le=2**24)]
@@ -13,6 +15,15 @@ MAX_STREAM_BITS = 14
 
 FINAL_MOST = 127
 """The largest count of the neurons in front of the LM head: a graded spike of 8 bits with sign."""
+
+
+def check_family(family: str) -> None:
+    """Raise UserError unless a family of dense models has an integer form."""
+    if family != "gpt2":
+        raise UserError(
+            f"a {FAMILIES[family].title} goes as far as the spiking form: integers and netlist are "
+            "for GPT-2 alone"
+        )
 
 
 class IntegerConfig(BaseModel):
