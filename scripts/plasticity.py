@@ -25,6 +25,7 @@ from neurtransformer.codes import NO_FORGETTING
 from neurtransformer.errors import UserError
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import Integers
+from neurtransformer.integer.attention.base import Innate
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.loihi import learning
 from neurtransformer.loihi.learning import FORMS, SHIFTS, Form, PlasticHeads
@@ -41,15 +42,31 @@ Counts = tuple[Integers, Integers, Integers]
 Forgetting = tuple[Integers, Integers]
 
 
+def behind(first: Innate | None, counts: Counts) -> Counts:
+    """Counts (tokens, ..., heads, dim), with the innate token, where there is one, before them: it
+    asks nothing, and its read is 0."""
+    if first is None:
+        return counts
+    query, key, value = counts
+    before = (
+        np.broadcast_to(x[:, 0], (1, *like.shape[1:]))
+        for x, like in zip(first, (key, value), strict=True)
+    )
+    parts = zip((np.zeros_like(query[:1]), *before), counts, strict=True)
+    query, key, value = (np.concatenate(part) for part in parts)
+    return query, key, value
+
+
 def counts_of(model: IntegerGPT2, ids: torch.Tensor) -> tuple[list[Counts], list[Forgetting]]:
-    """Query, key and value counts (tokens, heads, dim) and the forgetting of each block."""
+    """Query, key and value counts (tokens, heads, dim) and the forgetting of each block, those of
+    the innate token first."""
     counts: list[Counts] = []
     forgetting: list[Forgetting] = []
     exact = arithmetic.ssa_recurrent
 
     def listen(*arguments: Any) -> Any:
         query, key, value = (np.moveaxis(x[0], -2, 0) for x in arguments[:3])
-        counts.append((query, key, value))
+        counts.append(behind(model.attention[len(counts)].first, (query, key, value)))
         forgetting.append(arguments[3])
         return exact(*arguments)
 
@@ -59,8 +76,10 @@ def counts_of(model: IntegerGPT2, ids: torch.Tensor) -> tuple[list[Counts], list
 
 
 @contextlib.contextmanager
-def in_plastic_synapses(exponents: list[Integers], form: Form) -> Iterator[None]:
-    """While open, the integer network's SSA is that of the learning engine, from empty weights."""
+def in_plastic_synapses(
+    model: IntegerGPT2, exponents: list[Integers], form: Form
+) -> Iterator[None]:
+    """While open, the SSA of `model` is that of the learning engine, from empty weights."""
     calls = 0
 
     def ssa_recurrent(
@@ -72,11 +91,14 @@ def in_plastic_synapses(exponents: list[Integers], form: Form) -> Iterator[None]
         state: Integers,
     ) -> tuple[Integers, Integers]:
         nonlocal calls
-        heads = PlasticHeads(forgetting, exponents[calls % len(exponents)], timesteps, form)
+        layer = calls % len(exponents)
         calls += 1
-        counts = (np.moveaxis(x, -2, 0) for x in (query, key, value))
-        draws = learning.lava_draws(key.shape[-2])
-        reads = np.stack([heads.token(*token)[0] for token in zip(*counts, draws, strict=True)])
+        heads = PlasticHeads(forgetting, exponents[layer], timesteps, form)
+        query, key, value = (np.moveaxis(x, -2, 0) for x in (query, key, value))
+        counts = behind(model.attention[layer].first, (query, key, value))
+        draws = learning.lava_draws(len(counts[0]))
+        tokens = [heads.token(*token)[0] for token in zip(*counts, draws, strict=True)]
+        reads = np.stack(tokens)[-len(query) :]
         # weights that are not rounded are read as if they had 8 fraction bits
         reads = np.rint(reads * (256 if form.rounding == "none" else 1)).astype(np.int64)
         reads[..., -1] = np.maximum(reads[..., -1], 0)
@@ -151,7 +173,7 @@ def main(run: str, prompt: str, tokens: int) -> None:
     timesteps, layers = model.config.timesteps, model.config.layers
     ids = torch.tensor([tokenizer.encode(prompt)])
     length = ids.shape[1]
-    train = load_blocks(None, tokenizer, model.config.positions, split="train")[:1]
+    train = load_blocks(None, tokenizer, model.config.context, split="train")[:1]
     counts, trained = counts_of(model, ids)
     calibration, _ = counts_of(model, train[:, :length])
     click.echo(f"{length} tokens, relative error of o / d:", err=True)
@@ -172,7 +194,7 @@ def main(run: str, prompt: str, tokens: int) -> None:
     click.echo(f"{mismatches} of {compared} integers differ between NumPy and Lava", err=True)
     if tokens:
         blocks = load_blocks(
-            None, tokenizer, model.config.positions, split="heldout", limit_tokens=tokens
+            None, tokenizer, model.config.context, split="heldout", limit_tokens=tokens
         )
         whole, _ = counts_of(model, train)
         exponents = [
@@ -181,7 +203,7 @@ def main(run: str, prompt: str, tokens: int) -> None:
         ]
         report["perplexity"] = {"exact": perplexity(model, blocks)}
         for name, form in FORMS.items():
-            with in_plastic_synapses(exponents, form):
+            with in_plastic_synapses(model, exponents, form):
                 report["perplexity"][name] = perplexity(model, blocks)
             click.echo(f"perplexity, {name}: {report['perplexity'][name]:.3f}", err=True)
         report["perplexity_tokens"] = blocks.numel()

@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 import click
-import torch
+import numpy as np
 from plasticity import PROMPT
 
 from neurtransformer.errors import UserError
@@ -33,8 +33,10 @@ def main(run: str | None, prompt: str) -> None:
     folder = resolve("run", run)
     spiking, tokenizer = load_run(folder)
     model = IntegerGPT2.from_spiking(spiking)
-    ids = torch.tensor(tokenizer.encode(prompt))
-    x = model.embedding.counts(ids.numpy())
+    ids = np.array(tokenizer.encode(prompt))
+    if model.begins(ids[None])[0]:
+        ids = ids[1:]
+    x = model.embedding.counts(ids)
     sizes = {"tokens": len(x), "steps": PHASE * len(x)}
     report: dict[str, Any] = {"run": str(folder), **sizes, "layers": []}
     for layer, attention in enumerate(model.attention):

@@ -346,7 +346,7 @@ def test_token_after_token_is_all_at_once(model: IntegerGPT2) -> None:
     states = model.new_states()
     parts = [
         model(ids[:, :5], states),
-        *(model(ids[:, i : i + 1], states, i) for i in range(5, 12)),
+        *(model(ids[:, i : i + 1], states) for i in range(5, 12)),
     ]
     assert torch.allclose(torch.cat(parts, dim=1), model(ids), atol=1e-4)
 

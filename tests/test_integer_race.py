@@ -129,7 +129,7 @@ def test_token_after_token_is_all_at_once(network: tuple) -> None:
     ids = torch.randint(0, 4096, (2, 12), generator=torch.Generator().manual_seed(1))
     states = model.new_states()
     parts = [model(ids[:, :5], states)]
-    parts += [model(ids[:, i : i + 1], states, i) for i in range(5, 12)]
+    parts += [model(ids[:, i : i + 1], states) for i in range(5, 12)]
     assert torch.equal(torch.cat(parts, dim=1), model(ids))
 
 

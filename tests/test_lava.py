@@ -106,7 +106,12 @@ def test_stock_netx_runs_a_file_by_the_formula(tmp_path: Path) -> None:
 
 
 def random_spiking(
-    seed: int, heads: int, dim: int, timesteps: int, coding: Coding = "rate"
+    seed: int,
+    heads: int,
+    dim: int,
+    timesteps: int,
+    coding: Coding = "rate",
+    first: int | None = None,
 ) -> SpikingGPT2LMHeadModel:
     """One block with weights, thresholds, centres and forgetting from all over their ranges."""
     rng = torch.Generator().manual_seed(seed)
@@ -120,6 +125,7 @@ def random_spiking(
         n_inner=3 * width + 1,
         timesteps=timesteps,
         coding=coding,
+        first_token=first,
     )
     spiking = SpikingGPT2LMHeadModel(config).eval()
     with torch.no_grad():
@@ -166,10 +172,11 @@ def check_random(
     case: tuple[int, int, int, int, int],
     spikes: Spikes,
     coding: Coding,
+    first: int | None,
 ) -> None:
     """All networks of a random model of one block, equal at every step."""
     seed, heads, dim, timesteps, length = case
-    model = IntegerGPT2.from_spiking(random_spiking(seed, heads, dim, timesteps, coding))
+    model = IntegerGPT2.from_spiking(random_spiking(seed, heads, dim, timesteps, coding, first))
     netlist.write(folder, model, tokenizer, spikes)
     found = netlist.read_text(folder)
     for network in found.manifest.networks:
@@ -179,13 +186,13 @@ def check_random(
 
 
 @pytest.mark.parametrize(
-    ("case", "spikes", "coding"),
+    ("case", "spikes", "coding", "first"),
     [
-        ((1, 2, 8, 5, 4), "binary", "rate"),
-        ((2, 3, 5, 64, 3), "graded", "rate"),
-        ((3, 1, 4, 1, 6), "binary", "rate"),
-        ((4, 2, 6, 8, 4), "binary", "phase"),
-        ((5, 2, 6, 5, 4), "graded", "phase"),
+        ((1, 2, 8, 5, 4), "binary", "rate", None),
+        ((2, 3, 5, 64, 3), "graded", "rate", 9),
+        ((3, 1, 4, 1, 6), "binary", "rate", None),
+        ((4, 2, 6, 8, 4), "binary", "phase", 0),
+        ((5, 2, 6, 5, 4), "graded", "phase", None),
     ],
 )
 def test_lava_is_the_integer_model(
@@ -194,8 +201,9 @@ def test_lava_is_the_integer_model(
     case: tuple[int, int, int, int, int],
     spikes: Spikes,
     coding: Coding,
+    first: int | None,
 ) -> None:
-    check_random(tmp_path, nano_tokenizer, case, spikes, coding)
+    check_random(tmp_path, nano_tokenizer, case, spikes, coding, first)
 
 
 @pytest.mark.parametrize("value", [0.0, -0.5])
@@ -223,6 +231,7 @@ def test_projections_that_need_a_silent_input(
     ),
     st.sampled_from(["binary", "graded"]),
     st.sampled_from(["rate", "phase"]),
+    st.sampled_from([None, 3]),
 )
 def test_lava_is_the_integer_model_anywhere(
     tmp_path_factory: pytest.TempPathFactory,
@@ -230,10 +239,11 @@ def test_lava_is_the_integer_model_anywhere(
     case: tuple[int, int, int, int, int],
     spikes: Spikes,
     coding: Coding,
+    first: int | None,
 ) -> None:
     if coding == "phase":
         case = (*case[:3], min(case[3], MAX_PHASE_TIMESTEPS), case[4])
-    check_random(tmp_path_factory.mktemp("netlist"), nano_tokenizer, case, spikes, coding)
+    check_random(tmp_path_factory.mktemp("netlist"), nano_tokenizer, case, spikes, coding, first)
 
 
 def test_simulate_a_prompt(

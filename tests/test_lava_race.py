@@ -19,9 +19,11 @@ from neurtransformer.spiking.model import SpikingGPT2Config, SpikingGPT2LMHeadMo
 pytestmark = pytest.mark.usefixtures("lava")
 
 
-def random_race(seed: int, heads: int, dim: int, timesteps: int, coding: Coding) -> IntegerGPT2:
+def random_race(
+    seed: int, heads: int, dim: int, timesteps: int, coding: Coding, first: int | None = None
+) -> IntegerGPT2:
     """One block with thresholds and levels for which neurons count all that they can, and scores
-    lie many octaves apart. timesteps, coding: of the attention."""
+    lie many octaves apart. timesteps, coding: of the attention. first: the innate token."""
     rng = torch.Generator().manual_seed(seed)
     width = heads * dim
     config = SpikingGPT2Config(
@@ -35,6 +37,7 @@ def random_race(seed: int, heads: int, dim: int, timesteps: int, coding: Coding)
         attention="ttfs",
         attention_timesteps=timesteps,
         attention_coding=coding,
+        first_token=first,
     )
     spiking = SpikingGPT2LMHeadModel(config).eval()
     with torch.no_grad():
@@ -68,12 +71,14 @@ def stream(model: IntegerGPT2, tokens: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("spikes", "timesteps", "coding", "tokens"),
+    ("spikes", "timesteps", "coding", "tokens", "first"),
     [
-        ("binary", 5, "phase", 33),
-        ("graded", 5, "phase", 8),
-        ("binary", 4, "rate", 5),
-        ("binary", 1, "rate", 4),
+        ("binary", 5, "phase", 33, None),
+        ("graded", 5, "phase", 8, None),
+        ("binary", 4, "rate", 5, None),
+        ("binary", 1, "rate", 4, None),
+        ("binary", 5, "phase", 9, 7),
+        ("graded", 4, "rate", 5, 0),
     ],
 )
 def test_lava_is_the_integer_model(
@@ -83,8 +88,9 @@ def test_lava_is_the_integer_model(
     timesteps: int,
     coding: Coding,
     tokens: int,
+    first: int | None,
 ) -> None:
-    model = random_race(timesteps, 2, 8, timesteps, coding)
+    model = random_race(timesteps, 2, 8, timesteps, coding, first)
     netlist.write(tmp_path, model, nano_tokenizer, spikes)
     found = netlist.read_text(tmp_path)
     network = found.manifest.networks[1]
@@ -95,14 +101,16 @@ def test_lava_is_the_integer_model(
     assert tally.compared > tokens * network.phase * 16
 
 
-def test_the_learning_engine_is_the_integer_model() -> None:
+@pytest.mark.parametrize("first", [None, 5])
+def test_the_learning_engine_is_the_integer_model(first: int | None) -> None:
     """Two heads of a network: every read, and every synapse after every token."""
     from neurtransformer.loihi.race_engine import compare as compare_engine
 
-    model = random_race(0, 3, 8, 5, "phase")
+    model = random_race(0, 3, 8, 5, "phase", first)
     x = model.embedding.counts(torch.randint(4096, (10,)).numpy())
     attention = model.attention[0]
     assert isinstance(attention, RaceAttention)
     tally = compare_engine(attention, x, range(2))
     assert tally.mismatches == 0, tally
-    assert tally.compared == 2 * (10 * 9 + 10 * 10 * (8 + 9))
+    neurons = 10 if first is None else 11
+    assert tally.compared == 2 * (10 * 9 + 10 * neurons * (8 + 9))

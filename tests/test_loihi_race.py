@@ -46,9 +46,12 @@ def race_of(levels: Integers, values: Integers) -> Integers:
 
 
 class Case:
-    """Random counts of a sequence, (tokens, heads, dim), gains and levels."""
+    """Random counts of a sequence, (tokens, heads, dim), gains and levels; and synapses of an
+    innate token that wins some races, if there is one."""
 
-    def __init__(self, seed: int, tokens: int, heads: int, dim: int, most: int) -> None:
+    def __init__(
+        self, seed: int, tokens: int, heads: int, dim: int, most: int, innate: bool = False
+    ) -> None:
         rng = np.random.default_rng(seed)
         shape = tokens, heads, dim
         self.counts = rng.integers(-most, most + 1, (3, *shape)) * rng.integers(0, 2, (3, *shape))
@@ -57,6 +60,10 @@ class Case:
         far = most * KEY_LIMIT * dim
         self.width = np.rint(far / 2 ** rng.uniform(0, 12, heads)).astype(int).clip(1)
         self.bits = level_bits(most)
+        self.first: tuple[Integers, Integers] | None = None
+        if innate:
+            key = rng.integers(-KEY_LIMIT, KEY_LIMIT + 1, (heads, dim))
+            self.first = key, rng.integers(-most, most + 1, (heads, dim))
 
     @property
     def keys(self) -> Integers:
@@ -66,12 +73,20 @@ class Case:
     def reads(self) -> Integers:
         """(tokens, heads, dim + 1)."""
         query, _, value = self.counts
-        score = np.einsum("ihd,jhd->hij", query, self.keys)
+        keys, innate = self.keys, 0
+        if self.first is not None:
+            innate = 1
+            keys = np.concatenate([self.first[0][None], keys])
+            value = np.concatenate([self.first[1][None], value])
+        score = np.einsum("ihd,jhd->hij", query, keys)
         width = self.width[:, None, None]
         levels = ((score + (width >> 1)) // width).clip(-REACH, REACH - 1)
         return np.stack(
             [
-                [race_of(levels[h, i, : i + 1], value[: i + 1, h]) for h in range(len(levels))]
+                [
+                    race_of(levels[h, i, : innate + i + 1], value[: innate + i + 1, h])
+                    for h in range(len(levels))
+                ]
                 for i in range(len(query))
             ]
         )
@@ -85,15 +100,24 @@ class Case:
             tokens=self.counts.shape[1],
             bits=self.bits,
             coding=coding,
+            first=self.first,
         )
 
 
 @settings(max_examples=30)
-@given(SEEDS, st.integers(1, 8), CODINGS, st.booleans(), st.integers(1, 3), st.integers(1, 9))
+@given(
+    SEEDS,
+    st.integers(1, 8),
+    CODINGS,
+    st.booleans(),
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.booleans(),
+)
 def test_microcode_of_the_race_is_its_closed_form(
-    seed: int, timesteps: int, coding: Coding, graded: bool, heads: int, dim: int
+    seed: int, timesteps: int, coding: Coding, graded: bool, heads: int, dim: int, innate: bool
 ) -> None:
-    case = Case(seed, 7, heads, dim, largest(timesteps, coding))
+    case = Case(seed, 7, heads, dim, largest(timesteps, coding), innate)
     slots = 1 if graded else timesteps
     phase = slots + RACE_STEPS
     code = case.code(Clock(phase, slots, 2), coding)
@@ -111,7 +135,7 @@ def test_microcode_of_the_race_is_its_closed_form(
         if token >= 1 and step == phase - 1:
             assert (code.read == wanted[token - 1]).all()
             assert (found == mean[token - 1]).all()
-            assert (code.keys[:, token - 1] == case.keys[token - 1]).all()
+            assert (code.keys[:, token - 1 + innate] == case.keys[token - 1]).all()
         else:
             assert not found.any()
 
@@ -150,18 +174,26 @@ def engine(lava: None) -> Any:
     return race_engine
 
 
-@pytest.mark.parametrize(("seed", "tokens", "dim", "most"), [(0, 12, 8, 31), (1, 5, 3, 127)])
+@pytest.mark.parametrize(
+    ("seed", "tokens", "dim", "most", "innate"),
+    [(0, 12, 8, 31, 0), (1, 5, 3, 127, 0), (2, 9, 8, 31, 1)],
+)
 def test_the_learning_engine_is_exact(
-    engine: Any, seed: int, tokens: int, dim: int, most: int
+    engine: Any, seed: int, tokens: int, dim: int, most: int, innate: int
 ) -> None:
     """Every read and every synapse after every token."""
-    case = Case(seed, tokens, 1, dim, most)
+    case = Case(seed, tokens, 1, dim, most, bool(innate))
     query, _, value = case.counts[:, :, 0]
     head = engine.Sequence(query, case.keys[:, 0], value)
-    reads, keys, values = engine.run_head(head, int(case.width[0]))
+    reads, keys, values = engine.run_head(head, int(case.width[0]), case.first)
     assert (reads == case.reads()[:, 0]).all()
-    there = np.tri(tokens, dtype=int)[:, :, None]
-    assert (keys == there * head.keys).all()
+    synapses = head.keys
+    if case.first is not None:
+        synapses, value = (
+            np.concatenate(pair) for pair in zip(case.first, (synapses, value), strict=True)
+        )
+    there = np.tri(tokens, innate + tokens, innate, dtype=int)[:, :, None]
+    assert (keys == there * synapses).all()
     assert (values == there * np.pad(value, ((0, 0), (0, 1)), constant_values=1)).all()
 
 

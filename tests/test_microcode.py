@@ -232,8 +232,10 @@ def test_accumulators_wait_for_their_stream(seed: int, phase: int, start: int) -
     assert not sent.reshape(tokens, phase, n)[:, :-1].any()
 
 
-@given(SEEDS, st.sampled_from([1, 3, 8, 64]), st.booleans(), st.integers(1, 3))
-def test_linear_attention(seed: int, timesteps: int, graded: bool, heads: int) -> None:
+@given(SEEDS, st.sampled_from([1, 3, 8, 64]), st.booleans(), st.integers(1, 3), st.booleans())
+def test_linear_attention(
+    seed: int, timesteps: int, graded: bool, heads: int, innate: bool
+) -> None:
     """Reads in every step, and states, for every way of forgetting."""
     rng = np.random.default_rng(seed)
     tokens, dim, key_dim, phase = 4, 3, 5, 1 if graded else timesteps
@@ -243,6 +245,14 @@ def test_linear_attention(seed: int, timesteps: int, graded: bool, heads: int) -
     value = rng.integers(-full, full + 1, (tokens, phase, heads, dim))
     flat = [x.reshape(tokens * phase, -1) for x in (query, key, value)]
     line = np.concatenate([np.concatenate(flat, axis=1), np.zeros((phase, heads * 13), int)])
+    state = np.zeros((heads, dim + 1, key_dim), dtype=np.int64)
+    first = None
+    if innate:
+        key_first = rng.integers(0, timesteps + 1, (heads, key_dim))
+        first = key_first, rng.integers(-timesteps, timesteps + 1, (heads, dim))
+        counts = arithmetic.with_witness(first[1], timesteps)
+        written = arithmetic.ssa_written(key_first, counts, shift, timesteps)
+        state = arithmetic.ssa_next(state, written, shift)
     code = SSACode(
         Clock(phase, phase, 0),
         shift=shift,
@@ -250,9 +260,9 @@ def test_linear_attention(seed: int, timesteps: int, graded: bool, heads: int) -
         dim=dim,
         key_dim=key_dim,
         bits=level_bits(timesteps),
+        first=first,
     )
     found = run(code, {"s_in": line}, {"read": phase, "state": phase})
-    state = np.zeros((heads, dim + 1, key_dim), dtype=np.int64)
     for i in range(tokens):
         counts = arithmetic.with_witness(value[i].sum(0), timesteps)
         written = arithmetic.ssa_written(key[i].sum(0), counts, shift, timesteps)

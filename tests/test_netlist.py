@@ -270,6 +270,25 @@ def test_manifest_that_lies(
     refused(spoilt, message)
 
 
+def test_netlists_of_version_8_are_read(folder: Path, copy_of: Copy) -> None:
+    """Which do not know of an innate first token, and were signed without it."""
+    old = copy_of(folder)
+
+    def before(manifest: dict[str, Any]) -> None:
+        manifest["version"] = 8
+        del manifest["config"]["first_token"]
+        for network in manifest["networks"]:
+            for node in network["nodes"]:
+                node.pop("innate", None)
+
+    edit(old, before)
+    found, now = netlist.read_text(old), netlist.read_text(folder)
+    assert found.manifest.networks == now.manifest.networks
+    assert found.model.config == now.model.config and found.model.config.first_token is None
+    edit(old, _set("config", "first_token", value=3))
+    refused(old, "does not fit")
+
+
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", "\0\1", '{"format": "neurtx netlist"}'])
 def test_manifest_that_is_none(folder: Path, copy_of: Copy, text: str) -> None:
     spoilt = copy_of(folder)

@@ -271,9 +271,9 @@ def test_positions_end_for_what_follows_a_state_too(tiny: IntegerGPT2) -> None:
     states = tiny.new_states()
     ids = torch.zeros(1, 62, dtype=torch.long)
     tiny(ids, states)
-    tiny(ids[:, :2], states, 62)
+    tiny(ids[:, :2], states)
     with pytest.raises(UserError, match="65 tokens are more than the 64"):
-        tiny(ids[:, :3], states, 62)
+        tiny(ids[:, :1], states)
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def integer_form(model: IntegerGPT2) -> Form:
             query, key, _ = attn.heads_of(x)
             weights.append(_shares(torch.from_numpy(attn.weights(query, key)).float()))
             x = feedforward.counts(attn.counts(x, attn.new_state(len(ids)))[0])
-        return torch.stack(weights).transpose(1, 2)
+        return _of_tokens(torch.stack(weights).transpose(1, 2), ids)
 
     def circuits() -> list[list[tuple[Tensor, Tensor]]]:
         vocabulary = model.config.vocabulary

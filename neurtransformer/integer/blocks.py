@@ -29,12 +29,14 @@ class IntegerEmbedding:
 
     def __init__(self, tensors: Tensors, config: IntegerConfig) -> None:
         self.vocabulary, self.positions = config.vocabulary, config.positions
+        # an innate token has position 0
+        self.begin = config.vocabulary + (config.first_token is not None)
         self.table = Projection.of(tensors, "embed.table")
         self.stream = Accumulator.of(tensors, "embed.stream")
 
     def counts(self, ids: Integers, past: int = 0) -> Integers:
-        """Token ids (..., length) to the stream (..., length, width), from position `past` on."""
-        position = self.vocabulary + past + np.arange(ids.shape[-1])
+        """Token ids (..., length) to the stream (..., length, width), behind `past` tokens."""
+        position = self.begin + past + np.arange(ids.shape[-1])
         rows = self.table.weight.T
         return self.stream.add(rows[ids].astype(np.int64) + rows[position] + self.table.bias)
 
@@ -44,7 +46,7 @@ class IntegerEmbedding:
         length = np.arange(len(ids))
         spikes = np.zeros((len(ids), 1, self.vocabulary + self.positions), dtype=np.int64)
         spikes[length, 0, ids] = 1
-        spikes[length, 0, self.vocabulary + length] = 1
+        spikes[length, 0, self.begin + length] = 1
         u = self.table.counts(spikes)
         return {"tokens.spikes": spikes, "stream.u": u, "stream.x": self.stream.add(u)}
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from neurtransformer.codes import STATE_BITS
 from neurtransformer.errors import UserError
 from neurtransformer.integer import quantise
-from neurtransformer.integer.config import MAX_STREAM_BITS, IntegerConfig
+from neurtransformer.integer.config import MAX_STREAM_BITS, IntegerConfig, check_family
 from neurtransformer.recipe import checked
 from neurtransformer.spiking.model import SpikingLanguageModel
 
@@ -21,9 +21,10 @@ STREAM_ROOM = 8
 
 
 def quantised(model: SpikingLanguageModel) -> tuple[IntegerConfig, quantise.Tensors]:
-    """Quantise a spiking network. Raises UserError if it holds NaN or infinities, or sizes that
-    integers cannot have."""
-    for name, parameter in model.named_parameters():
+    """Quantise a spiking network. Raises UserError if it holds NaN or infinities, sizes that
+    integers cannot have, or is of a family that has no integers yet."""
+    check_family(model.config.family)
+    for name, parameter in model.state_dict().items():
         if not torch.isfinite(parameter).all():
             raise UserError(f"{name} holds NaN or infinite weights: fine-tune or convert again")
     c, s = model.config, model.config.sizes
@@ -39,6 +40,7 @@ def quantised(model: SpikingLanguageModel) -> tuple[IntegerConfig, quantise.Tens
         "attention": c.attention,
         "attention_timesteps": c.attention_code.timesteps,
         "attention_coding": c.attention_code.coding,
+        "first_token": c.first_token,
         "epsilon": c.epsilon,
         "stream_bits": stream_bits(model),
     }

@@ -85,6 +85,8 @@ def _head(config: IntegerConfig) -> Entries:
     yield from _encoder(config, FINAL_MOST)
     yield from _projection("lm_head", config.vocabulary, config.width)
     yield from _multiplier("logits", config.vocabulary)
+    if config.first_token is not None:
+        yield "first_logits", _chip(config.vocabulary, -LIMIT, LIMIT)
 
 
 def check(config: IntegerConfig, tensors: Tensors, complain: Callable[[str], None]) -> None:

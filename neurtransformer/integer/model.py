@@ -3,9 +3,17 @@
 Everything is integers of at most 24 bits, weights of 8: embedding, LayerNorm, spiking projections,
 SSA, feed-forward blocks, residual stream, LM head. What is left to a host is to pick the next token
 from the logits.
+
+Where there is an innate first token, every text stands behind it. A text that begins with that very
+token means the same: it is passed over, and what the model answers to it are logits that were
+computed once (`quantise.quantise_head`).
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from neurtransformer.errors import UserError
 from neurtransformer.integer.arithmetic import LOGIT_BITS, Integers
@@ -13,15 +21,24 @@ from neurtransformer.integer.attention import KINDS, IntegerAttention
 from neurtransformer.integer.attention.base import State
 from neurtransformer.integer.blocks import IntegerEmbedding, IntegerFeedForward, IntegerHead
 from neurtransformer.integer.config import IntegerConfig
-from neurtransformer.integer.parts import Tensors
+from neurtransformer.integer.parts import Tensors, integers
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from neurtransformer.spiking.model import SpikingLanguageModel
 
-States = list[State | None]
 Block = IntegerAttention | IntegerFeedForward
+
+
+@dataclass
+class States:
+    """What is kept between tokens: the states of all blocks' attention, None before a text, and how
+    many tokens they have been given. begun: whether a text has, be it by a token passed over."""
+
+    blocks: list[State | None]
+    tokens: int = 0
+    begun: bool = False
 
 
 class IntegerGPT2:
@@ -36,6 +53,10 @@ class IntegerGPT2:
         self.attention = [kind(tensors, f"h.{i}.attn", config) for i in blocks]
         self.feedforward = [IntegerFeedForward(tensors, f"h.{i}.mlp", config) for i in blocks]
         self.head = IntegerHead(tensors, config)
+        self.first_logits: Integers | None = None
+        """What is answered to the innate token, (vocabulary,)."""
+        if config.first_token is not None:
+            self.first_logits = integers(tensors, "head.first_logits")
 
     @classmethod
     def from_spiking(cls, model: "SpikingLanguageModel") -> "IntegerGPT2":
@@ -54,42 +75,66 @@ class IntegerGPT2:
         return {"embed": self.embedding, **blocks, "head": self.head}
 
     def check_length(self, tokens: int) -> None:
-        """Raise UserError when a sequence is longer than the model has positions."""
-        if tokens > self.config.positions:
+        """Raise UserError when a text, without a first token that is passed over, is longer than
+        the model has positions for it."""
+        if tokens > self.config.context:
             raise UserError(
-                f"{tokens} tokens are more than the {self.config.positions} positions of this "
+                f"{tokens} tokens are more than the {self.config.context} positions of this "
                 "model: give a shorter text"
             )
 
     def new_states(self) -> States:
-        """The empty states of all blocks."""
-        return [None] * self.config.layers
+        """The states before a text."""
+        return States([None] * self.config.layers)
 
-    def logits(self, ids: Integers, states: States | None = None, past: int = 0) -> Integers:
+    def begins(self, ids: Integers) -> NDArray[np.bool_]:
+        """Which texts (batch, length) begin with the innate token: (batch,)."""
+        return ids[:, 0] == (-1 if self.config.first_token is None else self.config.first_token)
+
+    def logits(self, ids: Integers, states: States | None = None) -> Integers:
         """Token ids (batch, length) to logits (batch, length, vocabulary), units of 2^-LOGIT_BITS.
 
-        states: those of `past` tokens before, replaced in place by the ones after.
-        Raises UserError when the sequence outgrows the model's positions.
+        states: of the tokens before, changed in place to those after.
+        Raises UserError when the sequence outgrows the model's positions, and ValueError where
+        texts that share states do not all begin with the innate token, but some do.
         """
-        self.check_length(past + ids.shape[1])
-        states = self.new_states() if states is None else states
-        x = self.embedding.counts(ids, past)
+        kept = self.new_states() if states is None else states
+        begins = self.begins(ids) & (not kept.begun)
+        if begins.any() and not begins.all():
+            if states is not None:
+                raise ValueError("texts that share states begin all with the first token, or none")
+            found = np.empty((*ids.shape, self.config.vocabulary), dtype=np.int64)
+            for rows in (begins, ~begins):  # which stand at other positions
+                found[rows] = self.logits(ids[rows])
+            return found
+        kept.begun = True
+        if self.first_logits is not None and begins.all():
+            first = np.tile(self.first_logits, (len(ids), 1, 1))
+            rest = ids[:, 1:]
+            return np.concatenate([first, self._read(rest, kept)], axis=1) if rest.size else first
+        return self._read(ids, kept)
+
+    def _read(self, ids: Integers, states: States) -> Integers:
+        """Ids (batch, length), without a token that is passed over, to their logits."""
+        self.check_length(states.tokens + ids.shape[1])
+        x = self.embedding.counts(ids, states.tokens)
         for i, (attention, feedforward) in enumerate(
             zip(self.attention, self.feedforward, strict=True)
         ):
-            state = states[i]
+            state = states.blocks[i]
             if state is None:
                 state = attention.new_state(len(ids))
-            x, states[i] = attention.counts(x, state)
+            x, states.blocks[i] = attention.counts(x, state)
             x = feedforward.counts(x)
+        states.tokens += ids.shape[1]
         return self.head.counts(x)
 
-    def __call__(self, ids: "Tensor", states: States | None = None, past: int = 0) -> "Tensor":
+    def __call__(self, ids: "Tensor", states: States | None = None) -> "Tensor":
         """`logits` as floats, in and out of PyTorch: ids int64, logits float32."""
         import torch
 
-        integers = self.logits(ids.numpy(), states, past)
-        return torch.from_numpy(integers).float() * 2.0**-LOGIT_BITS
+        logits = self.logits(ids.numpy(), states)
+        return torch.from_numpy(logits).float() * 2.0**-LOGIT_BITS
 
     def generate(
         self,
@@ -109,11 +154,10 @@ class IntegerGPT2:
         """
         import torch
 
-        states, past, new = self.new_states(), 0, ids
+        states, new = self.new_states(), ids
         stops = stop if isinstance(stop, list) else [stop]
         for _ in range(tokens):
-            logits = self(new, states, past)[0, -1]
-            past += new.shape[1]
+            logits = self(new, states)[0, -1]
             if top_k == 1:  # the first of equals, as a netlist's host takes it
                 new = logits.argmax().reshape(1, 1)
             else:

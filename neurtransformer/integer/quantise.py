@@ -199,7 +199,8 @@ def quantise_embedding(model: "SpikingLanguageModel", config: IntegerConfig) -> 
 
 
 def quantise_head(model: "SpikingLanguageModel", config: IntegerConfig) -> Tensors:
-    """Tensors of the network `head`."""
+    """Tensors of the network `head`, and what the model answers to an innate token alone: that is
+    the dense model's hidden state before the LM head, computed here once for all texts."""
     norm = cast("nn.LayerNorm", model.transformer["ln_f"])
     reach = FINAL_REACH * np.abs(_floats(norm.weight)) + np.abs(_floats(norm.bias))
     spike_value = np.maximum(reach, _SMALLEST) / FINAL_MOST
@@ -207,7 +208,13 @@ def quantise_head(model: "SpikingLanguageModel", config: IntegerConfig) -> Tenso
     encoder, spike_value = quantise_encoder(norm, spike_value, zero, FINAL_MOST, config)
     weight = _floats(model.lm_head.weight) * spike_value
     rows = quantise_rows(weight, np.zeros(len(weight)), FINAL_MOST, snap=snapped_scale)
+    first: Tensors = {}
+    if config.first_token is not None:
+        logits = _floats(model.lm_head.weight) @ _floats(model.first_hidden)
+        logits = np.rint(logits * 2.0**arithmetic.LOGIT_BITS).clip(-LIMIT, LIMIT)
+        first = {"head.first_logits": logits.astype(np.int32)}
     return {
+        **first,
         **_under("head", encoder),
         **rows.tensors("head.lm_head"),
         **_under("head.logits", _accumulator(rows, arithmetic.LOGIT_BITS)),

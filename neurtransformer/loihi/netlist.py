@@ -47,13 +47,21 @@ from neurtransformer.runs import read_json, write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION: Literal[8] = 8
+VERSION: Literal[9] = 9
+UNDERSTOOD = (8, VERSION)
+"""Versions that are read. A netlist of version 8 has no innate first token."""
+
 CHIP, TOKENIZER = "chip.safetensors", "tokenizer"
 Progress = Callable[[str], None]
 Config = IntegerConfig | PlasticConfig
 Model = IntegerGPT2 | IntegerPlasticTransformer
 
 _HOST = "sends the two spikes of each token, and picks the next token from the logits"
+_INNATE = (
+    "; positions begin at 1, because position 0 is that of the innate first token, which is in all "
+    "attention from the start and is never sent: a prompt that begins with it is sent without it, "
+    "and what is answered to it are head.first_logits"
+)
 _TEACHER = (
     "sends each drawing as spikes, its label when the keys of the drawing arrive at the plastic "
     "synapses, and takes the largest logit of a drawing without label as what it is; before a new "
@@ -99,7 +107,7 @@ class Manifest(Strict):
     """manifest.json."""
 
     format: Literal["neurtx netlist"] = "neurtx netlist"
-    version: Literal[8] = VERSION
+    version: Literal[8, 9] = VERSION
     config: Annotated[Config, Field(discriminator="model")]
     spikes: Spikes
     transport: str
@@ -192,7 +200,7 @@ def write(
         config=config,
         spikes=spikes,
         transport=(_PLASTIC_TRANSPORT if learns else _TRANSPORT)[spikes],
-        host=_TEACHER if learns else _HOST,
+        host=_host(config),
         run=None if made_from is None else str(made_from),
         run_sha256=run_sha256,
         totals=_totals(graph),
@@ -200,9 +208,18 @@ def write(
         files=_entries(folder),
         checksum="0" * 64,
     )
+    # as it will be read: with nothing left to its default
+    draft = Manifest.model_validate(draft.model_dump())
     manifest = draft.model_copy(update={"checksum": checksum(draft)})
     write_json(folder / "manifest.json", manifest.model_dump())
     return manifest
+
+
+def _host(config: Config) -> str:
+    """What the host does."""
+    if isinstance(config, PlasticConfig):
+        return _TEACHER
+    return _HOST if config.first_token is None else _HOST + _INNATE
 
 
 def _graph(config: Config, spikes: Spikes, silent: Silent) -> list[Network]:
@@ -220,11 +237,13 @@ def _netx_layout(node: Convolution, shape: tuple[int, ...]) -> netx.Layout:
 
 
 def checksum(manifest: Manifest) -> str:
-    """SHA-256 of what the manifest says, but for the checksum itself."""
+    """SHA-256 of what the manifest says, but for the checksum itself, and for what it is silent
+    on because there was no such thing when it was written."""
     left_out = {"checksum"}
     if manifest.run_sha256 is None:
-        left_out.add("run_sha256")  # manifests were written before there was one
-    return hashlib.sha256(manifest.model_dump_json(exclude=left_out).encode()).hexdigest()
+        left_out.add("run_sha256")  # signed as if there were none, which once there was not
+    said = manifest.model_dump_json(exclude=left_out, exclude_unset=True)
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def _totals(graph: list[Network]) -> Totals:
@@ -324,7 +343,7 @@ def _read_manifest(folder: Path) -> Manifest:
     values = read_json(folder / "manifest.json")
     if values.get("format") != "neurtx netlist":
         _refuse(folder, "manifest.json is not a neurtx netlist's")
-    if values.get("version") != VERSION:
+    if values.get("version") not in UNDERSTOOD:
         _refuse(folder, f"its version is {values.get('version')!r}, this neurtx reads {VERSION}")
     try:
         manifest = Manifest.model_validate(values)

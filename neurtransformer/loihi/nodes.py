@@ -229,6 +229,11 @@ class Programmed(Sending):
         x = setting.tensor(name)
         return np.tile(x, self.outputs // len(x))
 
+    def first(self, setting: Setting) -> tuple[Integers, Integers]:
+        """Key and value of an attention's innate token."""
+        key, value = (setting.tensor(f"{self.name}.first_{part}") for part in ("key", "value"))
+        return key, value
+
     def own(self, setting: Setting, *names: str) -> dict[str, Any]:
         """Those of its tensors, under its own name."""
         return {name: self.each(setting, f"{self.name}.{name}") for name in names}

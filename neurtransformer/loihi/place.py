@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from neurtransformer.dense import Known
 from neurtransformer.errors import UserError
-from neurtransformer.integer.config import IntegerConfig
+from neurtransformer.integer.config import IntegerConfig, check_family
 from neurtransformer.loihi.chip import Chip, Layer, Resources, Way, capacity, use
 from neurtransformer.loihi.graph import networks
 from neurtransformer.loihi.network import Network
@@ -110,7 +110,9 @@ class Placement:
 
 
 def graph_of(known: Known) -> list[Network]:
-    """The graph of a GPT-2 of these sizes, converted by the default recipe, with binary spikes."""
+    """The graph of a GPT-2 of these sizes, converted by the default recipe, with binary spikes.
+    Raises UserError for a family that has no integer form."""
+    check_family(known.family)
     recipe, s = load_recipe(), known.sizes
     config = IntegerConfig(
         layers=s.layers,
@@ -124,6 +126,8 @@ def graph_of(known: Known) -> list[Network]:
         attention=recipe.attention,
         attention_timesteps=recipe.attention_timesteps,
         attention_coding=recipe.attention_coding,
+        # which of them matters to no core
+        first_token=0 if recipe.innate_first_token else None,
         epsilon=1e-5,
         stream_bits=0,
     )

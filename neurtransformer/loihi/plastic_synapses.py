@@ -1,4 +1,5 @@
-"""Lava's own plastic synapses, LearningDense, as our networks use them: empty, watched, graded."""
+"""Lava's own plastic synapses, LearningDense, as our networks use them: watched, graded, and empty
+but for what is innate."""
 
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lava.proc.dense.models import PyLearningDenseModelBitApproximate
 from lava.proc.dense.process import LearningDense
 from lava.utils.weightutils import SignMode
 
+from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.loihi.stock import PAYLOAD_BITS
 
 NO_DECAY = 2**60
@@ -38,14 +40,19 @@ def plastic_synapses(
     rule: Loihi3FLearningRule,
     log: Path,
     signs: SignMode = SignMode.MIXED,
+    innate: Integers | None = None,
 ) -> LearningDense:
-    """Empty plastic synapses whose traces are half the payloads.
+    """Plastic synapses whose traces are half the payloads.
 
     log: a file for the weights after each step, (steps, rows, columns). signs: of the weights,
-    mixed ones are -256..255, excitatory ones 0..255.
+    mixed ones are -256..255, excitatory ones 0..255. innate: weights at the start, (rows, columns),
+    even ones where signs are mixed; None for 0.
     """
+    weights = np.zeros((rows, columns), dtype=np.int32)
+    if innate is not None:
+        weights += innate.astype(np.int32)
     return LearningDense(
-        weights=np.zeros((rows, columns), dtype=np.int32),
+        weights=weights,
         learning_rule=rule,
         graded_spike_cfg=GradedSpikeCfg.OVERWRITE,
         num_message_bits=PAYLOAD_BITS,

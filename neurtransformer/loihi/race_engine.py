@@ -2,7 +2,8 @@
 
 One head is two stock `LearningDense`: from key channels to token neurons, and from token neurons to
 the listeners. A synapse is written once, from 0 to a whole number, so the engine's rounding at
-random never acts. A token takes a phase of `PHASE` steps, an epoch each:
+random never acts; those of the innate token's neuron, the first, are there from the start. A token
+takes a phase of `PHASE` steps, an epoch each:
 
     0   write   the key channels with positive synapses spike, the token's neuron has y1 = 8
     1   write   those with negative ones do, it has y2 = 8; and it spikes itself, while the
@@ -56,41 +57,42 @@ RULE = "2^1*x0*x1*y1 - 2^1*x0*x1*y2"
 
 
 class TokenNeurons(Microcode):
-    """The token neurons of one head, n of them, in a ring. width: of a level.
+    """The token neurons of one head, n of them, in a ring. width: of a level. innate: how many of
+    them, the first, are written from the start.
 
     What arrives is twice a score. A neuron that is written spikes with a payload of 2 FULL.
     """
 
-    def __init__(self, clock: Clock, *, tokens: int, width: int) -> None:
+    def __init__(self, clock: Clock, *, neurons: int, innate: int, width: int) -> None:
         super().__init__(clock)
-        self.width = width
-        self.inputs, self.outputs = {"a_in": tokens}, tokens
-        self.score, self.spikes, self.fired = (np.zeros(tokens, np.int32) for _ in range(3))
+        self.width, self.innate = width, innate
+        self.inputs, self.outputs = {"a_in": neurons}, neurons
+        self.score, self.spikes, self.fired = (np.zeros(neurons, np.int32) for _ in range(3))
         # where the race begins, and whether that is known
         self.base = np.array([0, 0], dtype=np.int32)
 
     def tick(self, now: int, arriving: Mapping[str, Words]) -> Words:
-        step, token = self.clock.step(now), self.clock.token(now)
+        step, last = self.clock.step(now), self.innate + self.clock.token(now)
         self.spikes[:] = 0
-        if step == WRITE_NEGATIVE and token < len(self.spikes):
-            self.spikes[token] = 2 * FULL
+        if step == WRITE_NEGATIVE and last < len(self.spikes):
+            self.spikes[last] = 2 * FULL
         elif step == RACE:
             self.score[:] = arriving["a_in"] >> 1
             self.fired[:], self.base[:] = 0, 0
         fine = step - RACE - COARSE_STEPS
         if step >= RACE and fine < 0:
             level = REACH - COARSE * (step - RACE + 1)
-            if self.reached(level, token).any() and not self.base[1]:
+            if self.reached(level, last).any() and not self.base[1]:
                 self.base[:] = level, 1
         elif fine >= 0:
             level = int(self.base[0]) + COARSE - 1 - fine
-            self.spikes[:] = self.reached(level, token) & (self.fired == 0)
+            self.spikes[:] = self.reached(level, last) & (self.fired == 0)
             self.fired += self.spikes
         return self.spikes
 
-    def reached(self, level: int, token: int) -> NDArray[np.bool_]:
+    def reached(self, level: int, last: int) -> NDArray[np.bool_]:
         over = self.score + (self.width >> 1) >= level * self.width
-        return (over | (level <= -REACH)) & (np.arange(len(over)) <= token)
+        return (over | (level <= -REACH)) & (np.arange(len(over)) <= last)
 
 
 class Listeners(Microcode):
@@ -129,18 +131,26 @@ class Sequence(NamedTuple):
     """Counts, (tokens, dim)."""
 
 
-def run_head(head: Sequence, width: int) -> tuple[Integers, Integers, Integers]:
-    """A sequence through one head in Lava, from empty synapses.
+def run_head(
+    head: Sequence, width: int, first: tuple[Integers, Integers] | None = None
+) -> tuple[Integers, Integers, Integers]:
+    """A sequence through one head in Lava. first: synapses of the innate token's neuron, keys and
+    values, (1, dim) each; all others are empty.
 
     Returns reads (tokens, dim + 1), and the synapses after each token: keys (tokens, n, dim) and
-    values (tokens, n, dim + 1), n the number of tokens. Raises LavaFailed, and UserError for counts
-    that a trace cannot hold.
+    values (tokens, n, dim + 1), n the number of token neurons. Raises LavaFailed, and UserError for
+    counts that a trace cannot hold.
     """
     tokens, dim = head.keys.shape
-    if max(np.abs(x).max() for x in head) > TRACE_LIMIT:
+    innate = 0 if first is None else 1
+    neurons = innate + tokens
+    at_birth = [np.zeros((neurons, n), dtype=np.int64) for n in (dim, dim + 1)]
+    if first is not None:
+        at_birth[0][:1], at_birth[1][:1, :dim], at_birth[1][:1, dim] = *first, 1
+    if max(np.abs(x).max() for x in (*head, *(first or ()))) > TRACE_LIMIT:
         raise UserError(f"the learning engine's traces hold counts of at most {TRACE_LIMIT}")
     steps = PHASE * tokens + 1
-    pre, gate, taught = _sent(head, steps)
+    pre, gate, taught = _sent(head, steps, innate)
     with temporary_folder() as folder, runner.lava_off_stdout():
 
         def log(quantity: str, rows: int, *shape: int) -> Path:
@@ -148,9 +158,13 @@ def run_head(head: Sequence, width: int) -> tuple[Integers, Integers, Integers]:
 
         clock = Clock(PHASE, 1, 0)
         rule = hebbian_rule(RULE)
-        keys = plastic_synapses(tokens, dim, rule, log("keys", steps, tokens, dim))
-        values = plastic_synapses(dim + 1, tokens, rule, log("values", steps, dim + 1, tokens))
-        neurons = Population(TokenNeurons(clock, tokens=tokens, width=width), {})
+        shape = neurons, dim
+        keys = plastic_synapses(*shape, rule, log("keys", steps, *shape), innate=2 * at_birth[0])
+        shape = dim + 1, neurons
+        values = plastic_synapses(
+            *shape, rule, log("values", steps, *shape), innate=2 * at_birth[1].T
+        )
+        race = Population(TokenNeurons(clock, neurons=neurons, innate=innate, width=width), {})
         listeners = Population(
             Listeners(clock, width=dim + 1), {"read": LogFile(log("read", steps, dim + 1))}
         )
@@ -158,10 +172,10 @@ def run_head(head: Sequence, width: int) -> tuple[Integers, Integers, Integers]:
         ports = (keys.s_in, keys.s_in_y1, keys.s_in_y2, values.s_in_y1, values.s_in_y2)
         for source, port in zip(sources, ports, strict=True):
             source.s_out.connect(port)
-        keys.a_out.connect(neurons.a_in)
-        neurons.s_out.connect(values.s_in)
+        keys.a_out.connect(race.a_in)
+        race.s_out.connect(values.s_in)
         values.a_out.connect(listeners.a_in)
-        runner.run_lava([*sources, keys, neurons, values, listeners], steps)
+        runner.run_lava([*sources, keys, race, values, listeners], steps)
         read, key, value = (np.load(folder / f"{x}.npy") for x in ("read", "keys", "values"))
     ends = slice(PHASE - 1, None, PHASE)
     reads = read[PHASE::PHASE].astype(np.int64)
@@ -169,35 +183,39 @@ def run_head(head: Sequence, width: int) -> tuple[Integers, Integers, Integers]:
 
 
 def compare(attention: RaceAttention, x: Integers, heads: range) -> Tally:
-    """Some heads of one attention network on a residual stream (tokens, width), from empty
-    synapses: every read, and every synapse after every token, beside the integer model's."""
+    """Some heads of one attention network on a residual stream (tokens, width): every read, and
+    every synapse after every token, beside the integer model's."""
     query, key, value = (counts[0] for counts in attention.heads_of(x[None]))
     synapses = key_synapses(key, attention.gain, attention.qkv.most)
     trace = attention.steps(x, 1 + RACE_STEPS, 1)
     tally = Tally()
     for head in heads:
         sent = Sequence(query[head], synapses[head], value[head])
-        reads, keys, values = run_head(sent, int(attention.width[head]))
+        first = None
+        if attention.first is not None:
+            first = attention.first[0][head], attention.first[1][head]
+        reads, keys, values = run_head(sent, int(attention.width[head]), first)
         tally.add(f"{head}.read", trace["race.read"][:, -1, head], reads)
         tally.add(f"{head}.keys", trace["race.keys"][:, head], keys)
         tally.add(f"{head}.values", trace["race.values"][:, head], values)
     return tally
 
 
-def _sent(head: Sequence, steps: int) -> tuple[Words, Words, Words]:
+def _sent(head: Sequence, steps: int, innate: int) -> tuple[Words, Words, Words]:
     """What is sent in each step: to the keys (steps, dim); y1 and y2 of the token neurons (2,
-    steps, n); y1 and y2 of the listeners (2, steps, dim + 1)."""
+    steps, n); y1 and y2 of the listeners (2, steps, dim + 1). innate: token neurons that are not
+    written."""
     tokens, dim = head.keys.shape
     pre = np.zeros((steps, dim), dtype=np.int32)
-    gate = np.zeros((2, steps, tokens), dtype=np.int32)
+    gate = np.zeros((2, steps, innate + tokens), dtype=np.int32)
     taught = np.zeros((2, steps, dim + 1), dtype=np.int32)
-    begins = PHASE * np.arange(tokens)
+    begins, written = PHASE * np.arange(tokens), innate + np.arange(tokens)
     # the engine halves a payload before it becomes a trace
     pre[begins + WRITE_POSITIVE] = 2 * np.maximum(head.keys, 0)
     pre[begins + WRITE_NEGATIVE] = 2 * np.maximum(-head.keys, 0)
     pre[begins + READ] = head.query
-    gate[0, begins + WRITE_POSITIVE, np.arange(tokens)] = FULL
-    gate[1, begins + WRITE_NEGATIVE, np.arange(tokens)] = FULL
+    gate[0, begins + WRITE_POSITIVE, written] = FULL
+    gate[1, begins + WRITE_NEGATIVE, written] = FULL
     taught[0, begins + WRITE_NEGATIVE, :dim] = np.maximum(head.values, 0)
     taught[1, begins + WRITE_NEGATIVE, :dim] = np.maximum(-head.values, 0)
     taught[0, begins + WRITE_NEGATIVE, dim] = 1

@@ -52,13 +52,20 @@ def prompt_ids(netlist: TextNetlist, prompt: str, tokens: int) -> list[int]:
     """The tokens of a prompt. Raises UserError if it is empty, or too long for the model with
     `tokens` more."""
     ids = text.prompt_ids(netlist.tokenizer, prompt)
-    positions = netlist.model.config.positions
-    if len(ids) + tokens - 1 > positions:
+    positions, sent = netlist.model.config.context, len(_sent(netlist.model, ids))
+    if not sent:
+        raise UserError("the prompt is the token that every text begins with: give some text too")
+    if sent + tokens - 1 > positions:
         raise UserError(
-            f"{len(ids)} tokens of prompt and {tokens} to write are more than the {positions} "
+            f"{sent} tokens of prompt and {tokens} to write are more than the {positions} "
             "positions of this model: shorten the prompt or give a smaller --tokens"
         )
     return ids
+
+
+def _sent(model: IntegerGPT2, ids: list[int]) -> list[int]:
+    """Those tokens of a text that are sent: an innate first token is not."""
+    return ids[int(model.begins(np.array([ids]))[0]) :]
 
 
 def simulate(
@@ -77,12 +84,14 @@ def simulate(
     Returns `backend`, `steps`, `tokens` (all that went through), `compared`, `mismatches`,
     `max_abs_difference`, `first_mismatch`, `text` and `same_text` (what the backend puts after the
     prompt, greedy, and whether the integer model's counts do), `seconds` and `integer_seconds` (all
-    of it, and what the integer model's counts took).
+    of it, and what the integer model's counts took). A prompt that begins with the innate token is
+    sent without it.
     """
     began = time.monotonic()
     model = netlist.model
     continued = model.generate(torch.tensor([ids]), tokens)[0].numpy()
-    ids_in, continuation = continued[:-1], continued[len(ids) :]
+    sent = _sent(model, ids)
+    ids_in, continuation = continued[len(ids) - len(sent) : -1], continued[len(ids) :]
     integer_seconds = time.monotonic() - began
     tally, steps = Tally(), 0
     x: Integers = ids_in
@@ -102,7 +111,7 @@ def simulate(
         x = theirs[network.result][:, -1].astype(np.int64)
         tally.add(f"{network.name}.counts", counts, x)
         on_network(network.name)
-    chosen = x[len(ids) - 1 :].argmax(-1)
+    chosen = x[len(sent) - 1 :].argmax(-1)
     return {
         "backend": backend,
         "steps": steps,

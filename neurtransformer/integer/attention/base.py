@@ -31,11 +31,42 @@ from neurtransformer.recipe import Code
 State = tuple[Integers, ...]
 """What a core keeps between tokens; the first axis of every array is the batch."""
 
+Innate = tuple[Integers, Integers]
+"""Key and value of the innate token, (heads, 1, channels) each: what a key is, a kind says."""
+
+
+def innate_entries(config: IntegerConfig, key: Entry, value: Entry) -> Iterator[tuple[str, Entry]]:
+    """The tensors of the innate token's key and value, where there is one."""
+    if config.first_token is not None:
+        yield "first_key", key
+        yield "first_value", value
+
+
+def innate_of(tensors: Tensors, name: str, config: IntegerConfig) -> Innate | None:
+    """The innate token of the core `name`, where there is one."""
+    if config.first_token is None:
+        return None
+    key, value = (integers(tensors, f"{name}.{part}") for part in ("first_key", "first_value"))
+    return key.reshape(config.heads, 1, -1), value.reshape(config.heads, 1, -1)
+
+
+def innate_counts(attention: Any, worth: NDArray[np.float64]) -> tuple[NDArray, NDArray] | None:
+    """What the innate token of a spiking attention is in spikes of key and value neurons, as
+    floats and not clipped: (key neurons,) and (value neurons,). worth: see `quantised`."""
+    if attention.first_key is None:
+        return None
+    queries = attention.rows[0]
+    key, value = (
+        x.detach().double().cpu().numpy() for x in (attention.first_key, attention.first_value)
+    )
+    return key / worth[queries : queries + len(key)], value / worth[-len(value) :]
+
 
 class IntegerAttention(ABC):
     """The attention network of one block. tensors: those of the model, name: of the network."""
 
     kind: ClassVar[str]
+    first: Innate | None = None
 
     def __init__(self, tensors: Tensors, name: str, config: IntegerConfig) -> None:
         self.heads = config.heads
@@ -86,12 +117,12 @@ class IntegerAttention(ABC):
 
     @abstractmethod
     def new_state(self, batch: int) -> State:
-        """The state before the first token."""
+        """The state before a text: empty, or what the innate token has written."""
 
     @abstractmethod
     def weights(self, query: Integers, key: Integers) -> NDArray[np.float64]:
         """Effective attention weights (batch, heads, i, j), before they are divided by their sum,
-        of counts (batch, heads, length, channels)."""
+        of counts (batch, heads, length, channels). Of the innate token first."""
 
     @abstractmethod
     def mix(
@@ -102,7 +133,7 @@ class IntegerAttention(ABC):
 
     @abstractmethod
     def core_steps(self, spikes: Integers, phase: int) -> tuple[Integers, Trace]:
-        """Spikes (slots, length, neurons) of query, key and value, from an empty state, to the mean
+        """Spikes (slots, length, neurons) of query, key and value, from `new_state`, to the mean
         value counts (length, width) and all that happens in the core in each step of a phase:
         (tokens, phase, ...), or (tokens, ...) for what is the same in all steps."""
 
@@ -129,7 +160,7 @@ class IntegerAttention(ABC):
         return self.residual.add(self.c_proj.counts(merged), x), state
 
     def steps(self, x: Integers, phase: int, slots: int) -> Trace:
-        """Stream (length, width) of one sequence to all that happens, from an empty state.
+        """Stream (length, width) of one sequence to all that happens, from `new_state`.
 
         phase: steps in which a token is handled; neurons fire in the first `slots` of them.
         """

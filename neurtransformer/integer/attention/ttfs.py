@@ -12,6 +12,9 @@ half an octave:
     d_i  = that sum,  o_i = sum_j m_j 2^(floor(n_i / 2) - floor(f_ij / 2)) v_j   over the same j
     mean = o / d                                                  by the table of reciprocals
 
+The neuron of the innate token is there from the start; its key synapses are rounded straight from
+the key, which no neuron has counted.
+
 The maximum over tokens in it is known to no neuron: what the chip does instead, step by step, is in
 loihi/attention/ttfs.py, and comes to the same. Here the steps are derived from the levels: the
 neuron of level e fires in the step whose level is e.
@@ -39,7 +42,13 @@ from neurtransformer.codes import (
 )
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import LIMIT, Integers, shift_round
-from neurtransformer.integer.attention.base import IntegerAttention, State
+from neurtransformer.integer.attention.base import (
+    IntegerAttention,
+    State,
+    innate_counts,
+    innate_entries,
+    innate_of,
+)
 from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.integer.entries import Entry
 from neurtransformer.integer.parts import Tensors, Trace, integers
@@ -97,6 +106,7 @@ class RaceAttention(IntegerAttention):
         super().__init__(tensors, name, config)
         self.gain = integers(tensors, f"{name}.race.gain").reshape(self.heads, -1)
         self.width = integers(tensors, f"{name}.race.width")
+        self.first = innate_of(tensors, f"{name}.race", config)
 
     @staticmethod
     def check(config: IntegerConfig) -> None:
@@ -112,23 +122,36 @@ class RaceAttention(IntegerAttention):
     def entries(config: IntegerConfig) -> Iterator[tuple[str, Entry]]:
         yield "race.gain", Entry((config.width,), "chip", 0, GAIN_LIMIT)
         yield "race.width", Entry((config.heads,), "chip", 1, LIMIT)
+        most = config.attention_code.most
+        key, value = (Entry((config.width,), "chip", -x, x) for x in (KEY_LIMIT, most))
+        for name, entry in innate_entries(config, key, value):
+            yield f"race.{name}", entry
 
     @staticmethod
     def quantised(attention: Any, worth: NDArray[np.float64]) -> dict[str, NDArray]:
         query, key, _ = worth.reshape(3, attention.heads, -1)
+        most = attention.qkv.most
         product = query * key
         largest = product.max(-1, keepdims=True)
-        unit = largest[:, 0] * float(attention.scaling) * 2.0 ** gain_shift(attention.qkv.most)
+        unit = largest[:, 0] * float(attention.scaling) * 2.0 ** gain_shift(most)
         width = np.rint(GAIN_LIMIT * np.log(2) / 2 / unit).clip(1, LIMIT)
-        return {
-            "race.gain": np.rint(product / largest * GAIN_LIMIT).reshape(-1).astype(np.int32),
-            "race.width": width.astype(np.int32),
-        }
+        gain = np.rint(product / largest * GAIN_LIMIT).reshape(-1)
+        tensors = {"race.gain": gain, "race.width": width}
+        first = innate_counts(attention, worth)
+        if first is not None:
+            synapses = np.floor(first[0] * gain * 2.0 ** -gain_shift(most) + 0.5)
+            tensors["race.first_key"] = synapses.clip(-KEY_LIMIT, KEY_LIMIT)
+            tensors["race.first_value"] = np.floor(first[1] + 0.5).clip(-most, most)
+        return {name: x.astype(np.int32) for name, x in tensors.items()}
 
     def new_state(self, batch: int) -> State:
-        """No token neurons yet: key synapses and values, (batch, heads, 0, dim)."""
-        empty = np.zeros((batch, self.heads, 0, self.dim), dtype=np.int64)
-        return empty, empty
+        """The token neurons that are there, the innate one or none: key synapses and values,
+        (batch, heads, 0 or 1, dim)."""
+        if self.first is None:
+            empty = np.zeros((batch, self.heads, 0, self.dim), dtype=np.int64)
+            return empty, empty
+        key, value = (np.repeat(x[None], batch, axis=0) for x in self.first)
+        return key, value
 
     def scores(self, query: Integers, synapses: Integers) -> Integers:
         """(..., i, dim) and (..., j, dim) to membranes (..., i, j); float64 holds them exactly."""
@@ -140,7 +163,8 @@ class RaceAttention(IntegerAttention):
         return race_weights(np.where(causal(score), levels_of(score, self.width), ABSENT))
 
     def weights(self, query: Integers, key: Integers) -> NDArray[np.float64]:
-        synapses = key_synapses(key, self.gain, self.qkv.most)
+        before, _ = self.new_state(len(key))
+        synapses = np.concatenate([before, key_synapses(key, self.gain, self.qkv.most)], axis=2)
         return self.raced(self.scores(query, synapses)).astype(np.float64)
 
     def mix(
@@ -161,7 +185,10 @@ class RaceAttention(IntegerAttention):
         slots, tokens, _ = spikes.shape
         query, key, value = self.split(spikes)
         key, value = (self.decoded(x) for x in (key, value))
-        synapses = key_synapses(key, self.gain, self.qkv.most)
+        keys_there, values_there = (x[0] for x in self.new_state(1))
+        written = key_synapses(key, self.gain, self.qkv.most)
+        synapses = np.concatenate([keys_there, written], axis=1)
+        value = np.concatenate([values_there, value], axis=1)
         ones = np.ones_like(value[..., :1])
         values = np.concatenate([value, ones], axis=-1)
         drives = self.scores(query, synapses)  # (slots, heads, i, j)
@@ -192,7 +219,8 @@ class RaceAttention(IntegerAttention):
         falling = np.broadcast_to(coarse[None, :, None], (tokens, COARSE_STEPS, self.heads))
         level = np.concatenate([falling, fine.transpose(1, 2, 0)], axis=1)
         still = np.repeat(score[-1:], phase - slots, axis=0)
-        there = np.tri(tokens, dtype=np.int64)[:, None, :, None]
+        neurons = synapses.shape[1]
+        there = np.tri(tokens, neurons, neurons - tokens, dtype=np.int64)[:, None, :, None]
         waiting = phase - FINE_STEPS
         return mean.reshape(tokens, -1), {
             "race.score": np.concatenate([score, still]).transpose(2, 0, 1, 3),

@@ -3,8 +3,8 @@
 It *counts* the spikes of key and value during a phase; when the next phase begins it writes the
 product of values and squared keys into its plastic state, and during that phase it *reads* the
 state with the query spikes of the same token, which it has delayed by one phase. They facilitate:
-the n-th of a neuron carries 2n - 1, and a graded spike of n carries n^2. The same in Lava's
-learning engine is `plasticity.py`.
+the n-th of a neuron carries 2n - 1, and a graded spike of n carries n^2. The innate token, where
+there is one, is in the state from the start. The same in Lava's learning engine is `plasticity.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,8 @@ class SSACode(Microcode):
     """Linear attention of all heads of a block, its plastic state included.
 
     shift, present: (heads,), how fast it forgets and what the present weighs, in quarters. dim,
-    key_dim: values and keys of a head. bits: of a count's full scale. Takes the spikes of query,
+    key_dim: values and keys of a head. bits: of a count's full scale. first: counts of the innate
+    token's keys and values, (heads * key_dim,) and (heads * dim,). Takes the spikes of query,
     key and value, each of all heads, and sends the mean value counts (heads * dim,) in the last
     step of a phase.
     """
@@ -54,6 +55,7 @@ class SSACode(Microcode):
         dim: int,
         key_dim: int,
         bits: int,
+        first: tuple[ArrayLike, ArrayLike] | None = None,
     ) -> None:
         super().__init__(clock)
         self.shift, self.present = words(shift), words(present)
@@ -70,6 +72,10 @@ class SSACode(Microcode):
         # room for 2^s products in a head that forgets by 2^-s, and for the present beside them
         room = np.clip(self.shift + 1, 2, HEADROOM_BITS)
         self.write_shift = words(np.maximum(STATE_BITS - 1 - room - 3 * bits, 0))
+        if first is not None:
+            key, value = (words(x).reshape(heads, -1) for x in first)
+            self.state += self.product(key, value)
+            saturate(self.state)
 
     def tick(self, now: int, arriving: Mapping[str, Words]) -> Words:
         step, spikes = self.clock.step(now), arriving["s_in"]
@@ -92,7 +98,6 @@ class SSACode(Microcode):
 
     def write(self) -> None:
         """The Hebbian write of the token whose spikes are all there; reading begins anew."""
-        heads = len(self.shift)
         count = np.zeros(self.delayed.shape[1], dtype=np.int32)
         for step, spikes in enumerate(self.delayed):
             # the spikes of a neuron from the n-th to the m-th together carry m^2 - (n - 1)^2
@@ -100,15 +105,20 @@ class SSACode(Microcode):
             count += spikes
             after = self.parts(count)[0]
             self.query[step] = after * after - before * before
-        _, key, counts = self.parts(count)
-        value = np.full((heads, self.dim + 1), 1 << self.bits, dtype=np.int32)
-        value[:, :-1] = counts
-        product = value[:, :, None] * (key * key)[:, None, :]
-        product <<= self.write_shift[:, None, None]
+        _, key, value = self.parts(count)
+        product = self.product(key, value)
         self.look(product)
         self.state -= rounded(self.state, self.shift[:, None, None])
         self.state += product
         saturate(self.state)
+
+    def product(self, key: Words, value: Words) -> Words:
+        """What counts of keys (heads, key_dim) and values (heads, dim) add to the state."""
+        with_one = np.full((len(value), self.dim + 1), 1 << self.bits, dtype=np.int32)
+        with_one[:, :-1] = value
+        product = with_one[:, :, None] * (key * key)[:, None, :]
+        product <<= self.write_shift[:, None, None]
+        return product
 
     def look(self, product: Words) -> None:
         """What this token's queries read: the past and a share of the present, less the bits that
@@ -124,7 +134,9 @@ class SSACode(Microcode):
 
 class SSA(Programmed):
     """Spiking self-attention with its plastic state, (heads, dim + 1, key_dim). Tensors: shift,
-    present.
+    present; first_key, first_value.
+
+    innate: how many tokens, whose counts those are, are in the state from the start.
 
     Spikes of query and key facilitate: the n-th carries 2n - 1. A product enters the state of a
     head shifted left by what follows from its shift and level_bits, the bits of a count
@@ -135,6 +147,7 @@ class SSA(Programmed):
     heads: Count
     dim: Count
     key_dim: Count
+    innate: Literal[0, 1] = 0
     level_bits: Count
     mean_bits: Count
     state_bits: Literal[24] = 24
@@ -159,6 +172,7 @@ class SSA(Programmed):
             dim=self.dim,
             key_dim=self.key_dim,
             bits=self.level_bits,
+            first=self.first(setting) if self.innate else None,
         )
 
     def layers(self, name: str, matrices: Sequence[Any], beside: int, chip: Chip) -> list[Layer]:
@@ -196,6 +210,7 @@ class Linear(Attention):
             heads=config.heads,
             dim=dim,
             key_dim=KEY_EXPANSION * dim,
+            innate=0 if config.first_token is None else 1,
             level_bits=bits,
             mean_bits=MEAN_BITS,
         )

@@ -13,6 +13,9 @@ synapses the token's value and a 1, each written once, when the token arrives. I
   their number; in the steps between they add EVEN times as much. When the number has reached
   2^END_BITS, the race is over.
 
+The innate token, where there is one, is the first neuron of each head: its synapses are there from
+the start.
+
 No step knows a maximum over tokens: what a head sees of its neurons is how many spike.
 """
 
@@ -49,9 +52,10 @@ class RaceCode(Microcode):
     """The token neurons of all heads of a block, and those who listen to them.
 
     gain: (heads * dim,), of a key channel, `gain_shift` bits too large. width: (heads,), of a level
-    in units of a score. tokens: neurons of a head. bits: of a count's full scale. coding: of the
-    spikes of query, key and value, each of all heads, that arrive. Sends the mean value counts
-    (heads * dim,) in the last step of a phase.
+    in units of a score. tokens: of the texts, each of which is given a neuron of each head. first:
+    input and output synapses of the innate token's, (heads * dim,) each. bits: of a count's full
+    scale. coding: of the spikes of query, key and value, each of all heads, that arrive. Sends the
+    mean value counts (heads * dim,) in the last step of a phase.
 
     score: membranes. base: where the fine race of a head begins, once `found`. read: what the
     listeners hold, the last of them the weighted number of spikes.
@@ -67,6 +71,7 @@ class RaceCode(Microcode):
         tokens: int,
         bits: int,
         coding: Coding,
+        first: tuple[ArrayLike, ArrayLike] | None = None,
     ) -> None:
         super().__init__(clock)
         self.width = words(width)
@@ -81,11 +86,16 @@ class RaceCode(Microcode):
 
         self.count = empty(3, heads, dim)
         self.arrived, self.query = empty(clock.slots, heads, dim), empty(clock.slots, heads, dim)
-        self.keys, self.values = empty(heads, tokens, dim), empty(heads, tokens, dim + 1)
-        self.written = empty(tokens)
-        self.score, self.spikes, self.fired = (empty(heads, tokens) for _ in range(3))
+        self.before = 0 if first is None else 1
+        neurons = self.before + tokens
+        self.keys, self.values = empty(heads, neurons, dim), empty(heads, neurons, dim + 1)
+        self.written = empty(neurons)
+        self.score, self.spikes, self.fired = (empty(heads, neurons) for _ in range(3))
         self.found, self.base, self.level = empty(heads), empty(heads), empty(heads)
         self.read, self.mean = empty(heads, dim + 1), empty(heads * dim)
+        if first is not None:
+            key, value = (words(x).reshape(heads, dim) for x in first)
+            self.connect(0, key, value)
 
     def tick(self, now: int, arriving: Mapping[str, Words]) -> Words:
         step, token = self.clock.step(now), self.clock.token(now) - 1
@@ -114,15 +124,19 @@ class RaceCode(Microcode):
     def write(self, token: int) -> None:
         """The Hebbian write of the neuron whose token has arrived; a new race begins."""
         _, key, value = self.count
-        if token < len(self.written):  # else a sequence is over
+        if (neuron := self.before + token) < len(self.written):  # else a sequence is over
             synapses = rounded(key * self.gain, self.gain_shift)
-            self.keys[:, token] = np.clip(synapses, -KEY_LIMIT, KEY_LIMIT)
-            self.values[:, token, :-1] = value
-            self.values[:, token, -1] = 1
-            self.written[token] = 1
+            self.connect(neuron, np.clip(synapses, -KEY_LIMIT, KEY_LIMIT), value)
         self.query[:] = self.arrived
         for x in (self.score, self.fired, self.found, self.base, self.read):
             x[:] = 0
+
+    def connect(self, neuron: int, key: Words, value: Words) -> None:
+        """Give a neuron of each head its synapses, (heads, dim) each, and let it race."""
+        self.keys[:, neuron] = key
+        self.values[:, neuron, :-1] = value
+        self.values[:, neuron, -1] = 1
+        self.written[neuron] = 1
 
     def attend(self, step: int) -> None:
         """One step of the scores, the coarse descent or the race."""
@@ -175,9 +189,11 @@ class RaceCode(Microcode):
 
 
 class Race(Programmed):
-    """The token neurons of all heads and their listeners. Tensors: gain, width.
+    """The token neurons of all heads and their listeners. Tensors: gain, width; first_key,
+    first_value.
 
-    dim: channels of a query, a key and a value. positions: token neurons of a head. receives: the
+    dim: channels of a query, a key and a value. positions: token neurons of a head. innate: how
+    many of them, the first, are there from the start, with those synapses. receives: the
     code of the spikes that arrive. most: the largest count of one. The steps of a phase are
     those of attention/ttfs.py."""
 
@@ -185,6 +201,7 @@ class Race(Programmed):
     heads: Count
     dim: Count
     positions: Count
+    innate: Literal[0, 1] = 0
     receives: Coding
     most: Count
     gain_shift: Count
@@ -216,16 +233,17 @@ class Race(Programmed):
         return phase
 
     def shape(self, quantity: str, tokens: int) -> tuple[int, ...]:
+        neurons = self.innate + tokens
         match quantity:
             case "level":
                 return (self.heads,)
             case "read":
                 return self.heads, self.dim + 1
             case "keys":
-                return self.heads, tokens, self.dim
+                return self.heads, neurons, self.dim
             case "values":
-                return self.heads, tokens, self.dim + 1
-        return self.heads, tokens
+                return self.heads, neurons, self.dim + 1
+        return self.heads, neurons
 
     def microcode(self, setting: Setting) -> Microcode:
         return RaceCode(
@@ -236,6 +254,7 @@ class Race(Programmed):
             tokens=setting.tokens,
             bits=level_bits(self.most),
             coding=self.receives,
+            first=self.first(setting) if self.innate else None,
         )
 
     def layers(self, name: str, matrices: Sequence[Any], beside: int, chip: Chip) -> list[Layer]:
@@ -295,6 +314,7 @@ class TTFS(Attention):
             heads=config.heads,
             dim=config.width // config.heads,
             positions=config.positions,
+            innate=0 if config.first_token is None else 1,
             receives=code.coding,
             most=code.most,
             gain_shift=gain_shift(code.most),
