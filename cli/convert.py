@@ -84,6 +84,7 @@ def command(
                 attention=recipe.attention,
                 attention_code=recipe.attention_code,
                 first_token=first,
+                limited=recipe.limited,
             )
         measured: dict[str, Any] = {}
         unseen = unseen_text(dense, tokenizer, text, blocks)

@@ -52,6 +52,7 @@ def induction(
             attention=config.attention,
             attention_code=config.attention_code,
             first_token=config.first_token,
+            limited=config.limited,
         )
         found["converted"] = measure(spiking_form(naive), config.vocab_size, blocks)
         note("the spiking network")

@@ -21,9 +21,14 @@ HIDDEN_SPIKES: dict[Coding, Literal[1, 2]] = {"rate": 2, "phase": 1}
 """Most spikes of a hidden channel in a step; rate-coded ones are staggered pairs of neurons."""
 
 
-def largest_count(timesteps: int, coding: Coding, per_step: int = 1) -> int:
-    """The largest count that a channel sends in T steps. per_step: 2 for a staggered pair."""
-    return timesteps * per_step if coding == "rate" else 2**timesteps - 1
+def largest_count(
+    timesteps: int, coding: Coding, per_step: int = 1, limit: int | None = None
+) -> int:
+    """The largest count that a channel sends in T steps. per_step: 2 for a staggered pair. limit:
+    spikes after which a phase-coding neuron stops."""
+    if coding == "rate":
+        return timesteps * per_step
+    return int(2**timesteps - 2 ** (timesteps - min(limit or timesteps, timesteps)))
 
 
 def level_bits(most: int) -> int:

@@ -37,8 +37,9 @@ _SETTINGS: dict[str, Any] = {
     "attention": "linear",
     "attention_timesteps": None,
     "attention_coding": None,
-    "first_token": None,
 }
+# as above, in networks that have them: others are older, and keep their hash
+_NEWER = ("first_token", "hidden_timesteps", "hidden_spikes")
 # those of other families, part of the hash only where they are
 _OTHERS = (
     "num_attention_heads",
@@ -75,8 +76,7 @@ def weights_sha256(tensors: "Mapping[str, Tensor]", config: Mapping[str, Any]) -
         digests.pop(_HEAD, None)
     settings = {key: config.get(key, default) for key, default in _SETTINGS.items()}
     settings |= {key: config[key] for key in _OTHERS if key in config}
-    if settings["first_token"] is None:  # older than the innate token
-        del settings["first_token"]
+    settings |= {key: config[key] for key in _NEWER if config.get(key) is not None}
     activation = settings["activation_function"]
     settings["activation_function"] = _SAME_ACTIVATION.get(activation, activation)
     whole = json.dumps([settings, digests], sort_keys=True)

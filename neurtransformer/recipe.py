@@ -17,6 +17,9 @@ MAX_TIMESTEPS = 64
 MAX_PHASE_TIMESTEPS = 8
 """The same for phase coding, whose counts go up to 2^T - 1."""
 
+MAX_LIMITED_TIMESTEPS = 16
+"""Longest phase code of neurons that stop after a few spikes."""
+
 Coding = Literal["rate", "phase"]
 
 
@@ -83,6 +86,8 @@ class Recipe(Section):
     attention_timesteps: Annotated[int, Field(ge=1, le=MAX_TIMESTEPS)] | None = None
     attention_coding: Coding | None = None
     innate_first_token: bool = False  # as above
+    gated_timesteps: Annotated[int, Field(ge=1, le=MAX_LIMITED_TIMESTEPS)] | None = None
+    gated_spikes: Annotated[int, Field(ge=1, le=MAX_LIMITED_TIMESTEPS)] | None = None
     calibration: Calibration
     finetune: Finetune
 
@@ -107,6 +112,13 @@ class Recipe(Section):
         return Code(
             self.attention_timesteps or self.timesteps, self.attention_coding or self.coding
         )
+
+    @property
+    def limited(self) -> tuple[int, int] | None:
+        """T and the most spikes of gated hidden neurons, if they have a code of their own."""
+        if self.gated_timesteps is None or self.gated_spikes is None:
+            return None
+        return self.gated_timesteps, self.gated_spikes
 
     @classmethod
     def from_report(cls, report: dict[str, Any], run: Path) -> Self:

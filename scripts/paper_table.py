@@ -44,6 +44,7 @@ from neurtransformer.errors import UserError, shortened
 from neurtransformer.measure.energy import PAPER_REDUCTION_PERCENT
 from neurtransformer.provenance import versions
 from neurtransformer.runs import read_json, write_json, write_text
+from neurtransformer.spiking.innate import dense_output
 from neurtransformer.spiking.load import load_run, source_name
 from neurtx import output
 from neurtx.main import explain
@@ -153,15 +154,18 @@ def slid(model: str, run: Path, settings: Settings) -> Values:
     spiking, _ = load_run(run)
     text = settings.text.read_text(encoding="utf-8")
     numbers = tokenizer.encode(text, add_special_tokens=False, verbose=False)
-    ids, context = torch.tensor(numbers[: settings.limit]), spiking.config.max_position_embeddings
+    ids, context = torch.tensor(numbers[: settings.limit]), spiking.config.context
+    first, stride = spiking.config.first_token, min(settings.stride, context)
     if len(ids) < 2:
         raise UserError(f"{settings.text} is too short: 2 tokens are the least")
 
-    def logits(network: Any) -> Logits:
+    for network in (dense, spiking):
         network.to(settings.device)
-        return lambda tokens: network(tokens.to(settings.device)).logits
-
-    forms, every = (logits(dense), logits(spiking)), windows(len(ids), context, settings.stride)
+    forms: tuple[Logits, Logits] = (
+        lambda tokens: dense_output(dense, tokens.to(settings.device), first)[0],
+        lambda tokens: spiking(tokens.to(settings.device)).logits,
+    )
+    every = windows(len(ids), context, stride)
     started = time.monotonic() - kept["seconds"]
     with bar(f"perplexity of {model}", len(every), "windows") as advance:
         advance(kept["windows"], "")
@@ -171,7 +175,7 @@ def slid(model: str, run: Path, settings: Settings) -> Values:
             kept = {"sums": sums, "windows": number, "seconds": time.monotonic() - started}
             if number == len(every):
                 kept |= {"figures": figures(sums), "parameters": dense.num_parameters()}
-                kept |= {"context": context, "stride": settings.stride, "tokens": sums["tokens"]}
+                kept |= {"context": context, "stride": stride, "tokens": sums["tokens"]}
             write_json(file, kept)
             advance(1, f"ratio {figures(sums)['ppl_ratio']:.3f}")
     return kept

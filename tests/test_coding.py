@@ -1,5 +1,7 @@
 """Counts and steps are one code: neuron for neuron, for every float and every grouping in time."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -90,11 +92,45 @@ def test_count_is_the_formula(values: list[float], timesteps: int) -> None:
     assert torch.equal(coding.counts_from_total(z, timesteps, signed=True), both)
 
 
+@given(
+    st.lists(st.floats(-(2.0**17), 2.0**17, width=32), min_size=1),
+    st.integers(1, 16),
+    st.integers(1, 16),
+    SIGNED,
+)
+def test_neurons_that_stop_keep_the_leading_digits(
+    values: list[float], timesteps: int, limit: int, signed: bool
+) -> None:
+    """Counts, against strings of binary digits; and steps, spike by spike."""
+    limit = min(limit, timesteps)
+    z = torch.tensor([*values, 0.0, 0.49, 0.5, 2.0**timesteps - 0.5, -(2.0**timesteps)])
+    counts = coding.limited_counts_from_total(z, timesteps, limit, signed)
+
+    def kept(total: float) -> int:
+        whole = min(max(math.floor(total + 0.5), 0), 2**timesteps - 1)
+        digits = f"{whole:0{timesteps}b}"
+        ones = [i for i, digit in enumerate(digits) if digit == "1"][:limit]
+        return sum(2 ** (timesteps - 1 - i) for i in ones)
+
+    # the half is added in float32, as the neurons do it
+    half = [(float(x.abs() + 0.5) - 0.5) * (1 if x >= 0 else -1) for x in z]
+    expected = [(kept(x) - kept(-x) if signed else kept(x)) for x in half]
+    assert counts.tolist() == expected
+    most = codes.largest_count(timesteps, "phase", limit=limit)
+    assert counts.abs().max() <= most == kept(2.0**timesteps)
+    spikes = coding.phase_spikes_from_total(z, timesteps, signed, limit)
+    assert spikes.abs().sum(0).max() <= limit
+    digits = 2.0 ** torch.arange(timesteps - 1, -1, -1)
+    assert torch.equal((spikes * digits[:, None]).sum(0), counts)
+    assert torch.equal(coding.spikes_in(counts, "phase", timesteps), spikes.abs().sum(0))
+
+
 @given(st.lists(st.floats(-3, 12, width=32), min_size=1), st.integers(1, 10))
 def test_surrogate_is_spikingjellys(values: list[float], timesteps: int) -> None:
     z = torch.tensor(values, requires_grad=True)
     other = z.detach().clone().requires_grad_()
-    coding.surrogate_counts(z, timesteps, signed=False).sum().backward()
+    counts = coding.counts_from_total(z.detach(), timesteps, signed=False)
+    coding.surrogate_counts(z, counts, timesteps, signed=False).sum().backward()
     MultiLevelSpikeCount(timesteps, grad_window=(-0.5, timesteps + 0.5))(other).sum().backward()
     edge = ((z - (timesteps + 0.5)).abs() < 1e-6) | ((z + 0.5).abs() < 1e-6)
     assert z.grad is not None and other.grad is not None
@@ -107,7 +143,8 @@ def test_surrogate_is_one_where_a_neuron_can_count(
 ) -> None:
     z = torch.tensor([*values, 0.25, -most - 0.75, -most - 0.25, most + 0.25, most + 0.75])
     z.requires_grad_()
-    counts = coding.surrogate_counts(z, most, signed)
+    found = coding.counts_from_total(z.detach(), most, signed)
+    counts = coding.surrogate_counts(z, found, most, signed)
     assert torch.equal(counts, coding.counts_from_total(z, most, signed))
     counts.sum().backward()
     inside = (z > (-most if signed else 0) - 0.5) & (z < most + 0.5)

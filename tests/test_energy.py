@@ -46,6 +46,7 @@ SMALL = Shape(
     context=5,
     code=Code(4, "rate"),
     attention=Code(4, "rate"),
+    hidden_timesteps=4,
     kind="linear",
     gated=False,
     rotary=False,
@@ -87,6 +88,7 @@ shapes = st.builds(
         context=context,
         code=Code(timesteps, coding),
         attention=Code(timesteps, coding),
+        hidden_timesteps=timesteps,
         kind=kind,
         gated=False,
         rotary=False,
@@ -171,7 +173,11 @@ def test_sizes_come_from_the_config() -> None:
     assert Shape.of(config) == SMALL
     config = SpikingGPT2Config(**sizes, timesteps=3, n_inner=7, coding="phase")
     assert Shape.of(config) == replace(
-        SMALL, hidden=7, code=Code(3, "phase"), attention=Code(3, "phase")
+        SMALL,
+        hidden=7,
+        code=Code(3, "phase"),
+        attention=Code(3, "phase"),
+        hidden_timesteps=3,
     )
 
 

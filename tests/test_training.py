@@ -134,7 +134,7 @@ def test_a_training_is_the_one_written_out(either_run: Path) -> None:
     assert [s.loss for s in steps] == pytest.approx([loss for _, loss in losses], rel=1e-3)
     ours = dict(model.named_parameters())
     for name, p in other.named_parameters():
-        # the sign of a gradient of next to nothing is noise, and a first step of Adam takes it whole
+        # the sign of a gradient of next to nothing is noise, and Adam's first step takes it whole
         far = (ours[name] - p).abs() > 1e-5
         assert far.float().mean() < 0.02, name
     moved = [

@@ -35,7 +35,8 @@ def total(parts: Iterable[Part]) -> Ops:
 @dataclass(frozen=True)
 class Shape:
     """What of a model's config decides the counts. context: longest sequence, in tokens. code,
-    attention: the codes of the feed-forward blocks and of the attention. kind: of the attention.
+    attention: the codes of the feed-forward blocks and of the attention. hidden_timesteps: T of the
+    hidden neurons. kind: of the attention.
     gated: SwiGLU in place of GELU. rotary: whether positions are."""
 
     width: int
@@ -47,6 +48,7 @@ class Shape:
     context: int
     code: Code
     attention: Code
+    hidden_timesteps: int
     kind: str
     gated: bool
     rotary: bool
@@ -64,6 +66,7 @@ class Shape:
             context=s.context,
             code=config.code,
             attention=config.attention_code,
+            hidden_timesteps=config.hidden_timesteps or config.timesteps,
             kind=config.attention,
             gated=s.gated,
             rotary=config.rotary is not None,

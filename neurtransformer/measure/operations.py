@@ -103,18 +103,24 @@ def synapses(spikes: float, fan_out: float) -> Ops:
 
 
 def neurons(
-    channels: int, spikes: float, timesteps: int, *, pairs: bool, receives: Coding = "rate"
+    channels: int,
+    spikes: float,
+    timesteps: int,
+    *,
+    pairs: bool,
+    receives: Coding = "rate",
+    fires: int | None = None,
 ) -> Ops:
-    """Updates of a population: T steps of integrating, then T of firing.
+    """Updates of a population: T steps of integrating, then T of firing, or another number of them.
 
     Per neuron one AC a step to add the synaptic current to the membrane, one a step to compare it
     with the threshold (two in pairs, signed or staggered), and one per spike for the reset; where
-    phase-coded spikes arrive, one more a step, a shift, to double the membrane. Each of the 2 T
-    steps reads and writes the membrane.
+    phase-coded spikes arrive, one more a step, a shift, to double the membrane. Each of the steps
+    reads and writes the membrane.
     """
-    each = 1 + (2 if pairs else 1) + (receives == "phase")
-    updates = channels * timesteps * each + spikes
-    return Ops(ac=updates, words=2 * 2 * timesteps * channels)
+    fires = fires or timesteps
+    each = timesteps * (1 + (receives == "phase")) + fires * (2 if pairs else 1)
+    return Ops(ac=channels * each + spikes, words=2 * (timesteps + fires) * channels)
 
 
 def spiking_attention(s: Shape, n: LayerSpikes) -> dict[str, Ops]:
@@ -141,7 +147,9 @@ def spiking_feed_forward(s: Shape, n: LayerSpikes) -> dict[str, Ops]:
     timesteps, coding = s.code
     coded = neurons(s.width, n.mlp_encode, timesteps, pairs=True)
     pairs = s.gated or HIDDEN_SPIKES[coding] == 2
-    coded += neurons(s.hidden, n.hidden, timesteps, pairs=pairs, receives=coding)
+    coded += neurons(
+        s.hidden, n.hidden, timesteps, pairs=pairs, receives=coding, fires=s.hidden_timesteps
+    )
     if s.gated:  # a membrane of its own integrates the gate
         gate = s.hidden * timesteps * (1 + (coding == "phase"))
         coded += Ops(ac=gate, words=2 * timesteps * s.hidden)
@@ -182,7 +190,7 @@ def operations(
     """
     # a graded spike carries a count, so no membrane doubles
     once = Code(1, "rate")
-    one_step = replace(s, code=once, attention=once)
+    one_step = replace(s, code=once, attention=once, hidden_timesteps=1)
     return {
         "attention": {
             "dense": _sum([dense_attention(s) for _ in spikes]),

@@ -78,6 +78,7 @@ def fit_threshold(
     most: int,
     *,
     signed: bool,
+    counts: Callable[[Tensor], Tensor] | None = None,
     seen: int | None = None,
     tail: float | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -85,10 +86,12 @@ def fit_threshold(
 
     x: samples (n, channels). centers: candidates, each (channels,). The threshold is searched among
     fractions and multiples of the largest distance from the centre, the usual clipping search of
-    post-training quantisation. seen: how many tokens that largest distance is one of, n if None.
+    post-training quantisation. counts: the code, from totals in thresholds, if it is not that of
+    `coding.counts_from_total`. seen: how many tokens that largest distance is one of, n if None.
     tail: the exponent of what was not seen (`tail_exponent`), None for nothing beyond the samples.
     Returns two tensors (channels,).
     """
+    counts = counts or (lambda z: coding.counts_from_total(z, most, signed))
     best, best_center = torch.ones_like(x[0]), centers[0]
     least = torch.full_like(x[0], float("inf"))
     for center in centers:
@@ -97,7 +100,7 @@ def fit_threshold(
         largest = reach.amax(0).clamp_min(1e-3)
         for ratio in RATIOS:
             spike_value = largest * (ratio / most)
-            coded = coding.counts_from_total(target / spike_value, most, signed) * spike_value
+            coded = counts(target / spike_value) * spike_value
             error = (coded - target).square_().mean(0)
             if tail is not None:
                 error += largest.square() * unseen(ratio, tail) / (seen or len(x))
@@ -143,7 +146,13 @@ def fit_neuron(
             shares = (0.0,) if neuron.signed else (0.0, 0.5, 1.0)
             centers = [torch.lerp(mean, low, share) for share in shares]
         threshold, center = fit_threshold(
-            x, centers, neuron.most, signed=neuron.signed, seen=seen, tail=tail
+            x,
+            centers,
+            neuron.most,
+            signed=neuron.signed,
+            counts=neuron.counts,
+            seen=seen,
+            tail=tail,
         )
         neuron.threshold.copy_(threshold)
         neuron.center.copy_(center)

@@ -18,6 +18,10 @@ count 0..2T, two spikes a step at most. In all functions `most` is the largest c
 2^(T-1-t). The neuron that sends it fires at a threshold that is halved each step, from 2^(T-1)
 times its own; the one that receives it doubles its membrane each step before it adds what arrives
 (weighted spikes, Kim et al. 2018). Same steps, 2^T levels for T + 1.
+
+A phase-coding neuron may stop after k spikes: its count is then the k leading digits of what it
+would have been, a floating-point number in spikes. Many steps give it range, few spikes precision
+(FS neurons, Stoeckl and Maass 2021, arXiv 2002.00860, choose both freely).
 """
 
 import math
@@ -42,6 +46,28 @@ def counts_from_total(z: Tensor, most: int, signed: bool) -> Tensor:
     if signed:
         return (z.abs() + 0.5).floor_().clamp_(max=most).copysign_(z)
     return (z + 0.5).floor_().clamp_(0, most)
+
+
+def leading_digits(counts: Tensor, spikes: int) -> Tensor:
+    """Whole numbers 0..2^23 in float32 without all but their `spikes` leading binary digits that
+    are 1."""
+    left, kept = counts, torch.zeros_like(counts)
+    for _ in range(spikes):
+        # the largest power of two that is in it: a float without its fraction; 0 of 0
+        digit = (left.view(torch.int32) & 0x7F800000).view(torch.float32)
+        kept, left = kept + digit, left - digit
+    return kept
+
+
+def limited_counts_from_total(z: Tensor, timesteps: int, spikes: int, signed: bool) -> Tensor:
+    """Counts of phase-coding neurons that stop after so many spikes; no gradient.
+
+    z: as in `counts_from_total`. Returns integers as floats, 0..2^T - 2^(T - spikes), or of both
+    signs for a pair.
+    """
+    size = counts_from_total(z.abs() if signed else z, 2**timesteps - 1, signed=False)
+    kept = leading_digits(size.float(), spikes)
+    return kept.copysign(z) if signed else kept
 
 
 def soft_reset_neuron() -> Any:
@@ -85,23 +111,29 @@ def spikes_from_total(z: Tensor, timesteps: int, signed: bool, per_step: int = 1
     return spikes.unflatten(0, (timesteps, per_step)).sum(1)
 
 
-def phase_spikes_from_total(z: Tensor, timesteps: int, signed: bool) -> Tensor:
+def phase_spikes_from_total(
+    z: Tensor, timesteps: int, signed: bool, limit: int | None = None
+) -> Tensor:
     """Phase-coding neurons step by step: the binary digits of their count, the highest first.
 
     Soft reset, and a threshold that halves each step; SpikingJelly's `IFNode` asked with the
-    membrane in units of that threshold. Returns spikes (T, *z.shape): 0, 1, or -1 too for a pair.
-    Raises UserError without SpikingJelly.
+    membrane in units of that threshold. limit: spikes after which a neuron is silent. Returns
+    spikes (T, *z.shape): 0, 1, or -1 too for a pair. Raises UserError without SpikingJelly.
     """
     if signed:
-        positive = phase_spikes_from_total(z, timesteps, signed=False)
-        return positive - phase_spikes_from_total(-z, timesteps, signed=False)
+        positive = phase_spikes_from_total(z, timesteps, False, limit)
+        return positive - phase_spikes_from_total(-z, timesteps, False, limit)
     neuron = soft_reset_neuron()
     # a neuron that fires in every step, 2^T - 1, is full
     neuron.v = (z + 0.5).clamp(max=2.0**timesteps - 0.5) * 2.0 ** (1 - timesteps)
     silence = torch.zeros_like(z)
-    spikes = []
+    spikes, sent = [], torch.zeros_like(z)
     for _ in range(timesteps):
-        spikes.append(neuron(silence))
+        fired = neuron(silence)
+        if limit is not None:
+            fired = fired * (sent < limit)
+            sent = sent + fired
+        spikes.append(fired)
         neuron.v = neuron.v * 2
     return torch.stack(spikes)
 
@@ -136,20 +168,20 @@ class _SurrogateCount(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, most: int, signed: bool) -> Tensor:
+    def forward(ctx: Any, z: Tensor, counts: Tensor, most: int, signed: bool) -> Tensor:
         low = -most - 0.5 if signed else -0.5
         ctx.save_for_backward((z > low) & (z < most + 0.5))
-        return counts_from_total(z, most, signed)
+        return counts
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (inside,) = ctx.saved_tensors
-        return grads[0] * inside, None, None
+        return grads[0] * inside, None, None, None
 
 
-def surrogate_counts(z: Tensor, most: int, signed: bool) -> Tensor:
-    """`counts_from_total` with a surrogate gradient, for training."""
-    return _SurrogateCount.apply(z, most, signed)
+def surrogate_counts(z: Tensor, counts: Tensor, most: int, signed: bool) -> Tensor:
+    """`counts` of totals z with a surrogate gradient to them, for training."""
+    return _SurrogateCount.apply(z, counts, most, signed)
 
 
 def exact_type(inputs: int, most: int) -> torch.dtype:

@@ -17,6 +17,8 @@ class SpikingConfig:
 
     attention_timesteps, attention_coding: None where the attention has the code of the rest.
     first_token: the number of the innate first token (see `spiking/innate.py`), None without.
+    hidden_timesteps, hidden_spikes: T of the hidden neurons, and after how many spikes they stop;
+    None where they have the code of the rest.
     dense: the teacher's name or folder; dense_sha256: the hash of its weights
     (`provenance.model_sha256`).
     """
@@ -37,6 +39,8 @@ class SpikingConfig:
     attention_timesteps: int | None = None
     attention_coding: Coding | None = None
     first_token: int | None = None
+    hidden_timesteps: int | None = None
+    hidden_spikes: int | None = None
     dense: str | None = None
     dense_sha256: str | None = None
 
@@ -51,6 +55,13 @@ class SpikingConfig:
         return Code(
             self.attention_timesteps or self.timesteps, self.attention_coding or self.coding
         )
+
+    @property
+    def limited(self) -> tuple[int, int] | None:
+        """T and the most spikes of hidden neurons that stop, if they do."""
+        if self.hidden_timesteps is None or self.hidden_spikes is None:
+            return None
+        return self.hidden_timesteps, self.hidden_spikes
 
     @property
     def sizes(self) -> Sizes:

@@ -10,7 +10,13 @@ from transformers import PreTrainedModel
 from neurtransformer.errors import UserError
 from neurtransformer.families.base import DenseBlock, Rows, family_of
 from neurtransformer.provenance import model_sha256
-from neurtransformer.recipe import MAX_PHASE_TIMESTEPS, MAX_TIMESTEPS, Code, Coding
+from neurtransformer.recipe import (
+    MAX_LIMITED_TIMESTEPS,
+    MAX_PHASE_TIMESTEPS,
+    MAX_TIMESTEPS,
+    Code,
+    Coding,
+)
 from neurtransformer.spiking.attention import KINDS
 from neurtransformer.spiking.calibrate import calibrate
 from neurtransformer.spiking.config import CONFIGS
@@ -26,6 +32,15 @@ def check_timesteps(timesteps: int, coding: Coding) -> None:
         raise UserError(f"timesteps of {coding} coding must be 1 to {most}, not {timesteps}")
 
 
+def check_limited(timesteps: int, spikes: int) -> None:
+    """Raise UserError unless a neuron can send so many spikes in so many steps."""
+    if not 1 <= spikes <= timesteps <= MAX_LIMITED_TIMESTEPS:
+        raise UserError(
+            f"hidden neurons can stop after 1 spike to as many as they have time steps, of which "
+            f"{MAX_LIMITED_TIMESTEPS} are the most: not after {spikes} of {timesteps}"
+        )
+
+
 def convert(
     dense: PreTrainedModel,
     tokens: Tensor,
@@ -37,13 +52,15 @@ def convert(
     attention: str = "linear",
     attention_code: Code | None = None,
     first_token: int | None = None,
+    limited: tuple[int, int] | None = None,
 ) -> SpikingLanguageModel:
     """The spiking network for `dense`, calibrated on tokens (batch, length) int64, in eval mode.
 
     source: what `dense` was loaded from, kept in the config so that the teacher is found again.
     on_block: called for each block that is calibrated. coding: see `spiking/coding.py`. attention:
     its kind. attention_code: the attention's own code, None for that of the rest. first_token: the
-    number of the innate one (`spiking/innate.py`), None for none.
+    number of the innate one (`spiking/innate.py`), None for none. limited: time steps and most
+    spikes of gated hidden neurons that are phase coded; others have the code of the rest.
     Raises UserError for timesteps out of range and for what is no kind of attention.
     """
     check_timesteps(timesteps, coding)
@@ -55,6 +72,10 @@ def convert(
     for name in ("model_type", "architectures", "dtype", "transformers_version"):
         values.pop(name, None)
     family = dense.config.model_type
+    gated = family_of(dense).sizes(dense.config.to_dict()).gated
+    own = limited if gated and coding == "phase" else None
+    if own is not None:
+        check_limited(*own)
     config = CONFIGS[family](
         **values,
         timesteps=timesteps,
@@ -63,6 +84,8 @@ def convert(
         attention_timesteps=code.timesteps,
         attention_coding=code.coding,
         first_token=first_token,
+        hidden_timesteps=own and own[0],
+        hidden_spikes=own and own[1],
         dense=source,
         dense_sha256=model_sha256(dense),
     )

@@ -29,24 +29,35 @@ class SpikingFeedForward(nn.Module):
     are single neurons.
 
     gated (SwiGLU): a hidden neuron integrates two membranes and fires for their product, which has
-    both signs: `c_fc` has the rows of all gates, then those of all inputs.
+    both signs: `c_fc` has the rows of all gates, then those of all inputs. Such products have heavy
+    tails: `limited`, the time steps and most spikes of neurons that stop (see `coding`), is a code
+    with range for them.
     """
 
     def __init__(
-        self, width: int, hidden: int, code: Code, activation: str, *, gated: bool = False
+        self,
+        width: int,
+        hidden: int,
+        code: Code,
+        activation: str,
+        *,
+        gated: bool = False,
+        limited: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         timesteps, coding = code
         self.encode = CodingNeuron(width, timesteps, signed=True, coding=coding, analogue=True)
         self.c_fc = SpikeLinear(width, (1 + gated) * hidden, self.encode.most, coding)
         # torch's own GELU; transformers' gelu_new is the same curve by way of slow powers
+        own_timesteps, limit = limited or (timesteps, None)
         curve: Callable[[Tensor], Tensor] = swiglu if gated else nn.GELU(ACTIVATIONS[activation])
         self.hidden = CodingNeuron(
             hidden,
-            timesteps,
+            own_timesteps,
             signed=gated,
             per_step=1 if gated else HIDDEN_SPIKES[coding],
             coding=coding,
+            limit=limit,
             activation=curve,
         )
         self.c_proj = SpikeLinear(hidden, width, self.hidden.most, coding)

@@ -23,7 +23,7 @@ from neurtransformer.recipe import Coding
 from neurtransformer.runs import is_bundled, read_json, write_json
 from neurtransformer.spiking.attention import KINDS
 from neurtransformer.spiking.config import CONFIGS
-from neurtransformer.spiking.convert import check_timesteps
+from neurtransformer.spiking.convert import check_limited, check_timesteps
 from neurtransformer.spiking.model import MODELS, SpikingLanguageModel
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,11 @@ def _check_codes(run: Path, values: dict[str, Any]) -> None:
     timesteps, coding = values.get("timesteps"), values.get("coding", "rate")
     own = values.get("attention_timesteps"), values.get("attention_coding")
     codes = (timesteps, coding), (own[0] or timesteps, own[1] or coding)
+    most_steps, most_spikes = values.get("hidden_timesteps"), values.get("hidden_spikes")
+    if most_steps is not None or most_spikes is not None:
+        if not isinstance(most_steps, int) or not isinstance(most_spikes, int):
+            raise UserError(f"{run}/config.json: hidden_timesteps and hidden_spikes are no numbers")
+        check_limited(most_steps, most_spikes)
     for steps, name in codes:
         if name not in get_args(Coding):
             raise UserError(f"{run}/config.json: coding must be {' or '.join(get_args(Coding))}")

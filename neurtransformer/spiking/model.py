@@ -91,7 +91,12 @@ class SpikingBlock(nn.Module):
         self.attn = KINDS[config.attention](sizes, config.attention_code, innate=innate)
         self.ln_2 = norm(sizes.width, eps=config.epsilon)
         self.mlp = SpikingFeedForward(
-            sizes.width, sizes.hidden, config.code, config.activation, gated=sizes.gated
+            sizes.width,
+            sizes.hidden,
+            config.code,
+            config.activation,
+            gated=sizes.gated,
+            limited=config.limited,
         )
 
     def forward(

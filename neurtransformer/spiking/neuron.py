@@ -18,6 +18,7 @@ from neurtransformer.recipe import Coding
 from neurtransformer.spiking.coding import (
     counts_from_total,
     exact_type,
+    limited_counts_from_total,
     phase_spikes_from_total,
     snap_current,
     snap_weights,
@@ -37,6 +38,7 @@ class CodingNeuron(nn.Module):
     signed: pairs of neurons, counts -T..T. per_step: most spikes of a channel in a step; 1, or 2
     for a staggered pair, counts 0..2T (see `coding`). Neither: single neurons, counts 0..T.
     coding: phase makes 2^T - 1 of T, for pairs that are signed and for single neurons.
+    limit: phase-coding neurons stop after so many spikes.
     analogue: driven by a constant current (the code of a real-valued activation) and not by spikes.
     activation: applied to the membrane between integrating and firing.
     """
@@ -52,6 +54,7 @@ class CodingNeuron(nn.Module):
         signed: bool,
         per_step: int = 1,
         coding: Coding = "rate",
+        limit: int | None = None,
         analogue: bool = False,
         activation: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
@@ -60,7 +63,8 @@ class CodingNeuron(nn.Module):
         self.signed = signed
         self.per_step = per_step
         self.coding = coding
-        self.most = largest_count(timesteps, coding, per_step)
+        self.limit = limit
+        self.most = largest_count(timesteps, coding, per_step, limit)
         self.analogue = analogue
         self.activation = activation
         self.threshold = nn.Parameter(torch.ones(channels))
@@ -88,15 +92,21 @@ class CodingNeuron(nn.Module):
             return x / self.spike_value
         return snap_current(x / (self.spike_value * self.most)) * self.most
 
+    def counts(self, z: Tensor) -> Tensor:
+        """Membrane totals in thresholds to counts, of the same shape; no gradient."""
+        if self.limit is not None:
+            return limited_counts_from_total(z, self.timesteps, self.limit, self.signed)
+        return counts_from_total(z, self.most, self.signed)
+
     def forward(self, x: Tensor, steps: bool = False) -> Tensor:
         """Values (..., channels) to counts (..., channels), or to spikes (T, ..., channels)."""
         z = self.total(x)
         if self.training:
-            return surrogate_counts(z, self.most, self.signed)
+            return surrogate_counts(z, self.counts(z.detach()), self.most, self.signed)
         if not steps:
-            return counts_from_total(z, self.most, self.signed)
+            return self.counts(z)
         if self.coding == "phase":
-            return phase_spikes_from_total(z, self.timesteps, self.signed)
+            return phase_spikes_from_total(z, self.timesteps, self.signed, self.limit)
         return spikes_from_total(z, self.timesteps, self.signed, self.per_step)
 
 
