@@ -70,7 +70,7 @@ def spiking(dense: LlamaForCausalLM, kind: str, first: int | None = 0) -> Spikin
     code = Code(5, "phase") if kind == "ttfs" else Code(4, "rate")
     return convert(
         dense, drawn(4, 24), 6, "", coding="phase", attention=kind, attention_code=code,
-        first_token=first,
+        first_token=first, limited=(10, 3),
     )  # fmt: skip
 
 
