@@ -214,6 +214,7 @@ def feedforward_chain(mlp: IntegerFeedForward, most: int, hidden_most: int) -> C
     """encode counts, up to `most` -> c_fc -> GELU neurons -> the membranes of c_proj."""
     weight, bias = mlp.c_fc.weight.astype(np.int64), mlp.c_fc.bias
     reach = most * np.abs(weight).sum(1) + np.abs(bias)
+    assert isinstance(mlp.hidden, GeluNeurons)  # `write` refuses others
     neuron, sign, levels = gelu_levels(mlp.hidden, reach, hidden_most)
     # c_proj's bias must arrive once: a neuron without inputs that fires once sends it
     once = np.full((1, levels.shape[1]), NEVER)
@@ -283,8 +284,14 @@ def write(
     """Write all chains and manifest.json into an empty folder. Returns the manifest.
 
     made_from, run_sha256: the run and the hash of its weights, noted for whoever wonders.
+    Raises UserError for a Llama.
     """
     config = model.config
+    if config.gated:
+        raise UserError(
+            "NIR has no product of two signals, and a Llama's hidden neurons multiply two, as its "
+            "positions do: export it with --target loihi2"
+        )
     graphs = []
     for block, (attention, mlp) in enumerate(zip(model.attention, model.feedforward, strict=True)):
         progress(f"writing block {block + 1} of {config.layers}")

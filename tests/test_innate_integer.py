@@ -119,7 +119,7 @@ def test_steps_are_counts_whatever_the_transport(model: IntegerGPT2) -> None:
     attention: Any = model.attention[0]
     after, state = attention.counts(x[None], attention.new_state(1))
     for slots in (1, model.config.attention_code.timesteps):
-        phase = KINDS[model.config.attention].phase(slots)
+        phase = KINDS[model.config.attention].phase(slots, model.config)
         trace = attention.steps(x, phase, slots)
         assert (trace["residual.x"][:, -1] == after[0]).all()
         if isinstance(attention, RaceAttention):

@@ -13,7 +13,7 @@ from torch import nn
 
 from neurtransformer.codes import NO_FORGETTING, largest_count, level_bits
 from neurtransformer.errors import UserError
-from neurtransformer.integer import arithmetic, quantise
+from neurtransformer.integer import arithmetic, quantise, rotary
 from neurtransformer.integer.arithmetic import LIMIT
 from neurtransformer.integer.config import MAX_STREAM_BITS, IntegerConfig
 from neurtransformer.integer.from_spiking import stream_bits
@@ -22,6 +22,7 @@ from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.integer.parts import Encoder
 from neurtransformer.recipe import Coding
 from neurtransformer.spiking import coding
+from neurtransformer.spiking import rotary as spiking_rotary
 from neurtransformer.spiking.attention import linear as spiking_attention
 from neurtransformer.spiking.attention.base import normalise
 from neurtransformer.spiking.load import load_run
@@ -205,6 +206,55 @@ def test_rescaling_fits_24_bits(u: int, mantissa: int, shift: int) -> None:
     expected = max(-LIMIT, min(LIMIT, expected))
     found = arithmetic.rescale(np.array([u]), np.array([mantissa]), np.array([shift]))
     assert found[0] == expected
+
+
+# --- SwiGLU ---
+
+
+@given(SEEDS, st.integers(0, 30))
+def test_a_product_of_membranes_is_right_to_its_leading_bits(seed: int, drop: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, y = (np.rint(rng.standard_normal(50) * 2.0 ** rng.uniform(0, 24, 50)) for _ in range(2))
+    x, y = (v.clip(-LIMIT, LIMIT).astype(np.int64) for v in (x, y))
+    exact = x * y * 2.0**-drop
+    found = arithmetic.product(x, y, np.full(50, drop))
+    assert (np.abs(found) <= LIMIT).all()
+    fits = np.abs(exact) < LIMIT
+    off = np.abs(found - exact)[fits]
+    assert (off <= 0.5 + np.abs(exact[fits]) * 2.0**-10).all()
+    assert (np.sign(found) == np.sign(exact))[np.abs(exact) > 1].all()
+    for factor in (x, y):
+        assert (np.abs(arithmetic.leading(factor)[0]) <= 2**arithmetic.LEADING_BITS).all()
+
+
+def test_silu_is_within_half_a_table_step() -> None:
+    x = np.arange(-12 << arithmetic.GELU_BITS, 12 << arithmetic.GELU_BITS, 7)
+    unit = 2.0**-arithmetic.GELU_BITS
+    ours = arithmetic.gelu(x, quantise.silu_table()) * unit
+    exact = nn.functional.silu(torch.from_numpy(x * unit)).numpy()
+    assert np.abs(ours - exact).max() < 0.5 / 128 + 2 * unit
+
+
+# --- rotary positions ---
+
+
+@given(SEEDS, st.integers(2, 9000), st.sampled_from([2, 8, 64]), st.sampled_from([10000.0, 1e5]))
+def test_turned_membranes_are_the_spiking_networks(
+    seed: int, positions: int, dim: int, base: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    first = int(rng.integers(positions))
+    length = min(5, positions - first)
+    coarse, fine = (x.astype(np.int64) for x in rotary.tables(positions, dim, base))
+    assert (coarse.shape, fine.shape) == rotary.table_shapes(positions, dim)
+    assert len(coarse) * len(fine) < 3 * positions and max(len(coarse), len(fine)) < 256
+    u = rng.integers(-(2**20), 2**20, (2, length, 3 * dim + 1))
+    ours = rotary.Rotary(coarse, fine, 3 * dim).turned(u, first)
+    angles = spiking_rotary.rotation(torch.arange(first, first + length)[None], dim, base)
+    theirs = spiking_rotary.rotate(torch.from_numpy(u[..., :-1]).float(), angles).numpy()
+    # of angles in float32, thousands of radians large
+    assert np.abs(ours[..., :-1] - theirs).max() < 2.0**20 * (2.0**-12 + positions * 2.0**-23)
+    assert (ours[..., -1] == u[..., -1]).all()
 
 
 # --- LayerNorm ---

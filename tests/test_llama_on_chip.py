@@ -1,17 +1,33 @@
-"""Llama on the way to the chip."""
+"""Llama down to the chip: rotary positions, heads that share keys and values, SwiGLU, RMSNorm."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from neurtransformer.codes import COARSE_STEPS, FINE_STEPS
+from neurtransformer.dense import load_dense
+from neurtransformer.integer.arithmetic import LIMIT
+from neurtransformer.integer.config import IntegerConfig
+from neurtransformer.integer.layout import check, layout
+from neurtransformer.integer.model import IntegerGPT2
+from neurtransformer.loihi import netlist
+from neurtransformer.loihi.nodes import RotaryNeurons, Spikes, SwigluNeurons
+from neurtransformer.loihi.simulate import prompt_ids, simulate
+from neurtransformer.recipe import Code
+from neurtransformer.spiking.convert import convert
+from neurtransformer.spiking.model import SpikingLanguageModel
+
 
 @pytest.fixture(scope="module")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory, nano_tokenizer: Any) -> Path:
-    """A random Llama of 2 layers, 64 wide, 4 heads of 16 that share 2 of keys and values."""
+    """A random Llama of 2 layers, 64 wide, 4 heads of 16 that share 2 of keys and values; large
+    weights, for which heads prefer some positions."""
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -22,6 +38,7 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory, nano_tokenizer: Any) 
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=64,
+        initializer_range=0.1,
         bos_token_id=0,
         eos_token_id=0,
     )
@@ -30,14 +47,146 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory, nano_tokenizer: Any) 
     return folder
 
 
-def test_it_goes_as_far_as_the_spiking_form(neurtx: Callable[..., Any], llama_folder: Path) -> None:
+@pytest.fixture(scope="module", params=[0, None])
+def spiking(request: pytest.FixtureRequest, llama_folder: Path) -> SpikingLanguageModel:
+    """With an innate token, and without one."""
+    dense, _ = load_dense(str(llama_folder))
+    return convert(
+        dense,
+        tokens(2, 48),
+        8,
+        "tiny",
+        coding="phase",
+        attention="ttfs",
+        attention_code=Code(6, "phase"),
+        first_token=request.param,
+    )
+
+
+@pytest.fixture(scope="module")
+def model(spiking: SpikingLanguageModel) -> IntegerGPT2:
+    return IntegerGPT2.from_spiking(spiking)
+
+
+def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(1, 4096, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def likeness(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(a, b, dim=-1).mean())
+
+
+@torch.no_grad()
+def test_integers_follow_the_spiking_network(
+    model: IntegerGPT2, spiking: SpikingLanguageModel
+) -> None:
+    ids = tokens(2, 40)
+    theirs = spiking(ids).logits
+    near = likeness(model(ids), theirs)
+    assert near > 0.98
+    changed = []
+    for change in ("unturned", "elsewhere", "other heads", "gates for inputs"):
+        other = IntegerGPT2(model.config, dict(model.tensors))
+        attention: Any
+        for i, attention in enumerate(other.attention):
+            if change == "unturned":
+                attention.rotary = None
+            elif change == "elsewhere":
+                attention.rotary.fine[:] = attention.rotary.fine[::-1].copy()
+            elif change == "other heads":
+                attention.each = lambda x: np.concatenate([x, x], axis=-3)
+            elif change == "gates for inputs":
+                c_fc = other.feedforward[i].c_fc
+                c_fc.weight[:] = np.roll(c_fc.weight, 96, axis=0)
+        changed.append(likeness(other(ids), theirs))
+    assert max(changed) < near - 0.005, changed
+
+
+def test_token_after_token_is_all_at_once(model: IntegerGPT2) -> None:
+    ids = tokens(2, 12)
+    states = model.new_states()
+    parts = [model(ids[:, :5], states)]
+    parts += [model(ids[:, i : i + 1], states) for i in range(5, 12)]
+    assert torch.equal(torch.cat(parts, dim=1), model(ids))
+
+
+def test_steps_are_counts_whatever_the_transport(model: IntegerGPT2) -> None:
+    x = np.random.default_rng(0).integers(-(2**14), 2**14, (17, model.config.width))
+    attention, mlp = model.attention[0], model.feedforward[0]
+    after, state = attention.counts(x[None], attention.new_state(1))
+    for slots, steps in ((1, 1), (6, 8)):
+        trace = attention.steps(x, 2 * (slots + COARSE_STEPS + FINE_STEPS), slots)
+        assert (trace["residual.x"][:, -1] == after[0]).all()
+        assert (trace["race.keys"][-1] == state[0][0]).all()
+        # a token neuron fires at most once in each of two races
+        assert trace["race.spikes"].sum(1).max() == 2
+        hidden = mlp.steps(x, steps, steps)
+        assert (hidden["residual.x"][:, -1] == mlp.counts(x)).all()
+        assert hidden["hidden.spikes"].min() < 0 < hidden["hidden.spikes"].max()
+        for name, values in {**trace, **hidden}.items():
+            assert np.abs(values).max() <= LIMIT, name
+
+
+def test_the_layout_is_what_quantising_makes(model: IntegerGPT2) -> None:
+    assert layout(model.config).keys() == model.tensors.keys()
+    check(model.config, dict(model.tensors), pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kv_heads": 3}, "no multiple of 3"),
+        ({"rotary": None}, "rotary"),
+        ({"model": "gpt2"}, "rotary"),
+        ({"attention": "linear"}, "ttfs alone"),
+        ({"heads": 64, "kv_heads": 64}, "even width"),
+    ],
+)
+def test_sizes_that_no_llama_has(model: IntegerGPT2, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        IntegerConfig.model_validate({**model.config.model_dump(), **change})
+
+
+@pytest.mark.usefixtures("lava")
+@pytest.mark.parametrize("spikes", ["binary", "graded"])
+def test_lava_is_the_integer_model(
+    model: IntegerGPT2, nano_tokenizer: Any, tmp_path: Path, spikes: Spikes
+) -> None:
+    netlist.write(tmp_path, model, nano_tokenizer, spikes)
+    found = netlist.read_text(tmp_path)
+    _, attention, mlp, *_ = found.manifest.networks
+    assert any(isinstance(node, RotaryNeurons) for node in attention.nodes)
+    assert any(isinstance(node, SwigluNeurons) for node in mlp.nodes)
+    ids = prompt_ids(found, "a word or two", 2)
+    values = simulate(found, ids, "lava", tokens=2)
+    assert values["mismatches"] == 0 and values["same_text"], values
+
+
+@pytest.mark.usefixtures("lava")
+def test_from_the_dense_model_to_lava(neurtx: Callable[..., Any], llama_folder: Path) -> None:
     assert neurtx("convert", str(llama_folder), "--out", "run").returncode == 0
-    for words in (
-        ("export", "run", "--target", "loihi2", "--out", "net"),
-        ("export", "run", "--target", "nir", "--out", "nir"),
-        ("generate", "run", "--prompt", "a", "--tokens", "2", "--backend", "integer"),
-    ):
-        assert "a Llama goes as far as" in neurtx(*words).mistake()
-    assert "is not a netlist" in neurtx("simulate", "run", "--prompt", "a").mistake()
-    assert not Path("net").exists() and not Path("nir").exists()
-    assert "a Llama goes as far as" in neurtx("place", "smollm2-135m").mistake()
+    done = neurtx("export", "run", "--target", "loihi2", "--out", "net", "--json")
+    assert done.returncode == 0, done.stderr
+    assert abs(json.loads(done.stdout)["ppl_ratio_to_spiking"] - 1) < 0.03
+    done = neurtx("simulate", "net", "--prompt", "a word", "--tokens", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["mismatches"] == 0
+    words = ("--prompt", "a word", "--tokens", "2", "--backend", "integer")
+    assert neurtx("generate", "run", *words).returncode == 0
+    assert "no product of two signals" in neurtx("export", "run", "--target", "nir").mistake()
+    assert neurtx("place", "net").returncode == 0
+
+
+def test_fast_weights_of_a_llama_have_no_integers(
+    neurtx: Callable[..., Any], llama_folder: Path
+) -> None:
+    words = ("--out", "run", "--attention", "linear")
+    assert neurtx("convert", str(llama_folder), *words).returncode == 0
+    line = neurtx("export", "run", "--target", "loihi2").mistake()
+    assert "ttfs alone" in line
+
+
+def test_place_by_name(neurtx: Callable[..., Any]) -> None:
+    found = json.loads(neurtx("place", "smollm2-135m", "--json").stdout)
+    assert found["model"] == "smollm2-135m"
+    assert found["fits"] == {"one chip": False, "Kapoho Point": False, "Hala Point": True}

@@ -91,7 +91,7 @@ class Case:
             ]
         )
 
-    def code(self, clock: Clock, coding: Coding) -> RaceCode:
+    def code(self, clock: Clock, coding: Coding, shared: int = 1) -> RaceCode:
         return RaceCode(
             clock,
             gain=self.gain,
@@ -100,6 +100,7 @@ class Case:
             tokens=self.counts.shape[1],
             bits=self.bits,
             coding=coding,
+            shared=shared,
             first=self.first,
         )
 
@@ -140,6 +141,43 @@ def test_microcode_of_the_race_is_its_closed_form(
             assert not found.any()
 
 
+@settings(max_examples=15)
+@given(SEEDS, st.integers(2, 4), CODINGS, st.booleans(), st.booleans())
+def test_heads_that_share_neurons_race_one_after_the_other(
+    seed: int, shared: int, coding: Coding, graded: bool, innate: bool
+) -> None:
+    """As each would alone."""
+    tokens, heads, dim, timesteps = 5, 2, 4, 4
+    case = Case(seed, tokens, heads, dim, largest(timesteps, coding), innate)
+    rng = np.random.default_rng(seed)
+    queries, wanted = [], []
+    for _ in range(shared):
+        case.counts[0] = rng.permuted(case.counts[0], axis=2)
+        queries.append(case.counts[0].copy())
+        wanted.append(case.reads())
+    slots = 1 if graded else timesteps
+    own = slots + RACE_STEPS
+    clock = Clock(shared * own, slots, 0)
+    code = case.code(clock, coding, shared)
+    counts = [x.reshape(tokens, -1) for x in (np.stack(queries, axis=2), *case.counts[1:])]
+    sent = spikes_of(np.concatenate(counts, axis=1), slots, coding)
+    for now in range((tokens + 1) * clock.phase):
+        step, token = clock.step(now), clock.token(now)
+        arriving = np.zeros(code.inputs["s_in"], dtype=np.int32)
+        if step < slots and token < tokens:
+            arriving = words(sent[step, token])
+        found = code.tick(now, {"s_in": arriving})
+        race, last = divmod(step, own)
+        if token > 0 and last == own - 1:
+            assert (code.read == wanted[race][token - 1]).all()
+        if token > 0 and clock.is_last(now):
+            scaled = np.stack([x[token - 1] for x in wanted], axis=1)
+            scaled[..., -1] <<= case.bits
+            assert (found == arithmetic.normalise(scaled, case.bits).reshape(-1)).all()
+        else:
+            assert not found.any()
+
+
 @pytest.mark.parametrize("tokens", [1, 1024])
 @pytest.mark.parametrize("score", [-LIMIT, -1, 0, LIMIT])
 def test_equal_scores_stay_in_24_bits(tokens: int, score: int) -> None:
@@ -153,7 +191,7 @@ def test_equal_scores_stay_in_24_bits(tokens: int, score: int) -> None:
     code.values[0, :, :2], code.values[0, :, 2] = (most, -most), 1
 
     for step in range(timesteps, clock.phase):
-        code.attend(step)
+        code.attend(step, 0)
         assert np.abs(code.read).max() <= LIMIT
     assert 1 << END_BITS <= code.read[0, -1] < (2 << END_BITS) + 3 * tokens
     assert int(code.read[0, -1]) << case.bits <= LIMIT

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neurtransformer.codes import level_bits
-from neurtransformer.integer import arithmetic
+from neurtransformer.integer import arithmetic, rotary
 from neurtransformer.integer.arithmetic import LIMIT, Integers
 from neurtransformer.integer.parts import GeluNeurons as Gelu
+from neurtransformer.integer.parts import SwigluNeurons as Swiglu
 from neurtransformer.integer.quantise import SHIFT_RANGE
 from neurtransformer.loihi import microcode
 from neurtransformer.loihi.attention.base import mean_of
@@ -82,6 +83,64 @@ def test_what_gelu_neurons_fire_from(seed: int) -> None:
         center=center,
         table=table,
         index_shift=arithmetic.GELU_BITS - arithmetic.GELU_INDEX_BITS,
+        receives="rate",
+        sends="rate",
+        most=1,
+    )
+    ours.u[:] = u
+    assert (ours.membrane() == theirs.membrane(u)).all()
+
+
+@given(SEEDS, st.integers(2, 300), st.integers(1, 4), st.integers(1, 3), st.sampled_from([0, 1]))
+def test_rotary_neurons_turn_as_rotary_positions_do(
+    seed: int, positions: int, half: int, heads: int, begin: int
+) -> None:
+    """Membranes of any size, the largest included, at each position; what is not turned is left."""
+    rng = np.random.default_rng(seed)
+    turned, n = 2 * half * heads, 2 * half * heads + 3
+    coarse, fine = rotary.tables(positions, 2 * half, 10.0 ** rng.uniform(0.5, 5))
+    tokens = positions - begin
+    u = anywhere(rng, tokens * n).reshape(tokens, n)
+    theirs = rotary.Rotary(coarse.astype(np.int64), fine.astype(np.int64), turned).turned(u, begin)
+    ours = microcode.RotaryNeurons(
+        Clock(1, 1, 0),
+        bias=np.zeros(n),
+        theta=np.ones(n),
+        coarse=coarse,
+        fine=fine,
+        turned=turned,
+        begin=begin,
+        pair_bits=rotary.PAIR_BITS,
+        receives="rate",
+        sends="rate",
+        most=1,
+    )
+    for mine, other in zip(u, theirs, strict=True):
+        ours.u[:] = mine
+        assert (ours.membrane() == other).all()
+    ours.membrane()  # whatever comes behind the last position
+
+
+@given(SEEDS)
+def test_what_swiglu_neurons_fire_from(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = 60
+    table = rng.integers(-(2**14), 2**14, arithmetic.SILU_ENTRIES)
+    mantissa, shift = rng.choice(arithmetic.MANTISSAS, n), rng.integers(-3, 12, n)
+    drop = rng.integers(0, arithmetic.MOST_DROPPED + 1, n)
+    center, u = anywhere(rng, n), anywhere(rng, 2 * n)
+    theirs = Swiglu(mantissa, shift, drop, center, np.ones(n, dtype=np.int64), table)
+    ours = microcode.SwigluNeurons(
+        Clock(1, 1, 0),
+        bias=np.zeros(2 * n),
+        theta=np.ones(n),
+        mantissa=mantissa,
+        shift=shift,
+        drop=drop,
+        center=center,
+        table=table,
+        index_shift=arithmetic.GELU_BITS - arithmetic.GELU_INDEX_BITS,
+        leading_bits=arithmetic.LEADING_BITS,
         receives="rate",
         sends="rate",
         most=1,

@@ -134,7 +134,7 @@ class Identity(on_loihi.Attention):
     nodes = (Own,)
 
     @staticmethod
-    def phase(slots: int) -> int:
+    def phase(slots: int, config: IntegerConfig) -> int:
         return slots + 2
 
     @staticmethod

@@ -141,7 +141,7 @@ def integer_form(model: IntegerGPT2) -> Form:
             value = attn.c_attn.weight[attn.value_start :] / theta / attn.encode.theta
             output = _worth(attn.residual, attn.c_proj.weight) / attn.merged_theta
             tensors = [torch.from_numpy(x.astype(np.float32)) for x in (rows, value, output, head)]
-            found.append(_circuits(tensors, attn.heads, attn.heads))
+            found.append(_circuits(tensors, attn.heads, attn.kv_heads))
         return found
 
     return Form(attention, model, circuits)

@@ -44,6 +44,15 @@ GELU_INDEX_BITS = 6
 
 GELU_ENTRIES = 4 << GELU_INDEX_BITS
 
+SILU_ENTRIES = 8 << GELU_INDEX_BITS
+"""The same for a SiLU, which falls to its ReLU more slowly: for 0 <= \\|x\\| < 8."""
+
+LEADING_BITS = 11
+"""Leading bits of each factor of a product of two membranes: 22 of the product."""
+
+MOST_DROPPED = 40
+"""Most bits of such a product that a neuron drops."""
+
 MANTISSAS = (4, 5, 6, 7)
 """Multipliers, before a shift, that take a membrane from the unit of its row to another."""
 
@@ -211,13 +220,32 @@ def normed(x: Integers, epsilon: int) -> Integers:
 
 
 def gelu(x: Integers, table: Integers) -> Integers:
-    """``max(x, 0) - d(\\|x\\|)``, d read from a table of GELU_ENTRIES entries and 0 beyond it.
+    """``max(x, 0) - d(\\|x\\|)``, d read from a table and 0 beyond it.
 
-    That a GELU minus its ReLU is even in x makes one table enough. x: GELU_BITS fraction bits.
+    That a GELU minus its ReLU is even in x, and a SiLU too, makes one table enough. x: GELU_BITS
+    fraction bits.
     """
     index = np.abs(x) >> (GELU_BITS - GELU_INDEX_BITS)
-    dip = np.where(index < GELU_ENTRIES, table[np.minimum(index, GELU_ENTRIES - 1)], 0)
+    dip = np.where(index < len(table), table[np.minimum(index, len(table) - 1)], 0)
     return np.maximum(x, 0) - dip
+
+
+# --- SwiGLU neurons ---
+
+
+def leading(x: Integers) -> tuple[Integers, Integers]:
+    """(m, e) with ``x = m 2^e`` but for rounding: the LEADING_BITS of x, as they stand where x has
+    no more."""
+    bits = np.frexp(np.abs(x).astype(np.float64))[1].astype(np.int64)
+    exponent = np.maximum(bits - LEADING_BITS, 0)
+    return shift_round(x, exponent), exponent
+
+
+def product(x: Integers, y: Integers, drop: Integers) -> Integers:
+    """``x y / 2^drop`` to LEADING_BITS of each, rounded and saturated."""
+    (m, e), (n, f) = leading(x), leading(y)
+    right = drop - e - f
+    return saturate(shift_round((m * n) << np.maximum(-right, 0), np.maximum(right, 0)))
 
 
 # --- spiking self-attention ---

@@ -17,6 +17,7 @@ from neurtransformer.integer.parts import (
     Encoder,
     GeluNeurons,
     Projection,
+    SwigluNeurons,
     Tensors,
     Trace,
     at_the_end,
@@ -25,10 +26,11 @@ from neurtransformer.integer.parts import (
 
 
 class IntegerEmbedding:
-    """Tokens to the residual stream: a row of synapses for each token and each position."""
+    """Tokens to the residual stream: a row of synapses for each token and, where positions are
+    embedded, for each of those."""
 
     def __init__(self, tensors: Tensors, config: IntegerConfig) -> None:
-        self.vocabulary, self.positions = config.vocabulary, config.positions
+        self.inputs, self.embeds_positions = config.rows_in, config.rotary is None
         # an innate token has position 0
         self.begin = config.vocabulary + (config.first_token is not None)
         self.table = Projection.of(tensors, "embed.table")
@@ -36,36 +38,41 @@ class IntegerEmbedding:
 
     def counts(self, ids: Integers, past: int = 0) -> Integers:
         """Token ids (..., length) to the stream (..., length, width), behind `past` tokens."""
-        position = self.begin + past + np.arange(ids.shape[-1])
         rows = self.table.weight.T
-        return self.stream.add(rows[ids].astype(np.int64) + rows[position] + self.table.bias)
+        u = rows[ids].astype(np.int64) + self.table.bias
+        if self.embeds_positions:
+            u += rows[self.begin + past + np.arange(ids.shape[-1])]
+        return self.stream.add(u)
 
     def steps(self, ids: Integers, phase: int, slots: int) -> Trace:
-        """One sequence, ids (length,): two spikes per token, its own and its position's, in phases
-        of one step."""
+        """One sequence, ids (length,): a spike per token, its own, and one of its position where
+        that is embedded, in phases of one step."""
         length = np.arange(len(ids))
-        spikes = np.zeros((len(ids), 1, self.vocabulary + self.positions), dtype=np.int64)
+        spikes = np.zeros((len(ids), 1, self.inputs), dtype=np.int64)
         spikes[length, 0, ids] = 1
-        spikes[length, 0, self.begin + length] = 1
+        if self.embeds_positions:
+            spikes[length, 0, self.begin + length] = 1
         u = self.table.counts(spikes)
         return {"tokens.spikes": spikes, "stream.u": u, "stream.x": self.stream.add(u)}
 
 
 class IntegerFeedForward:
-    """The feed-forward network of one block: LayerNorm, c_fc, GELU neurons, c_proj."""
+    """The feed-forward network of one block: norm, c_fc, GELU or SwiGLU neurons, c_proj."""
 
     def __init__(self, tensors: Tensors, name: str, config: IntegerConfig) -> None:
         self.coding, self.most = config.coding, config.hidden_most
         self.encode = Encoder.of(tensors, name, config.most, config.coding)
         self.c_fc = Projection.of(tensors, f"{name}.c_fc")
-        self.hidden = GeluNeurons.of(tensors, f"{name}.hidden")
+        self.signed = config.gated
+        neurons = SwigluNeurons if config.gated else GeluNeurons
+        self.hidden: SwigluNeurons | GeluNeurons = neurons.of(tensors, f"{name}.hidden")
         self.c_proj = Projection.of(tensors, f"{name}.c_proj")
         self.residual = Accumulator.of(tensors, f"{name}.residual")
 
     def counts(self, x: Integers) -> Integers:
         """Stream (..., width) to the stream after it."""
         y = self.hidden.membrane(self.c_fc.counts(self.encode.counts(x)))
-        hidden = arithmetic.fire_counts(y, self.hidden.theta, self.most, signed=False)
+        hidden = arithmetic.fire_counts(y, self.hidden.theta, self.most, signed=self.signed)
         return self.residual.add(self.c_proj.counts(hidden), x)
 
     def steps(self, x: Integers, phase: int, slots: int) -> Trace:
@@ -75,7 +82,7 @@ class IntegerFeedForward:
         trace["hidden.u"] = self.c_fc.steps(trace["encode.spikes"], self.coding, slots)
         y = self.hidden.membrane(trace["hidden.u"][-1])
         trace["hidden.spikes"], trace["hidden.v"] = arithmetic.fire_steps(
-            y, self.hidden.theta, self.most, False, phase, slots, self.coding
+            y, self.hidden.theta, self.most, self.signed, phase, slots, self.coding
         )
         u = trace["residual.u"] = self.c_proj.steps(trace["hidden.spikes"], self.coding, slots)
         trace["residual.x"] = at_the_end(self.residual.add(u[-1], x), phase)
@@ -83,7 +90,7 @@ class IntegerFeedForward:
 
 
 class IntegerHead:
-    """The last LayerNorm and the LM head: stream to logits, by one graded spike per channel."""
+    """The last norm and the LM head: stream to logits, by one graded spike per channel."""
 
     def __init__(self, tensors: Tensors, config: IntegerConfig) -> None:
         self.encode = Encoder.of(tensors, "head", FINAL_MOST, "rate")

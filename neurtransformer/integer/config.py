@@ -5,8 +5,6 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from neurtransformer.codes import HIDDEN_SPIKES, largest_count
-from neurtransformer.errors import UserError
-from neurtransformer.families import FAMILIES
 from neurtransformer.recipe import MAX_PHASE_TIMESTEPS, MAX_TIMESTEPS, Code, Coding
 
 Size = Annotated[int, Field(strict=True, ge=1, le=2**24)]
@@ -17,24 +15,22 @@ FINAL_MOST = 127
 """The largest count of the neurons in front of the LM head: a graded spike of 8 bits with sign."""
 
 
-def check_family(family: str) -> None:
-    """Raise UserError unless a family of dense models has an integer form."""
-    if family != "gpt2":
-        raise UserError(
-            f"a {FAMILIES[family].title} goes as far as the spiking form: integers and netlist are "
-            "for GPT-2 alone"
-        )
-
-
 class IntegerConfig(BaseModel):
-    """Sizes of an IntegerGPT2, as they stand in a netlist's manifest."""
+    """Sizes of an IntegerGPT2, as they stand in a netlist's manifest.
+
+    model: the family. A Llama has no embeddings of positions but rotary ones, and hidden neurons
+    that multiply two membranes. kv_heads: heads of keys and values, which as many query heads
+    each share; None where each has its own. rotary: the base of the rotary positions.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: Literal["gpt2"] = "gpt2"
+    model: Literal["gpt2", "llama"] = "gpt2"
     layers: Annotated[int, Field(strict=True, ge=1, le=1024)]
     width: Size
     heads: Size
+    kv_heads: Size | None = None
+    rotary: Annotated[float, Field(gt=1, lt=1e12)] | None = None
     hidden: Size
     vocabulary: Size
     positions: Size
@@ -55,6 +51,36 @@ class IntegerConfig(BaseModel):
         return largest_count(self.timesteps, self.coding)
 
     @property
+    def dim(self) -> int:
+        """Channels of a head."""
+        return self.width // self.heads
+
+    @property
+    def shared(self) -> int:
+        """Query heads that share a head of keys and values."""
+        return self.heads // (self.kv_heads or self.heads)
+
+    @property
+    def kv_width(self) -> int:
+        """Channels of all keys, and of all values."""
+        return self.width // self.shared
+
+    @property
+    def gated(self) -> bool:
+        """Whether a hidden neuron multiplies two membranes (SwiGLU)."""
+        return self.model == "llama"
+
+    @property
+    def rows_in(self) -> int:
+        """Columns of the embedding: of tokens, and of positions where they are embedded."""
+        return self.vocabulary + (0 if self.rotary else self.positions)
+
+    @property
+    def turned(self) -> int:
+        """Rows of queries and keys, the first, that rotary positions turn."""
+        return self.width + self.kv_width if self.rotary else 0
+
+    @property
     def context(self) -> int:
         """Tokens of the longest text: an innate first token takes one position."""
         return self.positions - (self.first_token is not None)
@@ -69,7 +95,8 @@ class IntegerConfig(BaseModel):
     @property
     def hidden_most(self) -> int:
         """The largest count of a hidden channel."""
-        return largest_count(self.timesteps, self.coding, HIDDEN_SPIKES[self.coding])
+        per_step = 1 if self.gated else HIDDEN_SPIKES[self.coding]
+        return largest_count(self.timesteps, self.coding, per_step)
 
     @model_validator(mode="after")
     def _possible(self) -> "IntegerConfig":
@@ -77,6 +104,14 @@ class IntegerConfig(BaseModel):
 
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is no multiple of {self.heads} heads")
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"{self.heads} heads are no multiple of {self.kv_heads}")
+        if (self.rotary is None) != (self.model == "gpt2"):
+            raise ValueError("a Llama has rotary positions, and a GPT-2 none")
+        if self.rotary and self.attention != "ttfs":
+            raise ValueError("integers of a Llama are for attention ttfs alone")
+        if self.rotary and self.dim % 2:
+            raise ValueError(f"rotary positions need heads of even width, not {self.dim}")
         if self.first_token is not None and self.first_token >= self.vocabulary:
             raise ValueError(f"first token {self.first_token} is none of {self.vocabulary}")
         if self.context < 1:

@@ -9,7 +9,7 @@ from torch import Tensor
 from neurtransformer.codes import STATE_BITS
 from neurtransformer.errors import UserError
 from neurtransformer.integer import quantise
-from neurtransformer.integer.config import MAX_STREAM_BITS, IntegerConfig, check_family
+from neurtransformer.integer.config import MAX_STREAM_BITS, IntegerConfig
 from neurtransformer.recipe import checked
 from neurtransformer.spiking.model import SpikingLanguageModel
 
@@ -21,17 +21,19 @@ STREAM_ROOM = 8
 
 
 def quantised(model: SpikingLanguageModel) -> tuple[IntegerConfig, quantise.Tensors]:
-    """Quantise a spiking network. Raises UserError if it holds NaN or infinities, sizes that
-    integers cannot have, or is of a family that has no integers yet."""
-    check_family(model.config.family)
+    """Quantise a spiking network. Raises UserError if it holds NaN or infinities, or sizes that
+    integers cannot have."""
     for name, parameter in model.state_dict().items():
         if not torch.isfinite(parameter).all():
             raise UserError(f"{name} holds NaN or infinite weights: fine-tune or convert again")
     c, s = model.config, model.config.sizes
     sizes = {
+        "model": c.family,
         "layers": s.layers,
         "width": s.width,
         "heads": s.heads,
+        "kv_heads": s.kv_heads,
+        "rotary": c.rotary,
         "hidden": s.hidden,
         "vocabulary": s.vocabulary,
         "positions": s.context,
@@ -62,10 +64,11 @@ def stream_bits(model: SpikingLanguageModel) -> int:
     size = PROBE[0], min(PROBE[1], model.config.context)
     ids = torch.randint(model.config.vocab_size, size, generator=torch.Generator().manual_seed(0))
     found: list[float] = []
+    layer_norm = model.config.norm == "layer"
 
     def watch(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0]
-        found.append(float((x - x.mean(-1, keepdim=True)).abs().max()))
+        found.append(float((x - x.mean(-1, keepdim=True) if layer_norm else x).abs().max()))
 
     norms = [model.transformer["ln_f"], *(n for b in model.blocks for n in (b.ln_1, b.ln_2))]
     hooks = [norm.register_forward_pre_hook(watch) for norm in norms]

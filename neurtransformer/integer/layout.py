@@ -6,16 +6,16 @@ only if it is on the list.
 
 from collections.abc import Callable, Iterator
 
-from neurtransformer.integer import arithmetic
+from neurtransformer.integer import arithmetic, rotary
 from neurtransformer.integer.arithmetic import LIMIT, WEIGHT_LIMIT
 from neurtransformer.integer.attention import KINDS
 from neurtransformer.integer.config import FINAL_MOST, IntegerConfig
 from neurtransformer.integer.entries import Entries, Entry, check_entries
 from neurtransformer.integer.quantise import (
-    ACTIVE_TOKENS,
     ENCODE_LIMIT,
     SHIFT_RANGE,
     Tensors,
+    active_tokens,
     worst_sums,
 )
 
@@ -50,16 +50,21 @@ def _encoder(config: IntegerConfig, most: int) -> Entries:
 
 
 def _embedding(config: IntegerConfig) -> Entries:
-    yield from _projection("table", config.width, config.vocabulary + config.positions)
+    yield from _projection("table", config.width, config.rows_in)
     yield from _multiplier("stream", config.width)
 
 
 def _attention(config: IntegerConfig) -> Entries:
     width, kind, code = config.width, KINDS[config.attention], config.attention_code
     yield from _encoder(config, code.most)
-    rows = sum(kind.sizes(width))
+    rows = sum(kind.sizes(width, config.kv_width))
     yield from _projection("c_attn", rows, width)
     yield "qkv.theta", _chip(rows, 1, LIMIT // kind.qkv_code(code).most)
+    if config.rotary:
+        unit = 1 << rotary.PAIR_BITS
+        shapes = rotary.table_shapes(config.positions, config.dim)
+        for name, shape in zip(("coarse", "fine"), shapes, strict=True):
+            yield f"qkv.{name}", Entry(shape, "chip", -unit, unit)
     yield from kind.entries(config)
     yield "merged.theta", _chip(width, 1, LIMIT // code.most)
     center = arithmetic.MERGED_CENTER_LIMIT
@@ -71,12 +76,15 @@ def _attention(config: IntegerConfig) -> Entries:
 def _feedforward(config: IntegerConfig) -> Entries:
     hidden = config.hidden
     yield from _encoder(config, config.most)
-    yield from _projection("c_fc", hidden, config.width)
+    yield from _projection("c_fc", (1 + config.gated) * hidden, config.width)
     yield from _multiplier("hidden", hidden)
+    if config.gated:
+        yield "hidden.drop", _chip(hidden, 0, arithmetic.MOST_DROPPED)
     yield "hidden.center", _chip(hidden, -LIMIT, LIMIT)
     yield "hidden.theta", _chip(hidden, 1, LIMIT // config.hidden_most)
     unit = 1 << arithmetic.GELU_BITS
-    yield "hidden.table", _chip(arithmetic.GELU_ENTRIES, -unit, unit)
+    entries = arithmetic.SILU_ENTRIES if config.gated else arithmetic.GELU_ENTRIES
+    yield "hidden.table", _chip(entries, -unit, unit)
     yield from _projection("c_proj", config.width, hidden)
     yield from _multiplier("residual", config.width)
 
@@ -105,7 +113,7 @@ def check(config: IntegerConfig, tensors: Tensors, complain: Callable[[str], Non
 def _membranes(config: IntegerConfig) -> Iterator[tuple[str, int, str | None, int | None]]:
     """Every projection: its name, the largest count that drives it, whose thresholds must fit
     beside its sums, and how many of its inputs spike at once, if not all may."""
-    yield "embed.table", 1, None, ACTIVE_TOKENS
+    yield "embed.table", 1, None, active_tokens(config)
     most = config.attention_code.most
     for block in range(config.layers):
         attention, feedforward = f"h.{block}.attn", f"h.{block}.mlp"

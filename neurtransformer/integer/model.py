@@ -1,7 +1,7 @@
-"""IntegerGPT2: the whole network in Loihi 2 arithmetic, from token numbers to logits.
+"""IntegerGPT2: the whole network in Loihi 2 arithmetic, from token numbers to logits. A Llama too.
 
-Everything is integers of at most 24 bits, weights of 8: embedding, LayerNorm, spiking projections,
-SSA, feed-forward blocks, residual stream, LM head. What is left to a host is to pick the next token
+Everything is integers of at most 24 bits, weights of 8: embedding, norms, spiking projections, SSA,
+feed-forward blocks, residual stream, LM head. What is left to a host is to pick the next token
 from the logits.
 
 Where there is an innate first token, every text stands behind it. A text that begins with that very
@@ -124,7 +124,7 @@ class IntegerGPT2:
             state = states.blocks[i]
             if state is None:
                 state = attention.new_state(len(ids))
-            x, states.blocks[i] = attention.counts(x, state)
+            x, states.blocks[i] = attention.counts(x, state, states.tokens)
             x = feedforward.counts(x)
         states.tokens += ids.shape[1]
         return self.head.counts(x)

@@ -132,6 +132,30 @@ class GeluNeurons:
 
 
 @dataclass(frozen=True)
+class SwigluNeurons:
+    """Coding neurons of two membranes, the gate's and another, that fire for the product of the
+    gate's SiLU and the other. All (n,), table apart. drop: bits that a product is too long."""
+
+    mantissa: Integers
+    shift: Integers
+    drop: Integers
+    center: Integers
+    theta: Integers
+    table: Integers
+
+    @classmethod
+    def of(cls, tensors: Tensors, name: str) -> "SwigluNeurons":
+        names = ("mantissa", "shift", "drop", "center", "theta", "table")
+        return cls(*(integers(tensors, f"{name}.{part}") for part in names))
+
+    def membrane(self, u: Integers) -> Integers:
+        """What they fire from, (..., n), for the integrated membranes u (..., 2 n), gates first."""
+        gate, x = np.split(u, 2, axis=-1)
+        gate = arithmetic.gelu(arithmetic.rescale(gate, self.mantissa, self.shift), self.table)
+        return arithmetic.saturate(arithmetic.product(gate, x, self.drop) - self.center)
+
+
+@dataclass(frozen=True)
 class Accumulator:
     """Membranes that do not fire: they add what they integrated, in its unit, to a stream.
 

@@ -6,20 +6,21 @@ unit, and the value of a spike is then what the rounded threshold says, not what
 so that no rounding of a threshold becomes an error of gain in the next projection.
 
 LayerNorm subtracts the mean of the residual stream, so nothing ever sees it: here it is taken out
-of the weights of all that writes the stream (`centred`), and only a length is left to divide by.
-Gain and bias of LayerNorm become thresholds and biases of the neurons behind it
-(`quantise_encoder`).
+of the weights of all that writes the stream (`centred`), and only a length is left to divide by, as
+in RMSNorm from the start. Gain and bias of a norm become thresholds and biases of the neurons
+behind it (`quantise_encoder`).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neurtransformer.codes import MEAN_BITS
-from neurtransformer.integer import arithmetic
+from neurtransformer.integer import arithmetic, rotary
 from neurtransformer.integer.arithmetic import LIMIT, WEIGHT_LIMIT
 from neurtransformer.integer.attention import KINDS
 from neurtransformer.integer.config import FINAL_MOST, IntegerConfig
@@ -41,11 +42,13 @@ ENCODE_LIMIT = LIMIT // 4
 FINAL_REACH = 8.0
 """How many standard deviations of the stream the neurons in front of the LM head can tell."""
 
-ACTIVE_TOKENS = 2
-"""Inputs of the embedding that spike for a token: its own and its position's."""
-
 SHIFT_RANGE = (-24, 62)
 """Shifts that a multiplier may have; rows beyond it are zero or always saturated."""
+
+
+def active_tokens(config: IntegerConfig) -> int:
+    """Inputs of the embedding that spike for a token: its own, and its position's if it has one."""
+    return 1 if config.rotary else 2
 
 
 @dataclass(frozen=True)
@@ -126,14 +129,22 @@ def multiplier(scale: Floats, bits: int) -> tuple[NDArray[np.int32], NDArray[np.
     return np.rint(mantissa * 8).astype(np.int32), (3 - bits - exponent).astype(np.int32)
 
 
-def gelu_table(activation: "Callable[[Tensor], Tensor]") -> NDArray[np.int64]:
-    """``ReLU(x) - activation(x)`` in the middle of each of GELU_ENTRIES intervals of \\|x\\|."""
+def gelu_table(
+    activation: "Callable[[Tensor], Tensor]", entries: int = arithmetic.GELU_ENTRIES
+) -> NDArray[np.int64]:
+    """``ReLU(x) - activation(x)`` in the middle of each of the first `entries` intervals of
+    \\|x\\|."""
     import torch
 
-    x = (torch.arange(arithmetic.GELU_ENTRIES, dtype=torch.float64) + 0.5) / (
-        1 << arithmetic.GELU_INDEX_BITS
-    )
+    x = (torch.arange(entries, dtype=torch.float64) + 0.5) / (1 << arithmetic.GELU_INDEX_BITS)
     return np.rint((x - activation(x)).numpy() * (1 << arithmetic.GELU_BITS)).astype(np.int64)
+
+
+def silu_table() -> NDArray[np.int64]:
+    """`gelu_table` of a SiLU."""
+    from torch.nn import functional
+
+    return gelu_table(functional.silu, arithmetic.SILU_ENTRIES)
 
 
 def centred(weight: Floats, bias: Floats) -> tuple[Floats, Floats]:
@@ -142,16 +153,16 @@ def centred(weight: Floats, bias: Floats) -> tuple[Floats, Floats]:
 
 
 def quantise_encoder(
-    norm: "nn.LayerNorm", spike_value: Floats, center: Floats, most: int, config: IntegerConfig
+    norm: "nn.Module", spike_value: Floats, center: Floats, most: int, config: IntegerConfig
 ) -> tuple[Tensors, Floats]:
-    """LayerNorm and the neurons behind it: tensors without a network's name, and the value of one
-    of their spikes, (n,), negative where LayerNorm's gain is.
+    """A norm and the neurons behind it: tensors without a network's name, and the value of one
+    of their spikes, (n,), negative where the norm's gain is.
 
     A count is that of ``(y gain sqrt(n) / 2^NORM_BITS + bias - center) / spike_value`` for the y of
     `arithmetic.normed`: everything is divided by what stands before y. A channel with hardly a gain
     has a threshold as high as a state allows, and its bias says what it counts.
     """
-    gain, bias = (_floats(x) for x in (norm.weight, norm.bias))
+    gain, bias = _norm(norm)
     gain = gain * len(gain) ** 0.5 * 2.0**-arithmetic.NORM_BITS
     gain = np.where(np.abs(gain) < _SMALLEST, _SMALLEST, gain)
     # the bias, up to `most` thresholds, has ENCODE_LIMIT
@@ -170,7 +181,7 @@ def quantise_encoder(
 
 
 def quantise_neurons(
-    norm: "nn.LayerNorm", neuron: "CodingNeuron", config: IntegerConfig
+    norm: "nn.Module", neuron: "CodingNeuron", config: IntegerConfig
 ) -> tuple[Tensors, Floats]:
     """`quantise_encoder` for the `encode` neurons of a spiking network."""
     values = _floats(neuron.spike_value), _floats(neuron.center)
@@ -181,7 +192,9 @@ def quantise_stream(
     weight: Floats, bias: Floats, most: int, config: IntegerConfig, active: int | None = None
 ) -> tuple[Rows, Tensors]:
     """A projection that writes the stream, and the tensors of the accumulator behind it."""
-    rows = quantise_rows(*centred(weight, bias), most, snap=snapped_scale, active=active)
+    if config.model == "gpt2":
+        weight, bias = centred(weight, bias)
+    rows = quantise_rows(weight, bias, most, snap=snapped_scale, active=active)
     return rows, _accumulator(rows, config.stream_bits)
 
 
@@ -191,18 +204,21 @@ def _accumulator(rows: Rows, bits: int) -> Tensors:
 
 
 def quantise_embedding(model: "SpikingLanguageModel", config: IntegerConfig) -> Tensors:
-    """Tensors of the network `embed`: one column of synapses per token, then one per position."""
-    tables = [cast("nn.Embedding", model.transformer[name]) for name in ("wte", "wpe")]
+    """Tensors of the network `embed`: one column of synapses per token, then one per position
+    where those are embedded."""
+    names = ("wte",) if config.rotary else ("wte", "wpe")
+    tables = [cast("nn.Embedding", model.transformer[name]) for name in names]
     weight = np.concatenate([_floats(table.weight) for table in tables]).T
-    rows, stream = quantise_stream(weight, np.zeros(len(weight)), 1, config, ACTIVE_TOKENS)
+    rows, stream = quantise_stream(weight, np.zeros(len(weight)), 1, config, active_tokens(config))
     return {**rows.tensors("embed.table"), **_under("embed.stream", stream)}
 
 
 def quantise_head(model: "SpikingLanguageModel", config: IntegerConfig) -> Tensors:
     """Tensors of the network `head`, and what the model answers to an innate token alone: that is
     the dense model's hidden state before the LM head, computed here once for all texts."""
-    norm = cast("nn.LayerNorm", model.transformer["ln_f"])
-    reach = FINAL_REACH * np.abs(_floats(norm.weight)) + np.abs(_floats(norm.bias))
+    norm = model.transformer["ln_f"]
+    gain, bias = _norm(norm)
+    reach = FINAL_REACH * np.abs(gain) + np.abs(bias)
     spike_value = np.maximum(reach, _SMALLEST) / FINAL_MOST
     zero = np.zeros_like(spike_value)
     encoder, spike_value = quantise_encoder(norm, spike_value, zero, FINAL_MOST, config)
@@ -228,14 +244,21 @@ def quantise_attention(block: "SpikingBlock", name: str, config: IntegerConfig) 
     kind = KINDS[attention.kind]
     neurons = attention.query, attention.key, attention.value
     spike_value = np.concatenate([_floats(neuron.spike_value) for neuron in neurons])
-    center = np.concatenate([_floats(neuron.center) for neuron in neurons])
+    center = np.concatenate([_floats(neuron.spread(neuron.center)) for neuron in neurons])
     weight, bias = _folded(attention.c_attn, spike)
     most = attention.encode.most
-    c_attn = quantise_rows(weight, bias - center, most, spike_value=spike_value)
+    turned: Tensors = {}
+    if config.rotary:
+        coarse, fine = rotary.tables(config.positions, config.dim, config.rotary)
+        turned = {"qkv.coarse": coarse, "qkv.fine": fine}
+    snap = partial(_paired, config=config)
+    c_attn = quantise_rows(weight, bias - center, most, spike_value=spike_value, snap=snap)
     theta = quantise_threshold(spike_value, c_attn.scale, attention.query.most)
     worth = theta * c_attn.scale
 
-    unit = worth[-len(_floats(attention.value.center)) :]
+    # of a value, once for each head that reads it
+    unit = worth[-config.kv_width :].reshape(attention.kv_heads, -1)
+    unit = np.repeat(unit, config.shared, axis=0).reshape(-1)
     unit = unit * 2.0 ** -(MEAN_BITS + arithmetic.MERGE_SHIFT)
     merged = attention.merged
     merged_theta = quantise_threshold(_floats(merged.spike_value), unit, merged.most)
@@ -247,7 +270,7 @@ def quantise_attention(block: "SpikingBlock", name: str, config: IntegerConfig) 
         **_under(name, encoder),
         **c_attn.tensors(f"{name}.c_attn"),
         f"{name}.qkv.theta": theta.astype(np.int32),
-        **_under(name, kind.quantised(attention, worth)),
+        **_under(name, {**turned, **kind.quantised(attention, worth)}),
         f"{name}.merged.theta": merged_theta.astype(np.int32),
         f"{name}.merged.bias": -merged_center.astype(np.int32),
         **c_proj.tensors(f"{name}.c_proj"),
@@ -261,8 +284,21 @@ def quantise_feedforward(block: "SpikingBlock", name: str, config: IntegerConfig
     assert hidden.activation is not None
     encoder, spike = quantise_neurons(block.ln_2, mlp.encode, config)
     c_fc = quantise_rows(*_folded(mlp.c_fc, spike), config.most, snap=snapped_scale)
-    mantissa, shift = multiplier(c_fc.scale, arithmetic.GELU_BITS)
-    unit = 2.0**-arithmetic.GELU_BITS
+    scale = c_fc.scale[: config.hidden]
+    mantissa, shift = multiplier(scale, arithmetic.GELU_BITS)
+    unit: Floats | float = 2.0**-arithmetic.GELU_BITS
+    product: Tensors = {}
+    if config.gated:
+        # of a gate with GELU_BITS by a membrane in the unit of its row, less what is dropped
+        unit = 2.0**-arithmetic.GELU_BITS * c_fc.scale[config.hidden :]
+        largest = _floats(hidden.spike_value) * hidden.most + np.abs(_floats(hidden.center))
+        drop = np.ceil(np.log2(largest / unit / (LIMIT // 4)))
+        drop = drop.clip(0, arithmetic.MOST_DROPPED)
+        unit = unit * np.exp2(drop)
+        product = {f"{name}.hidden.drop": drop.astype(np.int32)}
+        table = silu_table()
+    else:
+        table = gelu_table(hidden.activation)
     theta = quantise_threshold(_floats(hidden.spike_value), unit, hidden.most)
     center = arithmetic.saturate(np.rint(_floats(hidden.center) / unit).astype(np.int64))
     folded = _folded(mlp.c_proj, theta * unit)
@@ -274,7 +310,8 @@ def quantise_feedforward(block: "SpikingBlock", name: str, config: IntegerConfig
         f"{name}.hidden.shift": shift.clip(*SHIFT_RANGE),
         f"{name}.hidden.center": center.astype(np.int32),
         f"{name}.hidden.theta": theta.astype(np.int32),
-        f"{name}.hidden.table": gelu_table(hidden.activation).astype(np.int32),
+        **product,
+        f"{name}.hidden.table": table.astype(np.int32),
         **c_proj.tensors(f"{name}.c_proj"),
         **_under(f"{name}.residual", residual),
     }
@@ -286,6 +323,23 @@ def _under(name: str, tensors: Tensors) -> Tensors:
 
 def _folded(linear: "SpikeLinear", spike_value: Floats) -> tuple[Floats, Floats]:
     return _floats(linear.weight) * spike_value, _floats(linear.bias)
+
+
+def _paired(scale: Floats, config: IntegerConfig) -> Floats:
+    """Scales of the rows of queries, keys and values: what rotary positions turn into one another
+    has one unit."""
+    if not config.turned:
+        return scale
+    pairs = scale[: config.turned].reshape(-1, 2, config.dim // 2)
+    largest = np.broadcast_to(pairs.max(1, keepdims=True), pairs.shape)
+    return np.concatenate([largest.reshape(-1), scale[config.turned :]])
+
+
+def _norm(norm: "nn.Module") -> tuple[Floats, Floats]:
+    """Gain and bias of a norm; an RMSNorm has none of the latter."""
+    gain = _floats(cast("Tensor", norm.weight))
+    bias = getattr(norm, "bias", None)
+    return gain, np.zeros_like(gain) if bias is None else _floats(bias)
 
 
 def _floats(x: "Tensor") -> Floats:

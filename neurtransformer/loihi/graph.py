@@ -7,7 +7,7 @@ so on, head. What leaves one, the residual stream, is what enters the next.
 
 from collections.abc import Sequence
 
-from neurtransformer.integer import arithmetic
+from neurtransformer.integer import arithmetic, rotary
 from neurtransformer.integer.arithmetic import STATE_BITS
 from neurtransformer.integer.attention import KINDS as INTEGERS
 from neurtransformer.integer.config import FINAL_MOST, IntegerConfig
@@ -19,9 +19,11 @@ from neurtransformer.loihi.nodes import (
     GeluNeurons,
     Node,
     Norm,
+    RotaryNeurons,
     Silent,
     Source,
     Spikes,
+    SwigluNeurons,
     Synapses,
 )
 from neurtransformer.recipe import Coding
@@ -109,7 +111,7 @@ def _block(name: str, nodes: Sequence[Node], phase: int, slots: int) -> Network:
 
 
 def _embedding(config: IntegerConfig, silent: Silent) -> Network:
-    inputs = config.vocabulary + config.positions
+    inputs = config.rows_in
     nodes = [
         Source(name="tokens", outputs=inputs, payload_bits=1),
         _synapses("embed", "table", (config.width, inputs), silent),
@@ -122,21 +124,32 @@ def _attention(config: IntegerConfig, name: str, spikes: Spikes, silent: Silent)
     kind, integers = attention.KINDS[config.attention], INTEGERS[config.attention]
     width, code = config.width, config.attention_code
     slots = _slots(code.timesteps, spikes)
-    rows, qkv = sum(integers.sizes(width)), integers.qkv_code(code)
+    rows, qkv = sum(integers.sizes(width, config.kv_width)), integers.qkv_code(code)
+    coded = CodingNeurons(
+        name="qkv",
+        outputs=rows,
+        payload_bits=spike_bits(qkv.most, slots, qkv.coding, signed=True),
+        receives=code.coding,
+        sends=qkv.coding,
+        most=qkv.most,
+        unsigned=integers.unsigned(width),
+        input_shift=0,
+        bias="c_attn.bias",
+    )
+    if config.rotary:
+        coarse, fine = rotary.table_shapes(config.positions, config.dim)
+        coded = RotaryNeurons(
+            **coded.model_dump(exclude={"kind"}),
+            dim=config.dim,
+            turned=config.turned,
+            begin=0 if config.first_token is None else 1,
+            coarse=coarse[0],
+            fine=fine[0],
+        )
     nodes = [
         *_stream_in(config, code.most, code.coding, slots),
         _synapses(name, "c_attn", (rows, width), silent),
-        CodingNeurons(
-            name="qkv",
-            outputs=rows,
-            payload_bits=spike_bits(qkv.most, slots, qkv.coding, signed=True),
-            receives=code.coding,
-            sends=qkv.coding,
-            most=qkv.most,
-            unsigned=integers.unsigned(width),
-            input_shift=0,
-            bias="c_attn.bias",
-        ),
+        coded,
         *kind.between(config),
         CodingNeurons(
             name="merged",
@@ -152,19 +165,20 @@ def _attention(config: IntegerConfig, name: str, spikes: Spikes, silent: Silent)
         _synapses(name, "c_proj", (width, width), silent),
         _residual(config, code.coding),
     ]
-    return _block(name, nodes, kind.phase(slots), slots)
+    return _block(name, nodes, kind.phase(slots, config), slots)
 
 
 def _feedforward(config: IntegerConfig, name: str, spikes: Spikes, silent: Silent) -> Network:
     width, hidden, coding = config.width, config.hidden, config.coding
     slots = _slots(config.timesteps, spikes)
+    neurons = SwigluNeurons if config.gated else GeluNeurons
     nodes = [
         *_stream_in(config, config.most, coding, slots),
-        _synapses(name, "c_fc", (hidden, width), silent),
-        GeluNeurons(
+        _synapses(name, "c_fc", ((1 + config.gated) * hidden, width), silent),
+        neurons(
             name="hidden",
             outputs=hidden,
-            payload_bits=spike_bits(config.hidden_most, slots, coding, signed=False),
+            payload_bits=spike_bits(config.hidden_most, slots, coding, signed=config.gated),
             receives=coding,
             sends=coding,
             most=config.hidden_most,

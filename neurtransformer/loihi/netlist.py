@@ -57,6 +57,7 @@ Config = IntegerConfig | PlasticConfig
 Model = IntegerGPT2 | IntegerPlasticTransformer
 
 _HOST = "sends the two spikes of each token, and picks the next token from the logits"
+_LLAMA_HOST = "sends the spike of each token, and picks the next token from the logits"
 _INNATE = (
     "; positions begin at 1, because position 0 is that of the innate first token, which is in all "
     "attention from the start and is never sent: a prompt that begins with it is sent without it, "
@@ -219,7 +220,8 @@ def _host(config: Config) -> str:
     """What the host does."""
     if isinstance(config, PlasticConfig):
         return _TEACHER
-    return _HOST if config.first_token is None else _HOST + _INNATE
+    host = _LLAMA_HOST if config.rotary else _HOST
+    return host if config.first_token is None else host + _INNATE
 
 
 def _graph(config: Config, spikes: Spikes, silent: Silent) -> list[Network]:

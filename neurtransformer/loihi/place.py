@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 
 from neurtransformer.dense import Known
 from neurtransformer.errors import UserError
-from neurtransformer.integer.config import IntegerConfig, check_family
+from neurtransformer.families.llama import THETA
+from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.loihi.chip import Chip, Layer, Resources, Way, capacity, use
 from neurtransformer.loihi.graph import networks
 from neurtransformer.loihi.network import Network
@@ -110,28 +111,29 @@ class Placement:
 
 
 def graph_of(known: Known) -> list[Network]:
-    """The graph of a GPT-2 of these sizes, converted by the default recipe, with binary spikes.
-    Raises UserError for a family that has no integer form."""
-    check_family(known.family)
+    """The graph of a model of these sizes, converted by the default recipe, with binary spikes."""
     recipe, s = load_recipe(), known.sizes
-    config = IntegerConfig(
-        layers=s.layers,
-        width=s.width,
-        heads=s.heads,
-        hidden=s.hidden,
-        vocabulary=s.vocabulary,
-        positions=s.context,
-        timesteps=recipe.timesteps,
-        coding=recipe.coding,
-        attention=recipe.attention,
-        attention_timesteps=recipe.attention_timesteps,
-        attention_coding=recipe.attention_coding,
-        # which of them matters to no core
-        first_token=0 if recipe.innate_first_token else None,
-        epsilon=1e-5,
-        stream_bits=0,
-    )
-    return networks(config, "binary", {})
+    sizes = {
+        "model": known.family,
+        "layers": s.layers,
+        "width": s.width,
+        "heads": s.heads,
+        "kv_heads": s.kv_heads,
+        "hidden": s.hidden,
+        "vocabulary": s.vocabulary,
+        "positions": s.context,
+        "timesteps": recipe.timesteps,
+        "coding": recipe.coding,
+        "attention": recipe.attention,
+        "attention_timesteps": recipe.attention_timesteps,
+        "attention_coding": recipe.attention_coding,
+        # what these are matters to no core, but whether they are
+        "first_token": 0 if recipe.innate_first_token else None,
+        "rotary": None if known.family == "gpt2" else THETA,
+        "epsilon": 1e-5,
+        "stream_bits": 0,
+    }
+    return networks(IntegerConfig.model_validate(sizes), "binary", {})
 
 
 def layers_of(graph: Sequence[Network], chip: Chip) -> tuple[list[Layer], list[Edge]]:

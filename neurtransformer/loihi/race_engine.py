@@ -183,21 +183,23 @@ def run_head(
 
 
 def compare(attention: RaceAttention, x: Integers, heads: range) -> Tally:
-    """Some heads of one attention network on a residual stream (tokens, width): every read, and
-    every synapse after every token, beside the integer model's."""
+    """Some query heads of one attention network on a residual stream (tokens, width): every read,
+    and every synapse after every token, beside the integer model's."""
     query, key, value = (counts[0] for counts in attention.heads_of(x[None]))
     synapses = key_synapses(key, attention.gain, attention.qkv.most)
-    trace = attention.steps(x, 1 + RACE_STEPS, 1)
+    own = 1 + RACE_STEPS
+    trace = attention.steps(x, attention.shared * own, 1)
     tally = Tally()
     for head in heads:
-        sent = Sequence(query[head], synapses[head], value[head])
+        group, race = divmod(head, attention.shared)
+        sent = Sequence(query[head], synapses[group], value[group])
         first = None
         if attention.first is not None:
-            first = attention.first[0][head], attention.first[1][head]
-        reads, keys, values = run_head(sent, int(attention.width[head]), first)
-        tally.add(f"{head}.read", trace["race.read"][:, -1, head], reads)
-        tally.add(f"{head}.keys", trace["race.keys"][:, head], keys)
-        tally.add(f"{head}.values", trace["race.values"][:, head], values)
+            first = attention.first[0][group], attention.first[1][group]
+        reads, keys, values = run_head(sent, int(attention.width[group]), first)
+        tally.add(f"{head}.read", trace["race.read"][:, (race + 1) * own - 1, group], reads)
+        tally.add(f"{head}.keys", trace["race.keys"][:, group], keys)
+        tally.add(f"{head}.values", trace["race.values"][:, group], values)
     return tally
 
 

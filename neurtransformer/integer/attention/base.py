@@ -1,7 +1,8 @@
 """What every attention has in integers around its core, and the interface of a kind.
 
-The network of one block: LayerNorm, c_attn, neurons of query, key and value, the core, neurons of
-the merged heads, c_proj, residual stream. A *kind* fills in the core: counts of query, key and
+The network of one block: a norm, c_attn, neurons of query, key and value, the core, neurons of the
+merged heads, c_proj, residual stream. Rotary positions turn the membranes of query and key before
+those fire. A *kind* fills in the core: counts of query, key and
 value come in, mean value counts with MEAN_BITS fraction bits go out.
 """
 
@@ -26,13 +27,14 @@ from neurtransformer.integer.parts import (
     by_token,
     integers,
 )
+from neurtransformer.integer.rotary import Rotary
 from neurtransformer.recipe import Code
 
 State = tuple[Integers, ...]
 """What a core keeps between tokens; the first axis of every array is the batch."""
 
 Innate = tuple[Integers, Integers]
-"""Key and value of the innate token, (heads, 1, channels) each: what a key is, a kind says."""
+"""Key and value of the innate token, (kv_heads, 1, channels) each: what a key is, a kind says."""
 
 
 def innate_entries(config: IntegerConfig, key: Entry, value: Entry) -> Iterator[tuple[str, Entry]]:
@@ -47,7 +49,8 @@ def innate_of(tensors: Tensors, name: str, config: IntegerConfig) -> Innate | No
     if config.first_token is None:
         return None
     key, value = (integers(tensors, f"{name}.{part}") for part in ("first_key", "first_value"))
-    return key.reshape(config.heads, 1, -1), value.reshape(config.heads, 1, -1)
+    heads = config.heads // config.shared
+    return key.reshape(heads, 1, -1), value.reshape(heads, 1, -1)
 
 
 def innate_counts(attention: Any, worth: NDArray[np.float64]) -> tuple[NDArray, NDArray] | None:
@@ -69,7 +72,8 @@ class IntegerAttention(ABC):
     first: Innate | None = None
 
     def __init__(self, tensors: Tensors, name: str, config: IntegerConfig) -> None:
-        self.heads = config.heads
+        self.heads, self.shared = config.heads, config.shared
+        self.kv_heads = self.heads // self.shared
         self.code, self.qkv = config.attention_code, self.qkv_code(config.attention_code)
         self.encode = Encoder.of(tensors, name, self.code.most, self.code.coding)
         self.c_attn = Projection.of(tensors, f"{name}.c_attn")
@@ -78,9 +82,11 @@ class IntegerAttention(ABC):
         self.qkv_theta = integers(tensors, f"{name}.qkv.theta")
         self.merged_theta = integers(tensors, f"{name}.merged.theta")
         self.merged_bias = integers(tensors, f"{name}.merged.bias")
-        sizes = self.sizes(config.width)
+        sizes = self.sizes(config.width, config.kv_width)
         self.key_start, self.value_start = sizes[0], sizes[0] + sizes[1]
-        self.dim = config.width // config.heads
+        self.dim = config.dim
+        self.begin = 0 if config.first_token is None else 1
+        self.rotary = Rotary.of(tensors, f"{name}.qkv", config.turned) if config.rotary else None
         self.qkv_signed = np.arange(len(self.qkv_theta)) >= self.unsigned(config.width)
 
     # --- what a kind fills in ---
@@ -95,9 +101,10 @@ class IntegerAttention(ABC):
         return code
 
     @staticmethod
-    def sizes(width: int) -> tuple[int, int, int]:
-        """Neurons of query, key and value."""
-        return width, width, width
+    def sizes(width: int, kv_width: int) -> tuple[int, int, int]:
+        """Neurons of query, key and value of heads that are `width` wide together, those of keys
+        and values `kv_width`."""
+        return width, kv_width, kv_width
 
     @staticmethod
     def unsigned(width: int) -> int:
@@ -122,14 +129,14 @@ class IntegerAttention(ABC):
     @abstractmethod
     def weights(self, query: Integers, key: Integers) -> NDArray[np.float64]:
         """Effective attention weights (batch, heads, i, j), before they are divided by their sum,
-        of counts (batch, heads, length, channels). Of the innate token first."""
+        of counts (batch, heads or kv_heads, length, channels). Of the innate token first."""
 
     @abstractmethod
     def mix(
         self, query: Integers, key: Integers, value: Integers, state: State
     ) -> tuple[Integers, State]:
-        """Counts (batch, heads, length, channels) and the state to mean value counts (batch, heads,
-        length, dim) and the state after the last token."""
+        """Counts (batch, heads or kv_heads, length, channels) and the state to mean value counts
+        (batch, heads, length, dim) and the state after the last token."""
 
     @abstractmethod
     def core_steps(self, spikes: Integers, phase: int) -> tuple[Integers, Trace]:
@@ -140,21 +147,34 @@ class IntegerAttention(ABC):
     # --- what all kinds share ---
 
     def split(self, qkv: Integers) -> tuple[Integers, Integers, Integers]:
-        """(..., length, qkv) to query, key and value, each (..., heads, length, their dim)."""
+        """(..., length, qkv) to query, key and value, (..., heads or kv_heads, length, their dim)
+        each."""
         parts = np.split(qkv, (self.key_start, self.value_start), axis=-1)
         query, key, value = (
-            x.reshape(*x.shape[:-1], self.heads, -1).swapaxes(-2, -3) for x in parts
+            x.reshape(*x.shape[:-1], heads, -1).swapaxes(-2, -3)
+            for x, heads in zip(parts, (self.heads, self.kv_heads, self.kv_heads), strict=True)
         )
         return query, key, value
 
-    def heads_of(self, x: Integers) -> tuple[Integers, Integers, Integers]:
-        """Stream (batch, length, width) to the counts of query, key and value, heads split."""
-        u = self.c_attn.counts(self.encode.counts(x))
+    def each(self, x: Integers) -> Integers:
+        """What heads of keys and values have, (..., kv_heads, length, channels), once for each
+        query head."""
+        return np.repeat(x, self.shared, axis=-3) if self.shared > 1 else x
+
+    def turned(self, u: Integers, past: int = 0) -> Integers:
+        """Membranes (..., length, qkv) of the tokens behind `past` others, as they fire."""
+        return u if self.rotary is None else self.rotary.turned(u, self.begin + past)
+
+    def heads_of(self, x: Integers, past: int = 0) -> tuple[Integers, Integers, Integers]:
+        """Stream (batch, length, width), behind `past` tokens, to the counts of query, key and
+        value, heads split."""
+        u = self.turned(self.c_attn.counts(self.encode.counts(x)), past)
         return self.split(arithmetic.fire_counts(u, self.qkv_theta, self.qkv.most, self.qkv_signed))
 
-    def counts(self, x: Integers, state: State) -> tuple[Integers, State]:
-        """Stream (batch, length, width) and state to the stream and the state after it."""
-        mean, state = self.mix(*self.heads_of(x), state)
+    def counts(self, x: Integers, state: State, past: int = 0) -> tuple[Integers, State]:
+        """Stream (batch, length, width) and the state behind `past` tokens to the stream and the
+        state after it."""
+        mean, state = self.mix(*self.heads_of(x, past), state)
         u = (mean.swapaxes(1, 2).reshape(x.shape) << MERGE_SHIFT) + self.merged_bias
         merged = arithmetic.fire_counts(u, self.merged_theta, self.code.most, signed=True)
         return self.residual.add(self.c_proj.counts(merged), x), state
@@ -168,7 +188,7 @@ class IntegerAttention(ABC):
         trace = {"stream.spikes": at_the_end(x, phase), **self.encode.steps(x, *when)}
         trace["qkv.u"] = self.c_attn.steps(trace["encode.spikes"], self.code.coding, slots)
         trace["qkv.spikes"], trace["qkv.v"] = arithmetic.fire_steps(
-            trace["qkv.u"][-1], self.qkv_theta, self.qkv.most, self.qkv_signed, *when,
+            self.turned(trace["qkv.u"][-1]), self.qkv_theta, self.qkv.most, self.qkv_signed, *when,
             self.qkv.coding,
         )  # fmt: skip
         mean, core = self.core_steps(trace["qkv.spikes"][:slots], phase)

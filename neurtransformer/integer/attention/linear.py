@@ -40,12 +40,17 @@ class LinearAttention(IntegerAttention):
         return Code(code.timesteps, "rate")
 
     @staticmethod
-    def sizes(width: int) -> tuple[int, int, int]:
+    def sizes(width: int, kv_width: int) -> tuple[int, int, int]:
         return qkv_sizes(width)
 
     @staticmethod
     def unsigned(width: int) -> int:
         return sum(qkv_sizes(width)[:2])
+
+    @staticmethod
+    def check(config: IntegerConfig) -> None:
+        if config.shared > 1:
+            raise ValueError("fast weights have no heads that share keys and values")
 
     @staticmethod
     def entries(config: IntegerConfig) -> Iterator[tuple[str, Entry]]:

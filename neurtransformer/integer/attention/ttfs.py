@@ -13,7 +13,8 @@ half an octave:
     mean = o / d                                                  by the table of reciprocals
 
 The neuron of the innate token is there from the start; its key synapses are rounded straight from
-the key, which no neuron has counted.
+the key, which no neuron has counted. Where query heads share keys and values, the races of one
+token on the same neurons are run one after the other.
 
 The maximum over tokens in it is known to no neuron: what the chip does instead, step by step, is in
 loihi/attention/ttfs.py, and comes to the same. Here the steps are derived from the levels: the
@@ -58,7 +59,7 @@ ABSENT = -(1 << 40)
 
 
 def key_synapses(key: Integers, gain: Integers, most: int) -> Integers:
-    """Key counts (..., heads, length, dim) to synapses. gain: (heads, dim)."""
+    """Key counts (..., kv_heads, length, dim) to synapses. gain: (kv_heads, dim)."""
     drive = key * gain[:, None, :]
     return np.clip(shift_round(drive, gain_shift(most)), -KEY_LIMIT, KEY_LIMIT)
 
@@ -104,7 +105,7 @@ class RaceAttention(IntegerAttention):
 
     def __init__(self, tensors: Tensors, name: str, config: IntegerConfig) -> None:
         super().__init__(tensors, name, config)
-        self.gain = integers(tensors, f"{name}.race.gain").reshape(self.heads, -1)
+        self.gain = integers(tensors, f"{name}.race.gain").reshape(self.kv_heads, -1)
         self.width = integers(tensors, f"{name}.race.width")
         self.first = innate_of(tensors, f"{name}.race", config)
 
@@ -120,16 +121,20 @@ class RaceAttention(IntegerAttention):
 
     @staticmethod
     def entries(config: IntegerConfig) -> Iterator[tuple[str, Entry]]:
-        yield "race.gain", Entry((config.width,), "chip", 0, GAIN_LIMIT)
-        yield "race.width", Entry((config.heads,), "chip", 1, LIMIT)
+        yield "race.gain", Entry((config.kv_width,), "chip", 0, GAIN_LIMIT)
+        yield "race.width", Entry((config.heads // config.shared,), "chip", 1, LIMIT)
         most = config.attention_code.most
-        key, value = (Entry((config.width,), "chip", -x, x) for x in (KEY_LIMIT, most))
+        key, value = (Entry((config.kv_width,), "chip", -x, x) for x in (KEY_LIMIT, most))
         for name, entry in innate_entries(config, key, value):
             yield f"race.{name}", entry
 
     @staticmethod
     def quantised(attention: Any, worth: NDArray[np.float64]) -> dict[str, NDArray]:
-        query, key, _ = worth.reshape(3, attention.heads, -1)
+        rows, heads = attention.rows, attention.kv_heads
+        query, key, _ = np.split(worth, (rows[0], rows[0] + rows[1]))
+        # heads that share keys have one threshold, but for rounding
+        query = query.reshape(heads, attention.shared, -1).mean(1)
+        key = key.reshape(heads, -1)
         most = attention.qkv.most
         product = query * key
         largest = product.max(-1, keepdims=True)
@@ -146,21 +151,27 @@ class RaceAttention(IntegerAttention):
 
     def new_state(self, batch: int) -> State:
         """The token neurons that are there, the innate one or none: key synapses and values,
-        (batch, heads, 0 or 1, dim)."""
+        (batch, kv_heads, 0 or 1, dim)."""
         if self.first is None:
-            empty = np.zeros((batch, self.heads, 0, self.dim), dtype=np.int64)
+            empty = np.zeros((batch, self.kv_heads, 0, self.dim), dtype=np.int64)
             return empty, empty
         key, value = (np.repeat(x[None], batch, axis=0) for x in self.first)
         return key, value
 
     def scores(self, query: Integers, synapses: Integers) -> Integers:
-        """(..., i, dim) and (..., j, dim) to membranes (..., i, j); float64 holds them exactly."""
-        products = query.astype(np.float64) @ synapses.swapaxes(-1, -2).astype(np.float64)
+        """(..., heads, i, dim) and (..., kv_heads, j, dim) to membranes (..., heads, i, j); float64
+        holds them exactly."""
+        shared = self.each(synapses).swapaxes(-1, -2)
+        products = query.astype(np.float64) @ shared.astype(np.float64)
         return products.astype(np.int64)
 
     def raced(self, score: Integers) -> Integers:
         """Membranes to the weights of `race_weights`."""
-        return race_weights(np.where(causal(score), levels_of(score, self.width), ABSENT))
+        return race_weights(np.where(causal(score), self.levels(score), ABSENT))
+
+    def levels(self, score: Integers) -> Integers:
+        """`levels_of` the membranes of all query heads."""
+        return levels_of(score, np.repeat(self.width, self.shared))
 
     def weights(self, query: Integers, key: Integers) -> NDArray[np.float64]:
         before, _ = self.new_state(len(key))
@@ -173,7 +184,7 @@ class RaceAttention(IntegerAttention):
         synapses = np.concatenate([state[0], key_synapses(key, self.gain, self.qkv.most)], axis=2)
         values = np.concatenate([state[1], value], axis=2)
         weights = self.raced(self.scores(query, synapses))
-        o = (weights.astype(np.float64) @ values.astype(np.float64)).astype(np.int64)
+        o = (weights.astype(np.float64) @ self.each(values).astype(np.float64)).astype(np.int64)
         return self.divided(o, weights.sum(-1)), (synapses, values)
 
     def divided(self, o: Integers, d: Integers) -> Integers:
@@ -194,7 +205,7 @@ class RaceAttention(IntegerAttention):
         drives = self.scores(query, synapses)  # (slots, heads, i, j)
         drives = np.where(causal(drives), drives, 0)
         score = arithmetic.integrate(drives, np.zeros_like(drives[0]), self.qkv.coding, slots)
-        levels = np.where(causal(drives), levels_of(score[-1], self.width), ABSENT)
+        levels = np.where(causal(drives), self.levels(score[-1]), ABSENT)
         top = levels.max(-1)  # (heads, i)
         base = top // COARSE * COARSE
         coarse = REACH - COARSE * (np.arange(COARSE_STEPS) + 1)
@@ -206,27 +217,31 @@ class RaceAttention(IntegerAttention):
         for step in range(FINE_STEPS):
             runs = last[..., -1:] < 1 << END_BITS
             fired[:, :, step] *= runs
-            heard = np.einsum("hij,hjd->hid", fired[:, :, step], values)
+            heard = np.einsum("hij,hjd->hid", fired[:, :, step], self.each(values))
             new = 2 * last + ODD * heard if step % 2 == 0 else last + EVEN * heard
             last = read[:, :, step] = np.where(runs, new, last)
         mean = self.divided(last[..., :-1], last[..., -1]).swapaxes(0, 1)
 
-        def whole(x: Integers, before: int) -> Integers:
-            """(tokens, steps, heads, ...): zeros in the steps before."""
-            zeros = np.zeros((x.shape[0], before, *x.shape[2:]), dtype=np.int64)
-            return np.concatenate([zeros, x], axis=1)
+        own = phase // self.shared  # the steps of one race
+
+        def whole(x: Integers) -> Integers:
+            """(tokens, steps, heads, ...), the last steps of each race, to (tokens, phase,
+            kv_heads, ...): zeros before, and heads that share neurons one after the other."""
+            zeros = np.zeros((x.shape[0], own - x.shape[1], *x.shape[2:]), dtype=np.int64)
+            steps = np.concatenate([zeros, x], axis=1)
+            steps = steps.reshape(tokens, own, self.kv_heads, self.shared, *x.shape[3:])
+            return np.moveaxis(steps, 3, 1).reshape(tokens, phase, self.kv_heads, *x.shape[3:])
 
         falling = np.broadcast_to(coarse[None, :, None], (tokens, COARSE_STEPS, self.heads))
         level = np.concatenate([falling, fine.transpose(1, 2, 0)], axis=1)
-        still = np.repeat(score[-1:], phase - slots, axis=0)
+        still = np.repeat(score[-1:], own - slots, axis=0)
         neurons = synapses.shape[1]
         there = np.tri(tokens, neurons, neurons - tokens, dtype=np.int64)[:, None, :, None]
-        waiting = phase - FINE_STEPS
         return mean.reshape(tokens, -1), {
-            "race.score": np.concatenate([score, still]).transpose(2, 0, 1, 3),
-            "race.spikes": whole(fired.transpose(1, 2, 0, 3), waiting),
-            "race.level": whole(level, slots),
-            "race.read": whole(read.transpose(1, 2, 0, 3), waiting),
+            "race.score": whole(np.concatenate([score, still]).transpose(2, 0, 1, 3)),
+            "race.spikes": whole(fired.transpose(1, 2, 0, 3)),
+            "race.level": whole(level),
+            "race.read": whole(read.transpose(1, 2, 0, 3)),
             "race.keys": synapses[None] * there,
             "race.values": values[None] * there,
         }

@@ -20,7 +20,7 @@ class Attention(ABC):
     """The kinds of node that no other attention has."""
 
     @staticmethod
-    def phase(slots: int) -> int:
+    def phase(slots: int, config: IntegerConfig) -> int:
         """Time steps of a phase in whose first `slots` neurons fire."""
         return slots
 

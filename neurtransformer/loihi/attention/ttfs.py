@@ -1,6 +1,7 @@
 """Attention as a race: softmax in base 2 by time to first spike.
 
-Every past token is a neuron of each head. Its input synapses hold the token's key, its output
+Every past token is a neuron of each head, or of each group of query heads that share keys and
+values. Its input synapses hold the token's key, its output
 synapses the token's value and a 1, each written once, when the token arrives. In a phase
 
 - slots: the spikes of query, key and value of the next token are counted, and the query spikes of
@@ -15,6 +16,8 @@ synapses the token's value and a 1, each written once, when the token arrives. I
 
 The innate token, where there is one, is the first neuron of each head: its synapses are there from
 the start.
+
+Heads that share neurons have their races one after the other: the phase is as many times as long.
 
 No step knows a maximum over tokens: what a head sees of its neurons is how many spike.
 """
@@ -52,13 +55,14 @@ class RaceCode(Microcode):
     """The token neurons of all heads of a block, and those who listen to them.
 
     gain: (heads * dim,), of a key channel, `gain_shift` bits too large. width: (heads,), of a level
-    in units of a score. tokens: of the texts, each of which is given a neuron of each head. first:
-    input and output synapses of the innate token's, (heads * dim,) each. bits: of a count's full
-    scale. coding: of the spikes of query, key and value, each of all heads, that arrive. Sends the
-    mean value counts (heads * dim,) in the last step of a phase.
+    in units of a score. shared: query heads for each of these heads, in order. tokens: of the
+    texts, each of which is given a neuron of each head. first: input and output synapses of the
+    innate token's, (heads * dim,) each. bits: of a count's full scale. coding: of the spikes of
+    query, key and value, each of all heads, that arrive. Sends the mean value counts
+    (heads * shared * dim,) in the last step of a phase.
 
-    score: membranes. base: where the fine race of a head begins, once `found`. read: what the
-    listeners hold, the last of them the weighted number of spikes.
+    score: membranes. means: of the races that are over. base: where the fine race of a head begins,
+    once `found`. read: what the listeners hold, the last of them the weighted number of spikes.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class RaceCode(Microcode):
         tokens: int,
         bits: int,
         coding: Coding,
+        shared: int = 1,
         first: tuple[ArrayLike, ArrayLike] | None = None,
     ) -> None:
         super().__init__(clock)
@@ -79,20 +84,23 @@ class RaceCode(Microcode):
         self.gain = words(gain).reshape(heads, -1)
         dim = self.gain.shape[1]
         self.gain_shift, self.bits, self.doubles = gain_shift, bits, coding == "phase"
-        self.inputs, self.outputs = {"s_in": 3 * heads * dim}, heads * dim
+        self.outputs = heads * shared * dim
+        self.inputs = {"s_in": self.outputs + 2 * heads * dim}
+        self.own = clock.phase // shared  # the steps of one race
 
         def empty(*shape: int) -> Words:
             return np.zeros(shape, dtype=np.int32)
 
-        self.count = empty(3, heads, dim)
-        self.arrived, self.query = empty(clock.slots, heads, dim), empty(clock.slots, heads, dim)
+        self.count = empty(2, heads, dim)
+        self.arrived, self.query = (empty(clock.slots, heads, shared, dim) for _ in range(2))
         self.before = 0 if first is None else 1
         neurons = self.before + tokens
         self.keys, self.values = empty(heads, neurons, dim), empty(heads, neurons, dim + 1)
         self.written = empty(neurons)
         self.score, self.spikes, self.fired = (empty(heads, neurons) for _ in range(3))
         self.found, self.base, self.level = empty(heads), empty(heads), empty(heads)
-        self.read, self.mean = empty(heads, dim + 1), empty(heads * dim)
+        self.read, self.means = empty(heads, dim + 1), empty(heads, shared, dim)
+        self.mean = empty(self.outputs)
         if first is not None:
             key, value = (words(x).reshape(heads, dim) for x in first)
             self.connect(0, key, value)
@@ -105,9 +113,12 @@ class RaceCode(Microcode):
         if token >= 0:
             if step == 0:
                 self.write(token)
-            self.attend(step)
+            race, own = divmod(step, self.own)
+            self.attend(own, race)
+            if own == self.own - 1:
+                self.means[:, race] = self.divided()
             if self.clock.is_last(now):
-                self.mean[:] = self.divided().reshape(-1)
+                self.mean[:] = self.means.reshape(-1)
         if step < self.clock.slots:
             self.gather(step, arriving["s_in"])
         return self.mean
@@ -118,18 +129,17 @@ class RaceCode(Microcode):
             self.count[:] = 0
         elif self.doubles:
             self.count += self.count
-        self.count += spikes.reshape(self.count.shape)
-        self.arrived[step] = spikes.reshape(self.count.shape)[0]
+        query, rest = np.split(spikes, (self.outputs,))
+        self.count += rest.reshape(self.count.shape)
+        self.arrived[step] = query.reshape(self.arrived[step].shape)
 
     def write(self, token: int) -> None:
-        """The Hebbian write of the neuron whose token has arrived; a new race begins."""
-        _, key, value = self.count
+        """The Hebbian write of the neuron whose token has arrived; its query may ask."""
+        key, value = self.count
         if (neuron := self.before + token) < len(self.written):  # else a sequence is over
             synapses = rounded(key * self.gain, self.gain_shift)
             self.connect(neuron, np.clip(synapses, -KEY_LIMIT, KEY_LIMIT), value)
         self.query[:] = self.arrived
-        for x in (self.score, self.fired, self.found, self.base, self.read):
-            x[:] = 0
 
     def connect(self, neuron: int, key: Words, value: Words) -> None:
         """Give a neuron of each head its synapses, (heads, dim) each, and let it race."""
@@ -138,15 +148,20 @@ class RaceCode(Microcode):
         self.values[:, neuron, -1] = 1
         self.written[neuron] = 1
 
-    def attend(self, step: int) -> None:
-        """One step of the scores, the coarse descent or the race."""
+    def attend(self, step: int, race: int) -> None:
+        """One step of the scores, the coarse descent or the race of those heads whose turn is
+        `race`."""
+        if step == 0:
+            for x in (self.score, self.fired, self.found, self.base, self.read):
+                x[:] = 0
         self.spikes[:], self.level[:] = 0, 0
         coarse = step - self.clock.slots
         fine = coarse - COARSE_STEPS
         if coarse < 0:
             if self.doubles and step > 0:
                 self.score += self.score
-            self.score += (self.keys * self.query[step][:, None]).sum(-1, dtype=np.int32)
+            query = self.query[step][:, None, race]
+            self.score += (self.keys * query).sum(-1, dtype=np.int32)
         elif fine < 0:
             self.level[:] = REACH - COARSE * (coarse + 1)
             self.descend()
@@ -192,6 +207,7 @@ class Race(Programmed):
     """The token neurons of all heads and their listeners. Tensors: gain, width; first_key,
     first_value.
 
+    heads: of keys and values, each of which `shared` query heads share, one race after the other.
     dim: channels of a query, a key and a value. positions: token neurons of a head. innate: how
     many of them, the first, are there from the start, with those synapses. receives: the
     code of the spikes that arrive. most: the largest count of one. The steps of a phase are
@@ -199,6 +215,7 @@ class Race(Programmed):
 
     kind: Literal["race"] = "race"
     heads: Count
+    shared: Count = 1
     dim: Count
     positions: Count
     innate: Literal[0, 1] = 0
@@ -229,7 +246,7 @@ class Race(Programmed):
         return self.heads * self.positions
 
     def latency(self, phase: int) -> int:
-        """The race of a token is run one phase after its spikes."""
+        """The races of a token are run one phase after its spikes."""
         return phase
 
     def shape(self, quantity: str, tokens: int) -> tuple[int, ...]:
@@ -254,6 +271,7 @@ class Race(Programmed):
             tokens=setting.tokens,
             bits=level_bits(self.most),
             coding=self.receives,
+            shared=self.shared,
             first=self.first(setting) if self.innate else None,
         )
 
@@ -261,6 +279,7 @@ class Race(Programmed):
         """Token neurons with the keys, and listeners with the values. In each part of a head one
         neuron more holds its level, or counts."""
         width, count = self.heads * self.dim, self.most.bit_length() + 1
+        queries = self.shared * width
         keys = Layer(
             name=f"{name}.keys",
             groups=self.heads,
@@ -269,13 +288,14 @@ class Race(Programmed):
             synapse_bits=self.key_bits,
             row_bits=self.words * chip.width.state,
             table_bits=0,
-            # the query that waits, and the count of the key, with its gain
-            column_bits=2 * count + self.key_bits,
-            column_axons=2,
+            # the queries that wait, and the count of the key, with its gain
+            column_bits=(self.shared + 1) * count + self.key_bits,
+            column_axons=self.shared + 1,
             row_axons=1,
             extra_rows=1,
             plastic=True,
-            hears=(Way("columns"), Way("columns", width)),
+            # of queries and keys, one way for each head that a head's neurons hear
+            hears=tuple(Way("columns", i * width) for i in range(self.shared + 1)),
         )
         values = Layer(
             name=f"{name}.values",
@@ -283,12 +303,13 @@ class Race(Programmed):
             rows=self.dim,
             columns=self.positions,
             synapse_bits=count,
-            row_bits=self.words * chip.width.state + count,
+            # and the means of the races that are over
+            row_bits=(self.words + self.shared - 1) * chip.width.state + count,
             table_bits=self.table_bits,
             row_axons=1,
             extra_rows=1,
             plastic=True,
-            hears=(Way("rows", 2 * width),),
+            hears=(Way("rows", queries + width),),
             within=(Way("columns"),),
         )
         return [keys, values]
@@ -300,8 +321,8 @@ class TTFS(Attention):
     nodes = (Race,)
 
     @staticmethod
-    def phase(slots: int) -> int:
-        return slots + RACE_STEPS
+    def phase(slots: int, config: IntegerConfig) -> int:
+        return config.shared * (slots + RACE_STEPS)
 
     @staticmethod
     def between(config: IntegerConfig) -> list[Node]:
@@ -311,8 +332,9 @@ class TTFS(Attention):
             name="race",
             outputs=config.width,
             payload_bits=bits + MEAN_BITS + 2,
-            heads=config.heads,
-            dim=config.width // config.heads,
+            heads=config.heads // config.shared,
+            shared=config.shared,
+            dim=config.dim,
             positions=config.positions,
             innate=0 if config.first_token is None else 1,
             receives=code.coding,
