@@ -21,8 +21,14 @@ STREAM_ROOM = 8
 
 
 def quantised(model: SpikingLanguageModel) -> tuple[IntegerConfig, quantise.Tensors]:
-    """Quantise a spiking network. Raises UserError if it holds NaN or infinities, or sizes that
-    integers cannot have."""
+    """Quantise a spiking network. Raises UserError if it holds NaN or infinities, or sizes or a
+    code that integers cannot have."""
+    if model.config.limited is not None:
+        # in the worst case, which is to fit 24 bits, such counts leave a weight one bit
+        raise UserError(
+            "hidden neurons that stop after a few spikes of a long code have no integer form: "
+            "convert again with gated_timesteps: null and gated_spikes: null in a --config"
+        )
     for name, parameter in model.state_dict().items():
         if not torch.isfinite(parameter).all():
             raise UserError(f"{name} holds NaN or infinite weights: fine-tune or convert again")
