@@ -16,7 +16,7 @@ from neurtransformer.errors import UserError
 from neurtransformer.integer import arithmetic, quantise, rotary
 from neurtransformer.integer.arithmetic import LIMIT
 from neurtransformer.integer.config import MAX_STREAM_BITS, IntegerConfig
-from neurtransformer.integer.from_spiking import stream_bits
+from neurtransformer.integer.from_spiking import probed, stream_bits
 from neurtransformer.integer.layout import check, layout
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.integer.parts import Encoder
@@ -26,7 +26,7 @@ from neurtransformer.spiking import rotary as spiking_rotary
 from neurtransformer.spiking.attention import linear as spiking_attention
 from neurtransformer.spiking.attention.base import normalise
 from neurtransformer.spiking.load import load_run
-from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
+from neurtransformer.spiking.model import SpikingGPT2Config, SpikingGPT2LMHeadModel
 from neurtransformer.spiking.neuron import CodingNeuron
 
 TIMESTEPS = st.sampled_from([1, 2, 3, 4, 8, 16, 64])
@@ -423,12 +423,27 @@ def test_steps_of_both_ends_are_their_counts(model: IntegerGPT2) -> None:
 
 
 def test_the_stream_has_the_bits_that_it_needs(spiking: SpikingGPT2LMHeadModel) -> None:
-    bits = stream_bits(spiking)
+    bits = stream_bits(probed(spiking).stream)
     assert 0 < bits <= MAX_STREAM_BITS
     large = copy.deepcopy(spiking)
     with torch.no_grad():
         large.lm_head.weight.mul_(2.0**12)  # the embedding as well
-    assert stream_bits(large) < bits
+    assert stream_bits(probed(large).stream) < bits
+
+
+@torch.no_grad()
+def test_a_channel_beyond_all_others_reaches_the_head() -> None:
+    """As some do in a real model, on every text: in 256 channels up to 16 standard deviations."""
+    torch.manual_seed(0)
+    config = SpikingGPT2Config(vocab_size=99, n_positions=16, n_embd=256, n_layer=1, n_head=2)
+    far = SpikingGPT2LMHeadModel(config).eval()
+    far.blocks[0].mlp.c_proj.bias[5] = 100
+    far.lm_head.weight[:, 5] *= 9
+    seen = probed(far).final
+    assert seen[5] > 15 and np.median(seen) < 1
+    ids = torch.arange(16)[None]
+    ours, theirs = IntegerGPT2.from_spiking(far)(ids), far(ids).logits
+    assert (ours - theirs).norm() < 0.02 * theirs.norm()
 
 
 def test_generate_repeats_with_its_seed_and_greedy_is_argmax(model: IntegerGPT2) -> None:

@@ -1,9 +1,11 @@
 """Spiking network -> config and tensors of the integer network."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from neurtransformer.codes import STATE_BITS
@@ -14,7 +16,7 @@ from neurtransformer.recipe import checked
 from neurtransformer.spiking.model import SpikingLanguageModel
 
 PROBE = (2, 64)
-"""Sequences and tokens of the random text that the size of the residual stream is measured on."""
+"""Sequences and tokens of the random text that sizes of activations are measured on."""
 
 STREAM_ROOM = 8
 """A channel of the stream may be so many times larger than on that text before it saturates."""
@@ -32,7 +34,7 @@ def quantised(model: SpikingLanguageModel) -> tuple[IntegerConfig, quantise.Tens
     for name, parameter in model.state_dict().items():
         if not torch.isfinite(parameter).all():
             raise UserError(f"{name} holds NaN or infinite weights: fine-tune or convert again")
-    c, s = model.config, model.config.sizes
+    c, s, seen = model.config, model.config.sizes, probed(model)
     sizes = {
         "model": c.family,
         "layers": s.layers,
@@ -50,40 +52,54 @@ def quantised(model: SpikingLanguageModel) -> tuple[IntegerConfig, quantise.Tens
         "attention_coding": c.attention_code.coding,
         "first_token": c.first_token,
         "epsilon": c.epsilon,
-        "stream_bits": stream_bits(model),
+        "stream_bits": stream_bits(seen.stream),
     }
     config = checked(IntegerConfig, sizes, None)
     tensors = quantise.quantise_embedding(model, config)
     for i, block in enumerate(model.blocks):
         tensors |= quantise.quantise_attention(block, f"h.{i}.attn", config)
         tensors |= quantise.quantise_feedforward(block, f"h.{i}.mlp", config)
-    return config, tensors | quantise.quantise_head(model, config)
+    return config, tensors | quantise.quantise_head(model, config, seen.final)
+
+
+class Seen(NamedTuple):
+    """Largest magnitudes on random tokens, which are the same for every text. stream: of the
+    residual stream, without the mean that nothing sees. final: of each channel that the last norm
+    sends to the LM head, (width,)."""
+
+    stream: float
+    final: NDArray[np.float64]
 
 
 @torch.no_grad()
-def stream_bits(model: SpikingLanguageModel) -> int:
-    """Fraction bits of the residual stream, 0..MAX_STREAM_BITS: as many as leave STREAM_ROOM.
-
-    Measured on random tokens, so that it is the same for every text. Raises UserError for a stream
-    that no number of them leaves room for.
-    """
+def probed(model: SpikingLanguageModel) -> Seen:
+    """What a spiking network does with such text."""
     size = PROBE[0], min(PROBE[1], model.config.context)
     ids = torch.randint(model.config.vocab_size, size, generator=torch.Generator().manual_seed(0))
     found: list[float] = []
     layer_norm = model.config.norm == "layer"
 
-    def watch(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+    final = np.zeros(model.config.sizes.width)
+
+    def watch(module: torch.nn.Module, args: tuple[Tensor, ...], normed: Tensor) -> None:
         x = args[0]
+        final[:] = normed.abs().amax((0, 1)).double().cpu().numpy()
         found.append(float((x - x.mean(-1, keepdim=True) if layer_norm else x).abs().max()))
 
-    norms = [model.transformer["ln_f"], *(n for b in model.blocks for n in (b.ln_1, b.ln_2))]
-    hooks = [norm.register_forward_pre_hook(watch) for norm in norms]
+    # the last norm is the last that is heard
+    norms = [*(n for b in model.blocks for n in (b.ln_1, b.ln_2)), model.transformer["ln_f"]]
+    hooks = [norm.register_forward_hook(watch) for norm in norms]
     try:
         model(ids)
     finally:
         for hook in hooks:
             hook.remove()
-    largest = max(found)
+    return Seen(max(found), final)
+
+
+def stream_bits(largest: float) -> int:
+    """Fraction bits of a residual stream of magnitudes up to `largest`, 0..MAX_STREAM_BITS: as many
+    as leave STREAM_ROOM. Raises UserError for a stream that no number of them leaves room for."""
     if not largest < 2.0 ** (STATE_BITS - 1) / STREAM_ROOM:
         raise UserError(
             f"the residual stream of this model reaches {largest:.3g}, too much for {STATE_BITS} "

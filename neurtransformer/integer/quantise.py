@@ -40,7 +40,12 @@ ENCODE_LIMIT = LIMIT // 4
 """Largest magnitude of an encoder's bias; y and half a threshold fit beside it."""
 
 FINAL_REACH = 8.0
-"""How many standard deviations of the stream the neurons in front of the LM head can tell."""
+"""How many standard deviations of the stream the neurons in front of the LM head can tell at
+least."""
+
+FINAL_ROOM = 1.5
+"""How many times the largest value seen they can tell: some channels of a real model are far beyond
+FINAL_REACH on every text."""
 
 SHIFT_RANGE = (-24, 62)
 """Shifts that a multiplier may have; rows beyond it are zero or always saturated."""
@@ -213,12 +218,13 @@ def quantise_embedding(model: "SpikingLanguageModel", config: IntegerConfig) -> 
     return {**rows.tensors("embed.table"), **_under("embed.stream", stream)}
 
 
-def quantise_head(model: "SpikingLanguageModel", config: IntegerConfig) -> Tensors:
-    """Tensors of the network `head`, and what the model answers to an innate token alone: that is
+def quantise_head(model: "SpikingLanguageModel", config: IntegerConfig, largest: Floats) -> Tensors:
+    """Tensors of the network `head`, where each channel of the last norm reached so far on some
+    text, (width,), and what the model answers to an innate token alone: that is
     the dense model's hidden state before the LM head, computed here once for all texts."""
     norm = model.transformer["ln_f"]
     gain, bias = _norm(norm)
-    reach = FINAL_REACH * np.abs(gain) + np.abs(bias)
+    reach = np.maximum(FINAL_REACH * np.abs(gain) + np.abs(bias), FINAL_ROOM * largest)
     spike_value = np.maximum(reach, _SMALLEST) / FINAL_MOST
     zero = np.zeros_like(spike_value)
     encoder, spike_value = quantise_encoder(norm, spike_value, zero, FINAL_MOST, config)
