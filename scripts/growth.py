@@ -27,8 +27,9 @@ from transformers import GPT2LMHeadModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from neurtransformer.dense import load_dense
+from neurtransformer.families.base import tapped
 from neurtransformer.recipe import load_recipe
-from neurtransformer.spiking.calibrate import calibration_text, fit_threshold, tapped
+from neurtransformer.spiking.calibrate import calibration_text, fit_threshold
 from neurtransformer.spiking.convert import carry_over, convert
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 from neurtransformer.text import load_blocks

@@ -28,7 +28,7 @@ What does not:
 - `TransformerTDEquivalentRecipe`, and STA's mode `equivalent`: convert, but emit no spikes.
 - `SpikeZIPTFQANNRecipe`: wants quantisers already trained into the network (without them it makes
   no neurons), and leaves a GELU to act on the spikes of each step alone.
-- `Qwen2SNNRecipe`: refuses all models but Qwen2.
+- `Qwen2SNNRecipe`: refuses all models but Qwen2; scripts/peers_smollm2.py gives it a Llama.
 
 As T grows the ratio to the dense perplexity tends to 1 for `rate_max` and `sta`. `rate_robust` and
 `threshold_balancing` stay above it, for their thresholds clip: the latter's start at zero, and each
@@ -53,7 +53,7 @@ from transformers import GPT2LMHeadModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from transformers.pytorch_utils import Conv1D
 
-from neurtransformer.spiking.calibrate import tapped
+from neurtransformer.families.base import tapped
 
 RECIPES = ("rate_max", "rate_robust", "threshold_balancing", "sta")
 BALANCING_BATCH = 32
@@ -85,9 +85,9 @@ def converted(
             block.ln_2, block.mlp = nn.Identity(), OverTime(network, timesteps, constant=False)
         else:
             block.mlp = nn.Sequential(
-                _rate_coded(fc, tap["mlp_in"], recipe, timesteps),
+                rate_coded(fc, tap["mlp_in"], recipe, timesteps),
                 gelu,
-                _rate_coded(proj, tap["hidden"], recipe, timesteps),
+                rate_coded(proj, tap["hidden"], recipe, timesteps),
             )
     return model
 
@@ -125,8 +125,8 @@ class SignedReLU(nn.Module):
         return self.positive(x) - self.negative(-x)
 
 
-def _rate_coded(linear: nn.Linear, x: Tensor, recipe: str, timesteps: int) -> OverTime:
-    """`linear` with its input rate coded, calibrated on x (batch, length, channels)."""
+def rate_coded(layer: nn.Module, x: Tensor, recipe: str, timesteps: int) -> OverTime:
+    """A linear layer with its input rate coded, calibrated on x (batch, length, channels)."""
     rate: ConversionRecipe
     if recipe == "threshold_balancing":
         batches = x.flatten(0, 1).split(BALANCING_BATCH)
@@ -136,7 +136,7 @@ def _rate_coded(linear: nn.Linear, x: Tensor, recipe: str, timesteps: int) -> Ov
         rate = RateCodingRecipe(
             [x], mode=mode, channel_wise=True, channel_dim=-1, half_threshold=True
         )
-    network = FXConverter(rate).convert(nn.Sequential(SignedReLU(), linear))
+    network = FXConverter(rate).convert(nn.Sequential(SignedReLU(), layer))
     return OverTime(network, timesteps, constant=True)
 
 
