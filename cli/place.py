@@ -27,9 +27,9 @@ _SHOWN = ("cores", "chips", "bottleneck", "lower_bound_chips", "bound_factor")
 def command(netlist: str | None, description: Path | None, out: Path | None, as_json: bool) -> None:
     """Place NETLIST on the cores of Loihi 2, and say which systems hold it.
 
-    NETLIST may also be the short name of a dense model, gpt2-nano to gpt2-xl (see `neurtx models`):
-    sizes are all that is needed. Limits of the chip that Intel has not published are assumed;
-    configs/loihi2.yaml says which.
+    NETLIST may also be the short name of a dense model, such as gpt2-xl or smollm2-135m (see
+    `neurtx models`): sizes are all that is needed. Limits of the chip that Intel has not
+    published are assumed; configs/loihi2.yaml says which.
     """
     from neurtransformer import runs
     from neurtransformer.errors import UserError

@@ -1,4 +1,4 @@
-"""The networks of an integer GPT-2 beside attention (attention/): embedding, feed-forward, head.
+"""The networks of an IntegerGPT2 beside attention (attention/): embedding, feed-forward, head.
 
 All as counts or as steps.
 

@@ -1,4 +1,4 @@
-"""What the networks of an integer GPT-2 are built from: synapses, encoders, neurons, accumulators.
+"""What the networks of an IntegerGPT2 are built from: synapses, encoders, neurons, accumulators.
 
 Each part has its integers from the tensors of the model (layout.py) and two forms: counts, for any
 batch at once, and steps, what the chip does in each time step of one sequence.

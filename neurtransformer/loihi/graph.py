@@ -1,4 +1,4 @@
-"""The graph of a GPT-2's netlist: which nodes each network has, how wired, and when they start.
+"""The graph of a language model's netlist: which nodes a network has, how wired, when they start.
 
 Everything here follows from the sizes of the model; a manifest holds it so that others can read it,
 and is believed only if it says the same. Networks follow one another: embed, h.0.attn, h.0.mlp and

@@ -3,10 +3,10 @@
     manifest.json            the graph, every size and bit width, the hash of every other file
     netx/<network>.<projection>.net   static projections, which stock netx loads
     chip.safetensors         biases, thresholds, multipliers, constants, the GELU table: integers
-    tokenizer/               the tokenizer, of a GPT-2
+    tokenizer/               the tokenizer, of a language model
 
-A network is a GPT-2 or a plastic transformer; `config` in the manifest says which. What is read is
-believed only after every hash, shape, range and wire has been checked.
+A network is a GPT-2, a Llama or a plastic transformer; `config` in the manifest says which. What is
+read is believed only after every hash, shape, range and wire has been checked.
 """
 
 import hashlib
@@ -135,7 +135,7 @@ class Netlist:
 
 @dataclass(frozen=True)
 class TextNetlist(Netlist):
-    """Of a GPT-2. Its tokenizer, a library of its own, is read when it is first asked for."""
+    """Of a language model. Its tokenizer, a library of its own, is read when first asked for."""
 
     model: IntegerGPT2
 
@@ -300,8 +300,8 @@ def read(folder: Path) -> TextNetlist | PlasticNetlist:
 
 
 def read_text(folder: Path) -> TextNetlist:
-    """Read the netlist of a GPT-2, tokenizer included. Raises UserError, also if it is of another
-    network."""
+    """Read the netlist of a language model, tokenizer included. Raises UserError, also if it is of
+    another network."""
     found = read(folder)
     if not isinstance(found, TextNetlist):
         raise UserError(
@@ -312,7 +312,8 @@ def read_text(folder: Path) -> TextNetlist:
 
 
 def read_plastic(folder: Path) -> PlasticNetlist:
-    """Read the netlist of a plastic transformer. Raises UserError, also if it is of a GPT-2."""
+    """Read the netlist of a plastic transformer. Raises UserError, also if it is of a
+    language model."""
     found = read(folder)
     if not isinstance(found, PlasticNetlist):
         raise UserError(f"{folder} reads text, not drawings: give --prompt in place of --data")

@@ -277,7 +277,8 @@ class Race(Programmed):
 
     def layers(self, name: str, matrices: Sequence[Any], beside: int, chip: Chip) -> list[Layer]:
         """Token neurons with the keys, and listeners with the values. In each part of a head one
-        neuron more holds its level, or counts."""
+        neuron more holds its level, or counts. Of heads that share neurons the output axons of one
+        are charged: listeners send a mean for each of them, but hardly use what axons there are."""
         width, count = self.heads * self.dim, self.most.bit_length() + 1
         queries = self.shared * width
         keys = Layer(
