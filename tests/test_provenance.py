@@ -214,7 +214,7 @@ def test_a_teacher_that_does_not_fit_is_refused_even_when_given(
     neurtx: Any, run: Path, text: str
 ) -> None:
     words = ("eval", str(run), "--text", text, "--limit", "64", "--teacher", "gpt2-nano")
-    assert "n_layer is 4, the run's 2" in neurtx(*words).mistake()
+    assert "layers is 4, the run's 2" in neurtx(*words).mistake()
 
 
 def test_runs_without_a_record_load_as_long_as_the_embeddings_are_the_same(
