@@ -152,6 +152,7 @@ def table_of(script: ModuleType, text: Path, *options: str) -> dict[str, Any]:
     return read_json(text.with_name("paper") / "table.json")
 
 
+@pytest.mark.slow
 def test_from_nothing_to_the_table_and_on(
     script: ModuleType,
     in_process: list[list[str]],
