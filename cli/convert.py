@@ -1,4 +1,4 @@
-"""`neurtx convert`: a dense GPT-2 becomes a spiking run."""
+"""`neurtx convert`: a dense language model becomes a spiking run."""
 
 from collections.abc import Mapping
 from pathlib import Path

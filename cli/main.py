@@ -28,7 +28,7 @@ from . import output
 # stand here so that listing the commands loads none of them.
 COMMANDS = {
     "models": "Names of dense models, their sizes, and where their weights come from.",
-    "convert": "Turn a dense GPT-2 into a spiking run.",
+    "convert": "Turn a dense language model into a spiking run.",
     "finetune": "Train a run's spiking attention to follow its dense teacher.",
     "eval": "Compare a run with its dense teacher on the same tokens.",
     "generate": "Continue a prompt with a run.",
@@ -38,7 +38,7 @@ COMMANDS = {
     "place": "Count the cores and chips that a netlist needs, against the limits of Loihi 2.",
     "icl": "Measure in-context learning, form by form.",
     "report": "Gather what is known of a run in an HTML page.",
-    "install": "Fetch SpikingJelly and Lava, which pip alone does not install.",
+    "install": "Fetch SpikingJelly and Lava, which pip alone does not install, or a real model.",
     "doctor": "What is installed, what is missing, and what to type.",
 }
 
@@ -101,7 +101,7 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="neurtransformer", prog_name="neurtx")
 @click.pass_context
 def neurtx(ctx: click.Context) -> None:
-    """Turn a pretrained GPT-2 into a spiking network, down to a netlist that runs on Lava.
+    """Turn a pretrained language model into a spiking network, down to a netlist that runs on Lava.
 
     `neurtx COMMAND --help` says more about each command. A RUN or NETLIST that is left out is the
     last one made.

@@ -10,7 +10,7 @@ from .output import answer, json_option, rows_table
 def command(as_json: bool) -> None:
     """Names of dense models, their sizes, and where their weights come from.
 
-    Any hub id (owner/name) or local folder of a GPT-2 works too.
+    Any hub id (owner/name) or local folder of a GPT-2 or a Llama works too.
     """
     from neurtransformer.dense import list_models
 

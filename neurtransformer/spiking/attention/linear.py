@@ -10,9 +10,9 @@ and passes on ``o / (d + 1)``. This is softmax-free causal attention whose weigh
 ``u q_i^2.k_i^2`` for the token itself and ``(1 - 2^-s)^(i-j-1) q_i^2.k_j^2`` for the tokens before
 it, divided by their sum (linear attention as fast weights: arXiv 2006.16236, 2102.11174; on Loihi
 2: 2410.08711; a weight of its own for the present as in RWKV: 2305.13048). The 1 beside v is a
-value neuron that always fires at full scale (`witness`), for nothing needs precision as the divisor
-does. s = 0 with u = 0 is a head that sees just the token before, as softmax heads often do. The
-division is one reciprocal per head and token, read from a table (`base.normalise`).
+value neuron that always fires at full scale (`witness`): what a read is divided by is to be as
+precise as can be. s = 0 with u = 0 is a head that sees just the token before, as softmax heads
+often do. The division is one reciprocal per head and token, read from a table (`base.normalise`).
 
 Counts act squared because the n-th spike of a key or query neuron weighs 2n - 1 at its synapse,
 which facilitates linearly: n spikes deposit 1 + 3 + ... + (2n - 1) = n^2 (`coding.facilitated`). On
