@@ -42,6 +42,7 @@ left out of the calibration and computed in floats, its keys and values handed t
 
 import copy
 import dataclasses
+import gc
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -528,6 +529,9 @@ def main(
             {"network": name, "texts": {key: measure(network, x) for key, x in heldout.items()}}
         )
         write_json(file, {"settings": settings, "published": PUBLISHED, "rows": rows})
+        # hooks and what they belong to hold each other: without this all networks stay in memory
+        del network
+        gc.collect()
     console = Console()
     console.print(table(rows))
     for name, ratio in PUBLISHED.items():
