@@ -48,9 +48,10 @@ HEADROOM_BITS = 8
 """A state holds 2^HEADROOM_BITS products of full scale before it saturates, unless it forgets."""
 
 
-def qkv_sizes(width: int) -> tuple[int, int, int]:
-    """How many query, key and value neurons (rows of `c_attn`, in this order) a block has."""
-    return KEY_EXPANSION * width, KEY_EXPANSION * width, width
+def qkv_sizes(width: int, kv_width: int) -> tuple[int, int, int]:
+    """How many query, key and value neurons (rows of `c_attn`, in this order) a block has that is
+    `width` wide, and whose keys and values are `kv_width`."""
+    return KEY_EXPANSION * width, KEY_EXPANSION * kv_width, kv_width
 
 
 def witness(timesteps: int) -> int:

@@ -132,18 +132,17 @@ def load_dense(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         raise
     except Exception as error:
         raise UserError(f"the tokenizer in {folder} does not load: {shortened(error)}") from error
-    with gguf_file.without_progress():
-        model, info = model_class.from_pretrained(
-            folder,
-            config=config,
-            generation_config=_generation_config(folder, config, tokenizer),
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **where,
-        )
+    model, info = model_class.from_pretrained(
+        folder,
+        config=config,
+        generation_config=_generation_config(folder, config, tokenizer),
+        dtype=torch.float32,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        **where,
+    )
     for key in [*info["missing_keys"], *info["mismatched_keys"]]:
         raise UserError(f"transformers finds no {key} in {folder}: save the model again")
     for key, parameter in model.named_parameters():

@@ -4,8 +4,6 @@ Such weights are stored in a few bits each and come out as float32: the model th
 the one that the file holds, not the one that it was made from.
 """
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +50,3 @@ def check(file: Path) -> dict[str, Any]:
     # says how the file was stored
     values.pop("quantization_config", None)
     return checked_config(file, values)
-
-
-@contextlib.contextmanager
-def without_progress() -> Iterator[None]:
-    """transformers draws two progress bars of its own while it unpacks a GGUF file."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

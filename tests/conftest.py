@@ -68,6 +68,46 @@ def tiny_dense_folder(tmp_path_factory: pytest.TempPathFactory, nano_tokenizer: 
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory, nano_tokenizer: Any) -> Path:
+    """A random Llama of 2 layers, 64 wide, 4 heads of 16 that share 2 of keys and values, context
+    64; large weights, for which heads prefer some positions. For reading only, as above."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(nano_tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.1,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    nano_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def words(*shape: int, seed: int = 0) -> Any:
+    """Random tokens of the nano tokenizer, int64, none of them the one that begins a text."""
+    import torch
+
+    return torch.randint(1, 4096, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def likeness(a: Any, b: Any) -> float:
+    """The mean cosine similarity of two tensors of logits."""
+    import torch
+
+    return float(torch.nn.functional.cosine_similarity(a, b, dim=-1).mean())
+
+
 def _converted(folder: Path, dense_folder: Path, tokenizer: Any, attention: str) -> Path:
     """`folder`, with what `neurtx convert --timesteps 4` writes for a kind of attention."""
     import torch

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import likeness, words
 
 from neurtransformer.dense import load_dense
 from neurtransformer.errors import UserError
@@ -36,7 +37,7 @@ def spiking(request: pytest.FixtureRequest, tiny_dense_folder: Path) -> SpikingL
     code = Code(5, "phase") if request.param == "ttfs" else Code(4, "rate")
     found = convert(
         dense,
-        tokens(2, 48),
+        words(2, 48),
         4,
         "tiny",
         attention=request.param,
@@ -55,19 +56,11 @@ def model(spiking: SpikingLanguageModel) -> IntegerGPT2:
     return IntegerGPT2.from_spiking(spiking)
 
 
-def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(1, 4096, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def likeness(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float(torch.nn.functional.cosine_similarity(a, b, dim=-1).mean())
-
-
 @torch.no_grad()
 def test_integers_follow_the_spiking_network(
     model: IntegerGPT2, spiking: SpikingLanguageModel
 ) -> None:
-    ids = tokens(2, 40)
+    ids = words(2, 40)
     theirs = spiking(ids).logits
     assert likeness(model(ids), theirs) > 0.95
     # and not without the token, or with positions that begin at 0
@@ -134,7 +127,7 @@ def test_steps_are_counts_whatever_the_transport(model: IntegerGPT2) -> None:
 
 
 def test_token_after_token_is_all_at_once(model: IntegerGPT2) -> None:
-    ids = tokens(2, 12)
+    ids = words(2, 12)
     first = torch.full((2, 1), FIRST)
     for given in (ids, torch.cat([first, ids], dim=1), torch.cat([first, first, ids], dim=1)):
         states = model.new_states()
@@ -146,14 +139,14 @@ def test_token_after_token_is_all_at_once(model: IntegerGPT2) -> None:
 def test_a_text_that_begins_with_the_token_means_the_same(
     model: IntegerGPT2, spiking: SpikingLanguageModel
 ) -> None:
-    ids = tokens(3, 9)
+    ids = words(3, 9)
     first = torch.full((3, 1), FIRST)
     again = model(torch.cat([first, ids], dim=1))
     assert torch.equal(again[:, 1:], model(ids))
     theirs = spiking(torch.cat([first, ids], dim=1)).logits[:, :1]
     assert (again[:, :1] - theirs).abs().max() <= 2.0 ** -(LOGIT_BITS + 1) + 1e-5
     mixed = torch.cat([first, ids], dim=1)
-    mixed[1] = tokens(1, 10, seed=3)
+    mixed[1] = words(1, 10, seed=3)
     assert torch.equal(model(mixed)[::2], again[::2])
     assert torch.equal(model(mixed)[1:2], model(mixed[1:2]))
     with pytest.raises(ValueError, match="begin all with the first token, or none"):
@@ -163,14 +156,14 @@ def test_a_text_that_begins_with_the_token_means_the_same(
 def test_it_takes_one_position(model: IntegerGPT2) -> None:
     first = torch.full((1, 1), FIRST)
     assert model.config.context == 63
-    assert model(torch.cat([first, tokens(1, 63)], dim=1)).shape[1] == 64
-    for given in (tokens(1, 64), torch.cat([first, tokens(1, 64)], dim=1)):
+    assert model(torch.cat([first, words(1, 63)], dim=1)).shape[1] == 64
+    for given in (words(1, 64), torch.cat([first, words(1, 64)], dim=1)):
         with pytest.raises(UserError, match="64 tokens are more than the 63"):
             model(given)
 
 
 def test_generate_with_and_without_it(model: IntegerGPT2) -> None:
-    ids, first = tokens(1, 5), torch.full((1, 1), FIRST)
+    ids, first = words(1, 5), torch.full((1, 1), FIRST)
     again = torch.cat([first, ids], dim=1)
     assert torch.equal(model.generate(again, 6), torch.cat([first, model.generate(ids, 6)], dim=1))
     alone = model.generate(first, 3)[0]

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Done
-from torch import Tensor
+from conftest import Done, words
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from neurtransformer.checkpoint import check_config, check_folder
@@ -54,22 +53,15 @@ def dense() -> LlamaForCausalLM:
     return llama()
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory, nano_tokenizer: Any) -> Path:
-    place = tmp_path_factory.mktemp("llama") / "tiny-llama"
-    llama().save_pretrained(place)
-    nano_tokenizer.save_pretrained(place)
-    return place
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randint(1, WORDS, shape, generator=torch.Generator().manual_seed(seed))
+@pytest.fixture
+def folder(tiny_llama_folder: Path) -> Path:
+    return tiny_llama_folder
 
 
 def spiking(dense: LlamaForCausalLM, kind: str, first: int | None = 0) -> SpikingLanguageModel:
     code = Code(5, "phase") if kind == "ttfs" else Code(4, "rate")
     return convert(
-        dense, drawn(4, 24), 6, "", coding="phase", attention=kind, attention_code=code,
+        dense, words(4, 24), 6, "", coding="phase", attention=kind, attention_code=code,
         first_token=first, limited=(10, 3),
     )  # fmt: skip
 
@@ -78,7 +70,7 @@ def spiking(dense: LlamaForCausalLM, kind: str, first: int | None = 0) -> Spikin
 
 
 def test_softmax_weights_are_transformers_own(dense: LlamaForCausalLM) -> None:
-    ids = drawn(2, 16)
+    ids = words(2, 16)
     family = Llama()
     sizes, turned = family.sizes(dense.config.to_dict()), rotation(torch.arange(16)[None], 16, 1e4)
     with torch.no_grad(), tapped(dense) as taps:
@@ -90,7 +82,7 @@ def test_softmax_weights_are_transformers_own(dense: LlamaForCausalLM) -> None:
 
 def test_what_is_tapped_is_what_flows(dense: LlamaForCausalLM) -> None:
     with torch.no_grad(), tapped(dense) as taps:
-        dense(drawn(2, 16))
+        dense(words(2, 16))
     for block, tap in zip(Llama().blocks(dense), taps, strict=True):
         gate, up = torch.nn.functional.linear(tap["mlp_in"], *block.up()).chunk(2, dim=-1)
         hidden = torch.nn.functional.silu(gate) * up
@@ -116,8 +108,8 @@ def test_a_fine_code_computes_what_the_dense_model_does(tied: bool) -> None:
         for name, parameter in dense.named_parameters():
             if name.endswith(".bias"):
                 parameter.normal_(std=0.3)
-    model = convert(dense, drawn(16, 40), 8, "", coding="phase", attention="ttfs", first_token=0)
-    ids = drawn(4, 32, seed=1)
+    model = convert(dense, words(16, 40), 8, "", coding="phase", attention="ttfs", first_token=0)
+    ids = words(4, 32, seed=1)
     with torch.no_grad():
         theirs = dense(torch.cat([torch.zeros_like(ids[:, :1]), ids], 1)).logits[:, 1:]
         ours = model(ids).logits
@@ -135,7 +127,7 @@ def test_steps_are_counts_and_tokens_one_by_one_too(
     dense: LlamaForCausalLM, kind: str, first: int | None
 ) -> None:
     model = spiking(dense, kind, first)
-    ids = drawn(3, 12, seed=2)
+    ids = words(3, 12, seed=2)
     mask = torch.ones_like(ids)
     mask[0, :5], mask[1, :1] = 0, 0
     whole = model(ids, attention_mask=mask).logits
@@ -159,7 +151,7 @@ def test_steps_are_counts_and_tokens_one_by_one_too(
 def test_training_and_evaluation_agree(dense: LlamaForCausalLM, kind: str) -> None:
     """The parallel form beside the one with a state: all but the rounding of the mean."""
     model = spiking(dense, kind)
-    ids = drawn(2, 20, seed=3)
+    ids = words(2, 20, seed=3)
     evaluated = model(ids).logits
     trained = model.train()(ids).logits
     near = torch.nn.functional.cosine_similarity(evaluated, trained, dim=-1)
@@ -231,7 +223,7 @@ def test_all_commands_up_to_the_chip(
         assert done.returncode == 0, (call, done.stderr)
     model, _ = load_run(tmp_path / "run")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
-    ids = drawn(1, 9)
+    ids = words(1, 9)
     assert torch.equal(model(ids).logits, again.eval()(ids).logits)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from conftest import likeness, words
 
 from neurtransformer.codes import COARSE_STEPS, FINE_STEPS
 from neurtransformer.dense import load_dense
@@ -17,43 +17,21 @@ from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.integer.layout import check, layout
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.loihi import netlist
-from neurtransformer.loihi.nodes import RotaryNeurons, Spikes, SwigluNeurons
+from neurtransformer.loihi.llama import RotaryNeurons, SwigluNeurons
+from neurtransformer.loihi.nodes import Spikes
 from neurtransformer.loihi.simulate import prompt_ids, simulate
 from neurtransformer.recipe import Code
 from neurtransformer.spiking.convert import convert
 from neurtransformer.spiking.model import SpikingLanguageModel
 
 
-@pytest.fixture(scope="module")
-def llama_folder(tmp_path_factory: pytest.TempPathFactory, nano_tokenizer: Any) -> Path:
-    """A random Llama of 2 layers, 64 wide, 4 heads of 16 that share 2 of keys and values; large
-    weights, for which heads prefer some positions."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(nano_tokenizer),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.1,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    nano_tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module", params=[0, None])
-def spiking(request: pytest.FixtureRequest, llama_folder: Path) -> SpikingLanguageModel:
+def spiking(request: pytest.FixtureRequest, tiny_llama_folder: Path) -> SpikingLanguageModel:
     """With an innate token, and without one."""
-    dense, _ = load_dense(str(llama_folder))
+    dense, _ = load_dense(str(tiny_llama_folder))
     return convert(
         dense,
-        tokens(2, 48),
+        words(2, 48),
         8,
         "tiny",
         coding="phase",
@@ -68,19 +46,11 @@ def model(spiking: SpikingLanguageModel) -> IntegerGPT2:
     return IntegerGPT2.from_spiking(spiking)
 
 
-def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(1, 4096, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def likeness(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float(torch.nn.functional.cosine_similarity(a, b, dim=-1).mean())
-
-
 @torch.no_grad()
 def test_integers_follow_the_spiking_network(
     model: IntegerGPT2, spiking: SpikingLanguageModel
 ) -> None:
-    ids = tokens(2, 40)
+    ids = words(2, 40)
     theirs = spiking(ids).logits
     near = likeness(model(ids), theirs)
     assert near > 0.98
@@ -103,7 +73,7 @@ def test_integers_follow_the_spiking_network(
 
 
 def test_token_after_token_is_all_at_once(model: IntegerGPT2) -> None:
-    ids = tokens(2, 12)
+    ids = words(2, 12)
     states = model.new_states()
     parts = [model(ids[:, :5], states)]
     parts += [model(ids[:, i : i + 1], states) for i in range(5, 12)]
@@ -163,8 +133,8 @@ def test_lava_is_the_integer_model(
 
 
 @pytest.mark.usefixtures("lava")
-def test_from_the_dense_model_to_lava(neurtx: Callable[..., Any], llama_folder: Path) -> None:
-    assert neurtx("convert", str(llama_folder), "--out", "run").returncode == 0
+def test_from_the_dense_model_to_lava(neurtx: Callable[..., Any], tiny_llama_folder: Path) -> None:
+    assert neurtx("convert", str(tiny_llama_folder), "--out", "run").returncode == 0
     done = neurtx("export", "run", "--target", "loihi2", "--out", "net", "--json")
     assert done.returncode == 0, done.stderr
     assert abs(json.loads(done.stdout)["ppl_ratio_to_spiking"] - 1) < 0.03
@@ -178,10 +148,10 @@ def test_from_the_dense_model_to_lava(neurtx: Callable[..., Any], llama_folder: 
 
 
 def test_fast_weights_of_a_llama_have_no_integers(
-    neurtx: Callable[..., Any], llama_folder: Path
+    neurtx: Callable[..., Any], tiny_llama_folder: Path
 ) -> None:
     words = ("--out", "run", "--attention", "linear")
-    assert neurtx("convert", str(llama_folder), *words).returncode == 0
+    assert neurtx("convert", str(tiny_llama_folder), *words).returncode == 0
     line = neurtx("export", "run", "--target", "loihi2").mistake()
     assert "ttfs alone" in line
 

@@ -15,7 +15,7 @@ from neurtransformer.integer.arithmetic import LIMIT, Integers
 from neurtransformer.integer.parts import GeluNeurons as Gelu
 from neurtransformer.integer.parts import SwigluNeurons as Swiglu
 from neurtransformer.integer.quantise import SHIFT_RANGE
-from neurtransformer.loihi import microcode
+from neurtransformer.loihi import llama, microcode
 from neurtransformer.loihi.attention.base import mean_of
 from neurtransformer.loihi.attention.linear import SSACode
 from neurtransformer.loihi.microcode import Clock, Microcode, words
@@ -102,7 +102,7 @@ def test_rotary_neurons_turn_as_rotary_positions_do(
     tokens = positions - begin
     u = anywhere(rng, tokens * n).reshape(tokens, n)
     theirs = rotary.Rotary(coarse.astype(np.int64), fine.astype(np.int64), turned).turned(u, begin)
-    ours = microcode.RotaryNeurons(
+    ours = llama.RotaryCode(
         Clock(1, 1, 0),
         bias=np.zeros(n),
         theta=np.ones(n),
@@ -130,7 +130,7 @@ def test_what_swiglu_neurons_fire_from(seed: int) -> None:
     drop = rng.integers(0, arithmetic.MOST_DROPPED + 1, n)
     center, u = anywhere(rng, n), anywhere(rng, 2 * n)
     theirs = Swiglu(mantissa, shift, drop, center, np.ones(n, dtype=np.int64), table)
-    ours = microcode.SwigluNeurons(
+    ours = llama.SwigluCode(
         Clock(1, 1, 0),
         bias=np.zeros(2 * n),
         theta=np.ones(n),
@@ -342,7 +342,11 @@ def test_linear_attention(
 def test_microcode_calls_no_function_of_the_integer_model() -> None:
     """Constants, tables and types may be shared; what is computed may not."""
     folder = Path(microcode.__file__).parent
-    for path in (folder / "microcode.py", *sorted((folder / "attention").glob("*.py"))):
+    for path in (
+        folder / "microcode.py",
+        folder / "llama.py",
+        *sorted((folder / "attention").glob("*.py")),
+    ):
         imports = (
             x for x in ast.walk(ast.parse(path.read_text())) if isinstance(x, ast.ImportFrom)
         )

@@ -151,11 +151,6 @@ class DenseBlock(ABC):
         """
 
 
-def zeros_for(weight: "Tensor", bias: "Tensor | None") -> Rows:
-    """A linear layer whose bias may be missing."""
-    return Rows(weight, weight.new_zeros(len(weight)) if bias is None else bias)
-
-
 def family_of(dense: "PreTrainedModel") -> Family:
     """The family of a dense model in memory."""
     from neurtransformer.families import FAMILIES

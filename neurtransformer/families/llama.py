@@ -18,7 +18,6 @@ from neurtransformer.families.base import (
     Sizes,
     check_fraction,
     check_size,
-    zeros_for,
 )
 
 if TYPE_CHECKING:
@@ -193,11 +192,10 @@ class _Block(DenseBlock):
 
 
 def _stacked(*parts: "nn.Linear") -> Rows:
-    """Linear layers of one input as one."""
+    """Linear layers of one input as one, with a bias of zeros where they have none."""
     import torch
 
-    rows = [zeros_for(part.weight, part.bias) for part in parts]
-    if len(rows) == 1:
-        return rows[0]
-    weights, biases = zip(*rows, strict=True)
-    return Rows(torch.cat(weights), torch.cat(biases))
+    weight = torch.cat([part.weight for part in parts]) if len(parts) > 1 else parts[0].weight
+    if parts[0].bias is None:
+        return Rows(weight, weight.new_zeros(len(weight)))
+    return Rows(weight, torch.cat([part.bias for part in parts]))

@@ -12,6 +12,7 @@ from neurtransformer.integer.arithmetic import STATE_BITS
 from neurtransformer.integer.attention import KINDS as INTEGERS
 from neurtransformer.integer.config import FINAL_MOST, IntegerConfig
 from neurtransformer.loihi import attention
+from neurtransformer.loihi.llama import RotaryNeurons, SwigluNeurons
 from neurtransformer.loihi.network import Network, in_line, timed, wired
 from neurtransformer.loihi.nodes import (
     Accumulator,
@@ -19,11 +20,9 @@ from neurtransformer.loihi.nodes import (
     GeluNeurons,
     Node,
     Norm,
-    RotaryNeurons,
     Silent,
     Source,
     Spikes,
-    SwigluNeurons,
     Synapses,
 )
 from neurtransformer.recipe import Coding

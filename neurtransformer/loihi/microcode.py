@@ -32,7 +32,7 @@ Words = NDArray[np.int32]
 LIMIT = 2**23 - 1
 """Largest magnitude of a state."""
 
-_FAR = 28
+FAR = 28
 """A product of 24 by 3 bits that is shifted so far, or farther, rounds to 0."""
 
 
@@ -221,7 +221,7 @@ class Rescaling:
     def __init__(self, mantissa: ArrayLike, shift: ArrayLike) -> None:
         shifts = words(shift)
         self.mantissa = words(mantissa)
-        self.right = np.clip(shifts, 0, _FAR)
+        self.right = np.clip(shifts, 0, FAR)
         self.left = np.maximum(-shifts, 0)
 
     def of(self, u: Words) -> Words:
@@ -232,6 +232,15 @@ class Rescaling:
             x += np.where(self.left > bit, x, 0)
             saturate(x)
         return x
+
+
+def above_dip(x: Words, table: Words, index_shift: int) -> Words:
+    """ReLU(x) less what a table holds for its magnitude, an entry for each 2^index_shift of it, and
+    nothing beyond."""
+    index = np.abs(x) >> index_shift
+    beyond = index >= len(table)
+    index[beyond] = 0
+    return np.where(x > 0, x, 0) - np.where(beyond, 0, table[index])
 
 
 class GeluNeurons(CodingNeurons):
@@ -270,144 +279,10 @@ class GeluNeurons(CodingNeurons):
         self.index_shift = index_shift
 
     def membrane(self) -> Words:
-        x = self.rescaling.of(self.u)
-        index = np.abs(x) >> self.index_shift
-        y = np.where(x > 0, x, 0)
-        beyond = index >= len(self.table)
-        index[beyond] = 0
-        y -= np.where(beyond, 0, self.table[index])
+        y = above_dip(self.rescaling.of(self.u), self.table, self.index_shift)
         y -= self.center
         saturate(y)
         return y
-
-
-class RotaryNeurons(CodingNeurons):
-    """Signed neurons, the first `turned` of which are turned in pairs before they fire.
-
-    coarse, fine: cosines and sines with `pair_bits` fraction bits, (entries, dim / 2, 2), of heads
-    that are dim wide: of every len(fine)-th position, and of those between. begin: the position of
-    the first token.
-    """
-
-    def __init__(
-        self,
-        clock: Clock,
-        *,
-        bias: ArrayLike,
-        theta: ArrayLike,
-        coarse: ArrayLike,
-        fine: ArrayLike,
-        turned: int,
-        begin: int,
-        pair_bits: int,
-        receives: Coding,
-        sends: Coding,
-        most: int,
-    ) -> None:
-        super().__init__(
-            clock,
-            bias=bias,
-            theta=theta,
-            unsigned=0,
-            receives=receives,
-            sends=sends,
-            most=most,
-        )
-        self.coarse, self.fine = words(coarse), words(fine)
-        self.channels, self.pair_bits = turned, pair_bits
-        self.position = words([begin])
-
-    def membrane(self) -> Words:
-        x = self.u.copy()
-        pairs = x[: self.channels].reshape(-1, 2, self.fine.shape[1])
-        position = int(self.position[0])
-        self.position += 1
-        high = position // len(self.fine)
-        if high < len(self.coarse):  # else a sequence is over
-            self.turn(pairs, self.coarse[high])
-            self.turn(pairs, self.fine[position - high * len(self.fine)])
-        return x
-
-    def turn(self, pairs: Words, by: Words) -> None:
-        """Heads (n, 2, dim / 2), in place. A product of 24 bits by 15 is two of 12 by 15."""
-        cos, sin = by[:, 0], by[:, 1]
-        above, below = pairs >> 12, pairs & 4095
-        half = np.int32(1 << (self.pair_bits - 1))
-        for i, (first, other, sign) in enumerate(((0, 1, -1), (1, 0, 1))):
-            large = above[:, first] * cos + sign * (above[:, other] * sin)
-            small = below[:, first] * cos + sign * (below[:, other] * sin) + half
-            pairs[:, i] = (large + (small >> 12)) >> (self.pair_bits - 12)
-        saturate(pairs)
-
-
-def shortened(x: Words, bits: int) -> tuple[Words, Words]:
-    """The leading bits of x, rounded, and by how many bits it was longer."""
-    more = np.maximum(length(np.abs(x)) - bits, 0)
-    return rounded(x, more), more
-
-
-class SwigluNeurons(CodingNeurons):
-    """Signed neurons that fire the product of a gate's SiLU and another membrane, less a centre.
-
-    bias: (2 n,), of the gates first. theta, mantissa, shift, center: (n,); see `GeluNeurons`, as
-    for table. drop: (n,), bits that a product is too long. leading_bits: of each factor.
-    """
-
-    def __init__(
-        self,
-        clock: Clock,
-        *,
-        bias: ArrayLike,
-        theta: ArrayLike,
-        mantissa: ArrayLike,
-        shift: ArrayLike,
-        drop: ArrayLike,
-        center: ArrayLike,
-        table: ArrayLike,
-        index_shift: int,
-        leading_bits: int,
-        receives: Coding,
-        sends: Coding,
-        most: int,
-    ) -> None:
-        super().__init__(
-            clock,
-            bias=bias,
-            theta=theta,
-            unsigned=0,
-            receives=receives,
-            sends=sends,
-            most=most,
-        )
-        self.outputs = len(self.theta)
-        self.v, self.spikes = np.zeros_like(self.theta), np.zeros_like(self.theta)
-        self.sign, self.signed = np.ones_like(self.theta), np.ones_like(self.theta)
-        self.rescaling = Rescaling(mantissa, shift)
-        self.center, self.table, self.drop = words(center), words(table), words(drop)
-        self.index_shift, self.leading_bits = index_shift, leading_bits
-
-    def membrane(self) -> Words:
-        gate = self.rescaling.of(self.u[: self.outputs])
-        index = np.abs(gate) >> self.index_shift
-        y = np.where(gate > 0, gate, 0)
-        y -= np.where(
-            index < len(self.table), self.table[np.minimum(index, len(self.table) - 1)], 0
-        )
-        y = self.times(y, self.u[self.outputs :])
-        y -= self.center
-        saturate(y)
-        return y
-
-    def times(self, a: Words, b: Words) -> Words:
-        """Products of the leading bits, shifted to where they belong."""
-        (a, over), (b, more) = (shortened(x, self.leading_bits) for x in (a, b))
-        right = self.drop - over - more
-        x = rounded(a * b, np.clip(right, 0, _FAR))
-        saturate(x)
-        for bit in range(np.maximum(-right, 0).max(initial=0)):
-            x += np.where(-right > bit, x, 0)
-            saturate(x)
-        return x
 
 
 class KeyNeurons(Integrating):

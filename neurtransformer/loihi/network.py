@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
-from neurtransformer.loihi import attention
+from neurtransformer.loihi import attention, llama
 from neurtransformer.loihi.nodes import NODES, Accumulator, Count, Node, Source, Strict, Wire
 
 
@@ -15,7 +15,7 @@ def _node(values: Any) -> Any:
     if not isinstance(values, dict):
         return values
     kinds: dict[Any, type[Node]] = {
-        cls.model_fields["kind"].default: cls for cls in (*NODES, *attention.nodes())
+        cls.model_fields["kind"].default: cls for cls in (*NODES, *llama.NODES, *attention.nodes())
     }
     kind = values.get("kind")
     if not isinstance(kind, str) or kind not in kinds:

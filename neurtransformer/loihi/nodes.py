@@ -5,7 +5,7 @@ What an attention consists of is in `attention/`, one file a kind.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -330,44 +330,6 @@ class CodingNeurons(Neurons):
         )
 
 
-class RotaryNeurons(CodingNeurons):
-    """Those of query, key and value where positions are rotary: the membranes of the first `turned`
-    of them, in heads of pairs, turn by the angle of the token's position before they fire. Tensors:
-    theta, coarse, fine (`integer/rotary.py`).
-
-    dim: of a head. begin: the position of a text's first token. coarse, fine: entries of these
-    tables."""
-
-    kind: Literal["rotary_neurons"] = "rotary_neurons"  # type: ignore[assignment]
-    dim: Count
-    turned: Count
-    begin: Count
-    coarse: Count
-    fine: Count
-    pair_bits: Literal[14] = 14
-
-    def microcode(self, setting: Setting) -> Microcode:
-        return microcode.RotaryNeurons(
-            setting.clock(self),
-            bias=self.each(setting, self.bias),
-            **self.own(setting, "theta"),
-            coarse=setting.tensor(f"{self.name}.coarse"),
-            fine=setting.tensor(f"{self.name}.fine"),
-            turned=self.turned,
-            begin=self.begin,
-            pair_bits=self.pair_bits,
-            receives=self.receives,
-            sends=self.sends,
-            most=self.most,
-        )
-
-    def layers(self, name: str, matrices: Sequence[Matrix], beside: int, chip: Chip) -> list[Layer]:
-        """A core holds the tables of one head: a cosine and a sine for a pair of channels."""
-        (layer,) = super().layers(name, matrices, beside, chip)
-        tables = (self.coarse + self.fine) * self.dim * 16
-        return [replace(layer, table_bits=tables)]
-
-
 class GeluNeurons(Neurons):
     """Neurons that fire the GELU of their membrane, 0..most times a phase. Tensors: mantissa,
     shift, center, theta, table."""
@@ -392,46 +354,6 @@ class GeluNeurons(Neurons):
             **self.own(setting, "theta", "mantissa", "shift", "center"),
             table=setting.tensor(f"{self.name}.table"),
             index_shift=self.fraction_bits - arithmetic.GELU_INDEX_BITS,
-            receives=self.receives,
-            sends=self.sends,
-            most=self.most,
-        )
-
-
-class SwigluNeurons(Neurons):
-    """Neurons with two membranes, of a gate and of another input, that fire for the product of the
-    gate's SiLU and the other, -most..most times a phase. Gates come first. Tensors: mantissa,
-    shift, drop, center, theta, table.
-
-    leading_bits: of each factor that reach the product. On a chip the second membrane is that of a
-    compartment of its own."""
-
-    kind: Literal["swiglu_neurons"] = "swiglu_neurons"
-    sends: Coding
-    most: Count
-    fraction_bits: Literal[14] = 14
-    table_entries: Literal[512] = 512
-    leading_bits: Literal[11] = 11
-
-    table_bits: ClassVar[int] = 512 * 16
-
-    @property
-    def words(self) -> int:
-        """Of each of the two compartments: bias, threshold, centre, mantissa, shift and dropped
-        bits beside u and v."""
-        return 8
-
-    def shape(self, quantity: str, tokens: int) -> tuple[int, ...]:
-        return (2 * self.outputs,) if quantity == "u" else (self.outputs,)
-
-    def microcode(self, setting: Setting) -> Microcode:
-        return microcode.SwigluNeurons(
-            setting.clock(self),
-            bias=setting.tensor(self.bias),
-            **self.own(setting, "theta", "mantissa", "shift", "drop", "center"),
-            table=setting.tensor(f"{self.name}.table"),
-            index_shift=self.fraction_bits - arithmetic.GELU_INDEX_BITS,
-            leading_bits=self.leading_bits,
             receives=self.receives,
             sends=self.sends,
             most=self.most,
@@ -492,9 +414,7 @@ NODES: tuple[type[Node], ...] = (
     PlasticSynapses,
     Norm,
     CodingNeurons,
-    RotaryNeurons,
     GeluNeurons,
-    SwigluNeurons,
     KeyNeurons,
     Accumulator,
 )

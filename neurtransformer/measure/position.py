@@ -54,9 +54,8 @@ def loss_by_position(
             output = network(chunk, attention_mask=mask, position_ids=positions.expand_as(chunk))
             predicted = output.logits[:, -length:-1].transpose(1, 2)
             wanted = chunk[:, 1 - length :]
-            losses[name] = losses[name] + F.cross_entropy(predicted, wanted, reduction="none").sum(
-                0
-            )
+            each = F.cross_entropy(predicted, wanted, reduction="none")
+            losses[name] = losses[name] + each.sum(0)
             if name == "spiking":
                 on_tokens(chunk.numel())
     return [

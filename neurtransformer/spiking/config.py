@@ -32,6 +32,8 @@ class SpikingConfig:
     """The `model_type` of the dense model."""
 
     norm: ClassVar[Literal["layer", "rms"]]
+    named: ClassVar[tuple[str, str]]
+    """What the family calls the epsilon of its norms and the activation of its hidden neurons."""
 
     timesteps: int = 8
     coding: Coding = "rate"
@@ -66,7 +68,7 @@ class SpikingConfig:
     @property
     def sizes(self) -> Sizes:
         """The geometry."""
-        return FAMILIES[self.family].sizes(self.to_dict())  # type: ignore[attr-defined]
+        return FAMILIES[self.family].sizes(vars(self))
 
     @property
     def context(self) -> int:
@@ -76,12 +78,12 @@ class SpikingConfig:
     @property
     def epsilon(self) -> float:
         """What a norm adds to the variance."""
-        raise NotImplementedError
+        return float(getattr(self, self.named[0]))
 
     @property
     def activation(self) -> str:
         """transformers' name of the activation of the hidden neurons."""
-        raise NotImplementedError
+        return str(getattr(self, self.named[1]))
 
     @property
     def rotary(self) -> float | None:
@@ -95,14 +97,7 @@ class SpikingGPT2Config(SpikingConfig, GPT2Config):
     model_type = "spiking_gpt2"
     family = "gpt2"
     norm = "layer"
-
-    @property
-    def epsilon(self) -> float:
-        return float(self.layer_norm_epsilon)
-
-    @property
-    def activation(self) -> str:
-        return str(self.activation_function)
+    named = "layer_norm_epsilon", "activation_function"
 
 
 class SpikingLlamaConfig(SpikingConfig, LlamaConfig):
@@ -111,14 +106,7 @@ class SpikingLlamaConfig(SpikingConfig, LlamaConfig):
     model_type = "spiking_llama"
     family = "llama"
     norm = "rms"
-
-    @property
-    def epsilon(self) -> float:
-        return float(self.rms_norm_eps)
-
-    @property
-    def activation(self) -> str:
-        return str(self.hidden_act)
+    named = "rms_norm_eps", "hidden_act"
 
     @property
     def rotary(self) -> float | None:

@@ -41,11 +41,11 @@ class LinearAttention(IntegerAttention):
 
     @staticmethod
     def sizes(width: int, kv_width: int) -> tuple[int, int, int]:
-        return qkv_sizes(width)
+        return qkv_sizes(width, kv_width)
 
     @staticmethod
     def unsigned(width: int) -> int:
-        return sum(qkv_sizes(width)[:2])
+        return sum(qkv_sizes(width, width)[:2])
 
     @staticmethod
     def check(config: IntegerConfig) -> None:

@@ -38,6 +38,7 @@ from neurtransformer.codes import (
     NO_FORGETTING,
     STATE_BITS,
     level_bits,
+    qkv_sizes,
     witness,
 )
 from neurtransformer.families.base import Sizes
@@ -230,7 +231,7 @@ class LinearAttention(SpikingSelfAttention):
 
     @staticmethod
     def sizes(width: int, kv_width: int) -> tuple[int, int, int]:
-        return KEY_EXPANSION * width, KEY_EXPANSION * kv_width, kv_width
+        return qkv_sizes(width, kv_width)
 
     @staticmethod
     def arrange(rows: Tensor, sizes: Sizes) -> Tensor:
