@@ -1,6 +1,6 @@
 """Dense models in GGUF files: read through transformers, refused in one line where they are not."""
 
-import sys
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ def test_without_its_reader_it_says_what_to_type(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = written(tmp_path / "tiny.gguf")
-    monkeypatch.setitem(sys.modules, "gguf", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="neurtx install smollm2"):
         dense.check(file)
 
