@@ -43,6 +43,7 @@ from neurtransformer.spiking.finetune import (
     rate_at,
     training_text,
 )
+from neurtransformer.spiking.innate import first_token_of
 from neurtransformer.spiking.load import load_run
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 from neurtransformer.text import load_blocks
@@ -116,11 +117,18 @@ class Ladder:
     race_code: Code
     training: Callable[[int], Tensor]
 
-    def converted(self, code: Code | None = None) -> SpikingGPT2LMHeadModel:
-        """Fast weights, with one code for all of it."""
+    def converted(self, code: Code | None = None, *, innate: bool = True) -> SpikingGPT2LMHeadModel:
+        """Fast weights, with one code for all of it. innate: with a first token, which a softmax
+        attention that is put in their place would not see."""
         timesteps, coding = code or self.code
         return convert(
-            self.dense, self.calibration, timesteps, "ladder", coding=coding, attention="linear"
+            self.dense,
+            self.calibration,
+            timesteps,
+            "ladder",
+            coding=coding,
+            attention="linear",
+            first_token=first_token_of(self.dense) if innate else None,
         )
 
     def race(self, code: Code | None = None) -> SpikingGPT2LMHeadModel:
@@ -134,6 +142,7 @@ class Ladder:
             coding=coding,
             attention="ttfs",
             attention_code=code or self.race_code,
+            first_token=first_token_of(self.dense),
         )
 
     def trained(self, model: SpikingGPT2LMHeadModel, seed: int) -> SpikingGPT2LMHeadModel:
@@ -184,7 +193,7 @@ class Ladder:
                 loss.backward()
                 nn.utils.clip_grad_norm_(dense.parameters(), 1.0)
                 optimizer.step()
-        model = self.converted()
+        model = self.converted(innate=False)
         carry_over(model, dense)
         return with_dense_parts(model, dense.requires_grad_(False).eval())
 
@@ -194,14 +203,14 @@ class Ladder:
             yield Rung(
                 f"feed-forward only, {code.coding}, T = {code.timesteps}",
                 lambda seed, code=code: with_dense_parts(
-                    self.converted(code), self.dense, feedforward=False
+                    self.converted(code, innate=False), self.dense, feedforward=False
                 ),
             )
         for recipe, t in SPIKINGJELLY:
             yield Rung(
                 f"feed-forward only, SpikingJelly's {recipe}, T = {t}",
                 lambda seed, recipe=recipe, t=t: with_dense_parts(
-                    self.converted(),
+                    self.converted(innate=False),
                     spikingjelly_converted(self.dense, self.calibration, recipe, t),
                 ),
             )
@@ -335,9 +344,12 @@ def main(
     if len(set(names)) < len(names):
         raise click.UsageError(f"two held-out texts of one name would share a column: {names}")
     dense, tokenizer = load_dense(model)
+    length = dense.config.n_positions - 1  # one is the innate token's
     recipe = load_recipe()
-    recipes = {kind: load_recipe(attention=kind).finetune.changed(steps=steps) for kind in KINDS}
-    length = dense.config.n_positions
+    recipes = {
+        kind: load_recipe(attention=kind).finetune.changed(steps=steps, block=length)
+        for kind in KINDS
+    }
     heldout = {
         name: load_blocks(source, tokenizer, length, split="heldout", limit_tokens=limit)
         for name, source in zip(names, (None, *text), strict=True)
