@@ -85,12 +85,13 @@ def command(
                 attention_code=recipe.attention_code,
                 first_token=first,
                 limited=recipe.limited,
+                shared=True,
             )
         measured: dict[str, Any] = {}
         unseen = unseen_text(dense, tokenizer, text, blocks)
         if unseen is not None:
             with counting_spikes(spiking) as counter:
-                measured = evaluate(spiking, dense, unseen, counter)
+                measured = evaluate(spiking, dense, unseen, counter, batch=1)
         spiking.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         values = {

@@ -5,6 +5,7 @@ perplexity is that of chance whatever is done to it. So parameters are drawn ane
 the bundled one.
 """
 
+import copy
 from itertools import product
 from typing import Any
 
@@ -156,6 +157,28 @@ def test_softmax_weights_are_transformers_own(odd: GPT2LMHeadModel) -> None:
         for block, tap, expected in zip(blocks, taps, theirs, strict=True):
             found = softmax_weights(block, tap["attn_in"], sizes, None)
             assert torch.allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", ["ttfs", "linear"])
+def test_both_networks_can_live_in_one_memory(odd: GPT2LMHeadModel, attention: str) -> None:
+    apart, together = copy.deepcopy(odd), copy.deepcopy(odd)
+    logits = odd(drawn(2, 8)).logits
+    copied = convert(apart, drawn(4, 8), 4, "odd", attention=attention)
+    spiking = convert(together, drawn(4, 8), 4, "odd", attention=attention, shared=True)
+    for name, tensor in copied.state_dict().items():
+        assert torch.equal(spiking.state_dict()[name], tensor), name
+    # of the same numbers in another order in memory, sums may differ in their last bits
+    torch.testing.assert_close(together(drawn(2, 8)).logits, logits)
+    theirs = {p.untyped_storage().data_ptr() for p in together.parameters()}
+    ours = {
+        name
+        for name, p in spiking.named_parameters()
+        if p.ndim == 2 and p.untyped_storage().data_ptr() in theirs
+    }
+    layers = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
+    # fast weights mirror their keys
+    blocks = [f"h.{i}.{layer}" for i in range(2) for layer in layers[attention == "linear" :]]
+    assert ours == {f"transformer.{name}.weight" for name in ("wte", "wpe", *blocks)}
 
 
 def test_what_is_tapped_is_what_flows(odd: GPT2LMHeadModel) -> None:

@@ -91,6 +91,18 @@ def test_what_is_tapped_is_what_flows(dense: LlamaForCausalLM) -> None:
         assert torch.allclose(out, tap["attn_out"], atol=1e-5)
 
 
+def test_both_networks_can_live_in_one_memory() -> None:
+    dense = llama(attention_bias=True)
+    with torch.no_grad():
+        logits = dense(words(2, 16)).logits
+        network = convert(dense, words(4, 24), 6, "", attention="ttfs", shared=True)
+        assert torch.allclose(dense(words(2, 16)).logits, logits, atol=1e-5)
+    ours = {p.untyped_storage().data_ptr() for p in network.parameters() if p.ndim == 2}
+    theirs = {p.untyped_storage().data_ptr() for p in dense.parameters() if p.ndim == 2}
+    # queries, keys and values are three there; so are gates and inputs
+    assert ours == theirs and len(ours) == 1 + 2 * 4
+
+
 def test_turning_back_and_forth_changes_nothing_and_position_0_does_not_turn() -> None:
     x = torch.randn(2, 5, 48)
     forth = rotation(torch.arange(5)[None], 16, 1e4)

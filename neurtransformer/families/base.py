@@ -144,6 +144,16 @@ class DenseBlock(ABC):
         """The projection of the hidden neurons."""
 
     @abstractmethod
+    def look_at(
+        self,
+        qkv: "Tensor | None",
+        attn_out: "Tensor | None",
+        up: "Tensor | None",
+        down: "Tensor | None",
+    ) -> None:
+        """Give up weights for views of tensors (out, in) that hold the same, where one is given."""
+
+    @abstractmethod
     def taps(self) -> "dict[str, tuple[nn.Module, bool]]":
         """Where activations can be had: the input (True) or the output of a module.
 
@@ -162,24 +172,33 @@ Taps = dict[str, "Tensor"]
 
 
 @contextmanager
-def tapped(dense: "PreTrainedModel") -> Iterator[list[Taps]]:
+def tapped(
+    dense: "PreTrainedModel", on_block: Callable[[int, Taps], None] | None = None
+) -> Iterator[list[Taps]]:
     """While open, every forward pass of `dense` leaves its activations here, one dict a block.
 
-    Keys are those of `DenseBlock.taps`, values (batch, length, channels).
+    Keys are those of `DenseBlock.taps`, values (batch, length, channels). on_block: called with the
+    number of a block when its activations are all there, during the pass. They are forgotten then:
+    those of all blocks of a large model can be more than its weights.
     """
     blocks = family_of(dense).blocks(dense)
     taps: list[Taps] = [{} for _ in blocks]
     hooks = []
 
-    def keep(store: Taps, name: str, inputs: bool) -> Callable[..., None]:
+    def keep(number: int, name: str, inputs: bool, of: int) -> Callable[..., None]:
         def hook(module: "nn.Module", args: "tuple[Tensor]", output: "Tensor") -> None:
+            store = taps[number]
             store[name] = args[0] if inputs else output
+            if on_block is not None and len(store) == of:
+                on_block(number, store)
+                store.clear()
 
         return hook
 
-    for store, block in zip(taps, blocks, strict=True):
-        for name, (module, inputs) in block.taps().items():
-            hooks.append(module.register_forward_hook(keep(store, name, inputs)))
+    for number, block in enumerate(blocks):
+        places = block.taps()
+        for name, (module, inputs) in places.items():
+            hooks.append(module.register_forward_hook(keep(number, name, inputs, len(places))))
     try:
         yield taps
     finally:

@@ -17,7 +17,7 @@ from neurtransformer.families.base import (
 )
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import GPT2LMHeadModel, PreTrainedConfig, PreTrainedModel
     from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
@@ -165,6 +165,21 @@ class _Block(DenseBlock):
 
     def down(self) -> Rows:
         return _rows(self.block.mlp.c_proj)
+
+    def look_at(
+        self,
+        qkv: "Tensor | None",
+        attn_out: "Tensor | None",
+        up: "Tensor | None",
+        down: "Tensor | None",
+    ) -> None:
+        from torch import nn
+
+        attn, mlp = self.block.attn, self.block.mlp
+        ours = attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj
+        for conv, weight in zip(ours, (qkv, attn_out, up, down), strict=True):
+            if weight is not None:
+                conv.weight = nn.Parameter(weight.T)
 
     def taps(self) -> "dict[str, tuple[nn.Module, bool]]":
         attn, mlp = self.block.attn, self.block.mlp

@@ -21,7 +21,7 @@ from neurtransformer.families.base import (
 )
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -179,6 +179,27 @@ class _Block(DenseBlock):
 
     def down(self) -> Rows:
         return _stacked(self.block.mlp.down_proj)
+
+    def look_at(
+        self,
+        qkv: "Tensor | None",
+        attn_out: "Tensor | None",
+        up: "Tensor | None",
+        down: "Tensor | None",
+    ) -> None:
+        from torch import nn
+
+        attn, mlp = self.block.self_attn, self.block.mlp
+        for parts, weight in (
+            ((attn.q_proj, attn.k_proj, attn.v_proj), qkv),
+            ((attn.o_proj,), attn_out),
+            ((mlp.gate_proj, mlp.up_proj), up),
+            ((mlp.down_proj,), down),
+        ):
+            if weight is not None:
+                sizes = [len(part.weight) for part in parts]
+                for part, rows in zip(parts, weight.split(sizes), strict=True):
+                    part.weight = nn.Parameter(rows)
 
     def taps(self) -> "dict[str, tuple[nn.Module, bool]]":
         attn, mlp = self.block.self_attn, self.block.mlp

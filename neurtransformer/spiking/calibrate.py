@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from neurtransformer.families.base import DenseBlock, Sizes, family_of, tapped
+from neurtransformer.families.base import DenseBlock, Sizes, Taps, family_of, tapped
 from neurtransformer.recipe import Calibration
 from neurtransformer.spiking import coding
 from neurtransformer.spiking.attention.base import SpikingSelfAttention
@@ -32,6 +32,9 @@ TAIL = 4.0
 and gpt2-nano (docs/LOG.md): 3 gives away levels, 6 clips."""
 
 FIT_SAMPLES = 2048
+FIT_CHANNELS = 128
+"""Thresholds that are fitted together: samples of so many channels fit a processor's cache."""
+
 UNSEEN_TOKENS = 1024
 """What a fresh conversion is measured on."""
 
@@ -92,6 +95,25 @@ def fit_threshold(
     Returns two tensors (channels,).
     """
     counts = counts or (lambda z: coding.counts_from_total(z, most, signed))
+    columns = x.split(FIT_CHANNELS, dim=1)
+    candidates = zip(*(center.split(FIT_CHANNELS) for center in centers), strict=True)
+    found = [
+        _fit_columns(part.contiguous(), these, most, signed, counts, seen, tail)
+        for part, these in zip(columns, candidates, strict=True)
+    ]
+    thresholds, chosen = zip(*found, strict=True)
+    return torch.cat(thresholds), torch.cat(chosen)
+
+
+def _fit_columns(
+    x: Tensor,
+    centers: Sequence[Tensor],
+    most: int,
+    signed: bool,
+    counts: Callable[[Tensor], Tensor],
+    seen: int | None,
+    tail: float | None,
+) -> tuple[Tensor, Tensor]:
     best, best_center = torch.ones_like(x[0]), centers[0]
     least = torch.full_like(x[0], float("inf"))
     for center in centers:
@@ -235,15 +257,16 @@ def calibrate(
     on_block: called when a block is done.
     """
     first = model.config.first_token
-    with tapped(dense) as taps:
-        dense(after_first(tokens, first))
     begin = 0 if first is None else 1
     positions = torch.arange(begin, begin + tokens.shape[1])[None]
     on = Basis(model.config.sizes, model.rotation(positions), tokens != first)
     dense_blocks = family_of(dense).blocks(dense)
-    for spiking, block, tap in zip(model.blocks, dense_blocks, taps, strict=True):
-        coded = {name: x[:, begin:] for name, x in tap.items()}
-        tap.clear()
-        calibrate_attention(spiking.attn, block, coded["attn_in"], on)
-        calibrate_feedforward(spiking.mlp, coded["mlp_in"], on)
+
+    def fit(number: int, tap: Taps) -> None:
+        spiking = model.blocks[number]
+        calibrate_attention(spiking.attn, dense_blocks[number], tap["attn_in"][:, begin:], on)
+        calibrate_feedforward(spiking.mlp, tap["mlp_in"][:, begin:], on)
         on_block()
+
+    with tapped(dense, fit):
+        dense(after_first(tokens, first), logits_to_keep=1)

@@ -4,11 +4,12 @@ import copy
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from neurtransformer.errors import UserError
-from neurtransformer.families.base import DenseBlock, Rows, family_of
+from neurtransformer.families.base import DenseBlock, Rows, Sizes, family_of
 from neurtransformer.provenance import model_sha256
 from neurtransformer.recipe import (
     MAX_LIMITED_TIMESTEPS,
@@ -22,7 +23,6 @@ from neurtransformer.spiking.calibrate import calibrate
 from neurtransformer.spiking.config import CONFIGS
 from neurtransformer.spiking.innate import give_birth
 from neurtransformer.spiking.model import MODELS, SpikingBlock, SpikingLanguageModel
-from neurtransformer.spiking.neuron import SpikeLinear
 
 
 def check_timesteps(timesteps: int, coding: Coding) -> None:
@@ -53,6 +53,7 @@ def convert(
     attention_code: Code | None = None,
     first_token: int | None = None,
     limited: tuple[int, int] | None = None,
+    shared: bool = False,
 ) -> SpikingLanguageModel:
     """The spiking network for `dense`, calibrated on tokens (batch, length) int64, in eval mode.
 
@@ -60,7 +61,8 @@ def convert(
     on_block: called for each block that is calibrated. coding: see `spiking/coding.py`. attention:
     its kind. attention_code: the attention's own code, None for that of the rest. first_token: the
     number of the innate one (`spiking/innate.py`), None for none. limited: time steps and most
-    spikes of gated hidden neurons that are phase coded; others have the code of the rest.
+    spikes of gated hidden neurons that are phase coded; others have the code of the rest. shared:
+    both networks have one memory for their weights from then on, and neither is to be trained.
     Raises UserError for timesteps out of range and for what is no kind of attention.
     """
     check_timesteps(timesteps, coding)
@@ -89,17 +91,22 @@ def convert(
         dense=source,
         dense_sha256=model_sha256(dense),
     )
-    model = MODELS[family](config).eval()
+    # weights that are never written to take no memory before others are put in their place
+    with no_init_weights():
+        model = MODELS[family](config).eval()
     model.generation_config = copy.deepcopy(dense.generation_config)
-    carry_over(model, dense)
+    carry_over(model, dense, shared=shared)
     give_birth(model, dense)
     calibrate(model, dense, tokens, on_block)
     return model
 
 
 @torch.no_grad()
-def carry_over(model: SpikingLanguageModel, dense: PreTrainedModel) -> None:
-    """Copy every pretrained parameter to where it lives in the spiking network."""
+def carry_over(
+    model: SpikingLanguageModel, dense: PreTrainedModel, *, shared: bool = False
+) -> None:
+    """Put every pretrained parameter where it lives in the spiking network: a copy or, if they are
+    `shared`, itself."""
     family = family_of(dense)
     around = family.around(dense)
     pairs = [
@@ -110,25 +117,37 @@ def carry_over(model: SpikingLanguageModel, dense: PreTrainedModel) -> None:
     if around.positions is not None:
         pairs.append((model.transformer["wpe"], around.positions))
     for ours, theirs in pairs:
-        ours.load_state_dict(theirs.state_dict())
+        _carry(ours, theirs, shared)
+    model.tie_weights()
     for block, dense_block in zip(model.blocks, family.blocks(dense), strict=True):
-        _carry_block(block, dense_block, model)
+        _carry_block(block, dense_block, model.config.sizes, shared)
 
 
-def _carry_block(ours: SpikingBlock, theirs: DenseBlock, model: SpikingLanguageModel) -> None:
-    ours.ln_1.load_state_dict(theirs.attn_norm.state_dict())
-    ours.ln_2.load_state_dict(theirs.mlp_norm.state_dict())
-    sizes = model.config.sizes
-    qkv = Rows(*(ours.attn.arrange(rows, sizes) for rows in theirs.qkv()))
-    for module, rows in (
-        (ours.attn.c_attn, qkv),
-        (ours.attn.c_proj, theirs.attn_out()),
-        (ours.mlp.c_fc, theirs.up()),
-        (ours.mlp.c_proj, theirs.down()),
-    ):
-        _carry_rows(module, rows)
+def _carry(ours: nn.Module, theirs: nn.Module, shared: bool) -> None:
+    for name, parameter in theirs.named_parameters():
+        setattr(ours, name, nn.Parameter(parameter.detach() if shared else parameter.clone()))
 
 
-def _carry_rows(ours: SpikeLinear, theirs: Rows) -> None:
-    ours.weight.copy_(theirs.weight)
-    ours.bias.copy_(theirs.bias)
+def _carry_block(ours: SpikingBlock, theirs: DenseBlock, sizes: Sizes, shared: bool) -> None:
+    _carry(ours.ln_1, theirs.attn_norm, shared=False)
+    _carry(ours.ln_2, theirs.mlp_norm, shared=False)
+    dense_qkv = theirs.qkv()
+    qkv = Rows(*(ours.attn.arrange(rows, sizes) for rows in dense_qkv))
+    layers = {
+        ours.attn.c_attn: qkv,
+        ours.attn.c_proj: theirs.attn_out(),
+        ours.mlp.c_fc: theirs.up(),
+        ours.mlp.c_proj: theirs.down(),
+    }
+    for layer, rows in layers.items():
+        # calibration changes biases, and weights never
+        layer.bias = nn.Parameter(rows.bias.clone())
+        weight = rows.weight.contiguous() if shared else _copy(rows.weight)
+        layer.weight = nn.Parameter(weight.detach())
+    if shared:
+        own, *rest = (layer.weight.detach() for layer in layers)
+        theirs.look_at(own if qkv.weight is dense_qkv.weight else None, *rest)
+
+
+def _copy(weight: Tensor) -> Tensor:
+    return weight.clone(memory_format=torch.contiguous_format)
