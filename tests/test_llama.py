@@ -100,7 +100,7 @@ def test_both_networks_can_live_in_one_memory() -> None:
     ours = {p.untyped_storage().data_ptr() for p in network.parameters() if p.ndim == 2}
     theirs = {p.untyped_storage().data_ptr() for p in dense.parameters() if p.ndim == 2}
     # queries, keys and values are three there; so are gates and inputs
-    assert ours == theirs and len(ours) == 1 + 2 * 4
+    assert ours == theirs and len(ours) == 2 + 2 * 4
 
 
 def test_turning_back_and_forth_changes_nothing_and_position_0_does_not_turn() -> None:
