@@ -126,8 +126,7 @@ def command(
             resume=resume,
             on_step=on_step,
         )
-    # a shorter text than a batch is a smaller batch
-    tokens_per_step = min(recipe.batch, len(blocks)) * blocks.shape[1] * processes.num_processes
+    tokens_per_step = recipe.blocks_a_step * blocks.shape[1] * processes.num_processes
     last = history[-10:]
     values = {
         "steps": len(history),

@@ -62,6 +62,7 @@ class Finetune(Section):
     match_share: Annotated[float, Field(ge=0, le=1)]
     steps: Annotated[int, Field(ge=1)]
     batch: Annotated[int, Field(ge=1)]
+    accumulate: Annotated[int, Field(ge=1)] = 1
     block: Annotated[int, Field(ge=2)]
     match_rate: Rate
     distil_rate: Rate
@@ -70,6 +71,11 @@ class Finetune(Section):
     spikes_budget: Annotated[float, Field(gt=0, le=1)] | None = None
     train: Literal["ssa", "blocks"]
     self_written: Annotated[int, Field(ge=0)]
+
+    @property
+    def blocks_a_step(self) -> int:
+        """Of one process."""
+        return self.batch * self.accumulate
 
     def changed(self, **values: object) -> Self:
         """With other values for what is given and not None."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Done
 from safetensors.torch import load_file
 
 from neurtransformer.dense import load_dense
 from neurtransformer.errors import UserError
 from neurtransformer.recipe import Code, load_recipe
-from neurtransformer.runs import read_json
+from neurtransformer.runs import read_json, write_json
 from neurtx.progress import bar
 
 LINEAR = ("--attention", "linear")
@@ -265,10 +267,16 @@ def test_progress_in_a_log(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-def test_finetune_in_two_processes(tiny_run: Path, copy_of: Any, tmp_path: Path) -> None:
+def test_finetune_in_two_processes(
+    tiny_run: Path, copy_of: Any, neurtx: Callable[..., Done], tmp_path: Path
+) -> None:
     run, text = copy_of(tiny_run), tmp_path / "text"
     text.write_text("The quick brown fox jumps over the lazy dog. " * 2000)
     before = {path.name for path in run.iterdir()}
+    report = read_json(run / "report.json")
+    # what matching is relative to is the variance of each batch
+    report["recipe"]["finetune"]["match_share"] = 0.0
+    write_json(run / "report.json", report)
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = ["finetune", str(run), "--text", str(text), "--steps", "10", "--json"]
     done = subprocess.run(
@@ -289,3 +297,12 @@ def test_finetune_in_two_processes(tiny_run: Path, copy_of: Any, tmp_path: Path)
     assert len(read_json(run / "report.json")["finetune"]["curve"]) == 10
     was, now = (load_file(folder / "model.safetensors") for folder in (tiny_run, run))
     assert any(not torch.equal(was[name], now[name]) for name in was)
+    # the same as one process with twice the batch
+    alone = Path(shutil.copytree(tiny_run, tmp_path / "alone"))
+    report["recipe"]["finetune"]["batch"] *= 2
+    write_json(alone / "report.json", report)
+    single = neurtx("finetune", str(alone), "--text", str(text), "--steps", "10")
+    assert single.returncode == 0, single.stderr
+    curves = [read_json(folder / "report.json")["finetune"]["curve"] for folder in (run, alone)]
+    losses = [[loss for _, _, loss in curve] for curve in curves]
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -171,6 +173,32 @@ def test_a_loss_that_is_none_ends_the_training(
     monkeypatch.setattr(Distiller, "forward", spoilt)
     with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
         trained_run(tiny_run, RECIPE)
+
+
+def test_gradients_of_several_batches_add_up_to_those_of_one(tiny_run: Path) -> None:
+    # what matching is relative to is the variance of each batch
+    recipe = RECIPE.changed(match_share=0)
+    whole, parts = (
+        trained_run(tiny_run, recipe.changed(batch=batch, accumulate=times))
+        for batch, times in ((4, 1), (2, 2))
+    )
+    assert [s.loss for s in parts[1]] == pytest.approx([s.loss for s in whole[1]], rel=1e-3)
+    ours = dict(parts[0].named_parameters())
+    for name, p in whole[0].named_parameters():
+        # as above: noise has a sign
+        assert ((ours[name] - p).abs() > 1e-5).float().mean() < 0.02, name
+
+
+@given(st.integers(1, 30), st.integers(1, 5), st.integers(1, 4), st.integers(0, 20))
+def test_batches_of_any_size_are_cut_from_one_order(
+    n: int, batch: int, parts: int, at: int
+) -> None:
+    blocks = torch.arange(n)[:, None]
+    cut = [training.batch_at(at * parts + part, blocks, batch, 5) for part in range(parts)]
+    assert torch.equal(torch.cat(cut), training.batch_at(at, blocks, batch * parts, 5))
+    passes = torch.cat([training.batch_at(number, blocks, 1, 5) for number in range(2 * n)])
+    for once in passes.split(n):
+        assert sorted(once.flatten().tolist()) == list(range(n))
 
 
 def test_seeds_shuffle_differently() -> None:

@@ -120,9 +120,9 @@ def training_text(
     processes: int = 1,
 ) -> Tensor:
     """Blocks (n, length) int64 of `text`; for None, CPython's text, if the tokenizer reads English,
-    and the teacher's own."""
+    and the teacher's own. As many as all steps of so many processes need, if there are so many."""
     length = min(recipe.block, teacher.config.max_position_embeddings)
-    needed = recipe.steps * recipe.batch * length * processes
+    needed = recipe.steps * recipe.blocks_a_step * length * processes
     try:
         blocks = load_blocks(text, tokenizer, length, split="train", limit_tokens=needed)
     except UnreadableText as error:
@@ -175,14 +175,20 @@ def allowed_at(step: int, steps: int, budget: float) -> float:
     return 1 - (1 - budget) * min(1.0, 2 * (step + 1) / steps)
 
 
-def batch_at(step: int, blocks: Tensor, batch: int, seed: int) -> Tensor:
-    """Batch number `step` of endless shuffled passes over blocks (n, length): (batch, length)."""
-    size = min(batch, len(blocks))
-    per_pass = len(blocks) // size
-    shuffle = torch.Generator().manual_seed(seed * 1_000_003 + step // per_pass)
-    order = torch.randperm(len(blocks), generator=shuffle)
-    start = step % per_pass * size
-    return blocks[order[start : start + size]]
+def batch_at(number: int, blocks: Tensor, batch: int, seed: int) -> Tensor:
+    """Batch `number` of endless shuffled passes over blocks (n, length): (batch, length).
+
+    What comes when does not depend on the size of the batch: batches 2 i and 2 i + 1 of one size
+    are batch i of twice the size.
+    """
+    chosen: list[Tensor] = []
+    n = len(blocks)
+    for place in range(number * batch, (number + 1) * batch):
+        if not chosen or place % n == 0:
+            shuffle = torch.Generator().manual_seed(seed * 1_000_003 + place // n)
+            order = torch.randperm(n, generator=shuffle)
+        chosen.append(order[place % n])
+    return blocks[torch.stack(chosen)]
 
 
 @contextmanager
@@ -217,8 +223,9 @@ def finetune(
     checkpoint: folder that is written every CHECKPOINT_EVERY steps, None for no folder; with
     `resume` training goes on from it. The caller removes it when all is saved. One that cannot be
     written is a warning, and the one before it stays.
-    Under torchrun or `accelerate launch` every process returns the same, with batches of its own;
-    the main one writes checkpoints.
+    Under torchrun or `accelerate launch` every process has batches of its own, and all return the
+    same: what one process would with batches of as many blocks as all of them together. The main
+    one writes checkpoints.
     Raises UserError if there is nothing to resume or the checkpoint belongs to other settings.
     """
     # thresholds of the feed-forward blocks take no part in the first stage
@@ -244,25 +251,32 @@ def finetune(
         stage: Stage = "match" if number < match_steps else "distil"
         if number == match_steps:
             optimizer.state.clear()
-        first, length, peak = (
+        begin, length, peak = (
             (0, match_steps, recipe.match_rate)
             if stage == "match"
             else (match_steps, recipe.steps - match_steps, recipe.distil_rate)
         )
         for group in optimizer.param_groups:
-            group["lr"] = group["scale"] * rate_at(number - first, length, peak)
-        share = number * accelerator.num_processes + accelerator.process_index
-        tokens = batch_at(share, blocks, recipe.batch, seed).to(accelerator.device)
-        loss, synops = distiller(tokens, stage)
-        means = accelerator.reduce(torch.stack([loss, synops]).detach(), "mean")
+            group["lr"] = group["scale"] * rate_at(number - begin, length, peak)
+        optimizer.zero_grad()
+        heard = torch.zeros(2, device=accelerator.device)
+        for part in range(recipe.accumulate):
+            last = part == recipe.accumulate - 1
+            share = number * recipe.accumulate + part
+            share = share * accelerator.num_processes + accelerator.process_index
+            tokens = batch_at(share, blocks, recipe.batch, seed).to(accelerator.device)
+            with nullcontext() if last else accelerator.no_sync(distiller):
+                loss, synops = distiller(tokens, stage)
+                heard += torch.stack([loss, synops]).detach() / recipe.accumulate
+                if budget is not None:
+                    first_synops = done[0].synops if done else float(synops.detach())
+                    above = synops / first_synops - allowed_at(number, recipe.steps, budget)
+                    loss = loss + PENALTY * above.relu()
+                accelerator.backward(loss / recipe.accumulate)
+        means = accelerator.reduce(heard, "mean")
         done.append(Step(number + 1, stage, *means.tolist()))
         if not math.isfinite(done[-1].loss):
             raise FloatingPointError(f"the loss is {done[-1].loss} at step {number + 1}")
-        if budget is not None:
-            above = synops / done[0].synops - allowed_at(number, recipe.steps, budget)
-            loss = loss + PENALTY * above.relu()
-        optimizer.zero_grad()
-        accelerator.backward(loss)
         nn.utils.clip_grad_norm_(trained(optimizer), GRADIENT_NORM[stage])
         optimizer.step()
         on_step(done[-1])
