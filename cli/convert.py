@@ -91,7 +91,7 @@ def command(
         unseen = unseen_text(dense, tokenizer, text, blocks)
         if unseen is not None:
             with counting_spikes(spiking) as counter:
-                measured = evaluate(spiking, dense, unseen, counter, batch=1)
+                measured = evaluate(spiking, dense, unseen, counter)
         spiking.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         values = {

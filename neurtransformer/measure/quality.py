@@ -18,6 +18,12 @@ from neurtransformer.spiking.model import SpikingLanguageModel
 from neurtransformer.spiking.neuron import CodingNeuron
 
 
+BATCH = 8
+LOGITS = 2**26
+"""How many blocks are compared at a time, and logits of one network, which are several times in
+memory meanwhile: with large vocabularies they are most of what there is."""
+
+
 class SpikeCounter:
     """Sums of spike counts per neuron layer while it listens. Tokens are (batch x length)."""
 
@@ -108,10 +114,11 @@ def evaluate(
     blocks: Tensor,
     counter: SpikeCounter,
     *,
-    batch: int = 8,
+    batch: int | None = None,
     on_tokens: Callable[[int], None] = lambda tokens: None,
 ) -> dict[str, Any]:
-    """Compare both models on blocks (n, length) int64.
+    """Compare both models on blocks (n, length) int64, `batch` of them at a time, None for as many
+    as LOGITS allow.
 
     counter: listens to `model`, opened by the caller with `counting_spikes`, and keeps what it
     heard. Returns perplexities and their ratio, cosine similarity of final hidden states (after
@@ -121,7 +128,8 @@ def evaluate(
     nll = {"dense": 0.0, "spiking": 0.0}
     cosine = cosine_logits = agreement = 0.0
     predicted = seen = 0
-    for chunk in blocks.split(batch):
+    most = LOGITS // (blocks.shape[1] * model.config.vocab_size)
+    for chunk in blocks.split(batch or max(1, min(BATCH, most))):
         logits, hidden = dense_output(dense, chunk, model.config.first_token)
         ours = model(chunk)
         nll["dense"] += _nll(logits, chunk)
