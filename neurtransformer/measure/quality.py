@@ -17,7 +17,6 @@ from neurtransformer.spiking.innate import dense_output
 from neurtransformer.spiking.model import SpikingLanguageModel
 from neurtransformer.spiking.neuron import CodingNeuron
 
-
 BATCH = 8
 LOGITS = 2**26
 """How many blocks are compared at a time, and logits of one network, which are several times in
