@@ -61,19 +61,20 @@ class IntegerFeedForward:
 
     def __init__(self, tensors: Tensors, name: str, config: IntegerConfig) -> None:
         self.coding, self.most = config.coding, config.hidden_most
+        self.limit = config.hidden_spikes
         self.encode = Encoder.of(tensors, name, config.most, config.coding)
         self.c_fc = Projection.of(tensors, f"{name}.c_fc")
         self.signed = config.gated
         neurons = SwigluNeurons if config.gated else GeluNeurons
         self.hidden: SwigluNeurons | GeluNeurons = neurons.of(tensors, f"{name}.hidden")
-        self.c_proj = Projection.of(tensors, f"{name}.c_proj")
+        self.c_proj = Projection.of(tensors, f"{name}.c_proj", saturates=self.limit is not None)
         self.residual = Accumulator.of(tensors, f"{name}.residual")
 
     def counts(self, x: Integers) -> Integers:
         """Stream (..., width) to the stream after it."""
         y = self.hidden.membrane(self.c_fc.counts(self.encode.counts(x)))
-        hidden = arithmetic.fire_counts(y, self.hidden.theta, self.most, signed=self.signed)
-        return self.residual.add(self.c_proj.counts(hidden), x)
+        hidden = arithmetic.fire_counts(y, self.hidden.theta, self.most, self.signed, self.limit)
+        return self.residual.add(self.c_proj.counts(hidden << self.hidden.carry), x)
 
     def steps(self, x: Integers, phase: int, slots: int) -> Trace:
         """Stream (length, width) of one sequence to all that happens. phase, slots: see
@@ -81,9 +82,10 @@ class IntegerFeedForward:
         trace = {"stream.spikes": at_the_end(x, phase), **self.encode.steps(x, phase, slots)}
         trace["hidden.u"] = self.c_fc.steps(trace["encode.spikes"], self.coding, slots)
         y = self.hidden.membrane(trace["hidden.u"][-1])
-        trace["hidden.spikes"], trace["hidden.v"] = arithmetic.fire_steps(
-            y, self.hidden.theta, self.most, self.signed, phase, slots, self.coding
+        spikes, trace["hidden.v"] = arithmetic.fire_steps(
+            y, self.hidden.theta, self.most, self.signed, phase, slots, self.coding, self.limit
         )
+        trace["hidden.spikes"] = spikes << self.hidden.carry
         u = trace["residual.u"] = self.c_proj.steps(trace["hidden.spikes"], self.coding, slots)
         trace["residual.x"] = at_the_end(self.residual.add(u[-1], x), phase)
         return by_token(trace)

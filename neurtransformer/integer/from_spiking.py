@@ -25,12 +25,6 @@ STREAM_ROOM = 8
 def quantised(model: SpikingLanguageModel) -> tuple[IntegerConfig, quantise.Tensors]:
     """Quantise a spiking network. Raises UserError if it holds NaN or infinities, or sizes or a
     code that integers cannot have."""
-    if model.config.limited is not None:
-        # in the worst case, which is to fit 24 bits, such counts leave a weight one bit
-        raise UserError(
-            "hidden neurons that stop after a few spikes of a long code have no integer form: "
-            "convert again with gated_timesteps: null and gated_spikes: null in a --config"
-        )
     for name, parameter in model.state_dict().items():
         if not torch.isfinite(parameter).all():
             raise UserError(f"{name} holds NaN or infinite weights: fine-tune or convert again")
@@ -51,6 +45,8 @@ def quantised(model: SpikingLanguageModel) -> tuple[IntegerConfig, quantise.Tens
         "attention_timesteps": c.attention_code.timesteps,
         "attention_coding": c.attention_code.coding,
         "first_token": c.first_token,
+        "hidden_timesteps": c.hidden_timesteps,
+        "hidden_spikes": c.hidden_spikes,
         "epsilon": c.epsilon,
         "stream_bits": stream_bits(seen.stream),
     }
@@ -58,16 +54,18 @@ def quantised(model: SpikingLanguageModel) -> tuple[IntegerConfig, quantise.Tens
     tensors = quantise.quantise_embedding(model, config)
     for i, block in enumerate(model.blocks):
         tensors |= quantise.quantise_attention(block, f"h.{i}.attn", config)
-        tensors |= quantise.quantise_feedforward(block, f"h.{i}.mlp", config)
+        tensors |= quantise.quantise_feedforward(block, f"h.{i}.mlp", config, seen.written[i])
     return config, tensors | quantise.quantise_head(model, config, seen.final)
 
 
 class Seen(NamedTuple):
     """Largest magnitudes on random tokens, which are the same for every text. stream: of the
-    residual stream, without the mean that nothing sees. final: of each channel that the last norm
-    sends to the LM head, (width,)."""
+    residual stream, without the mean that nothing sees. written: of what each feed-forward network
+    adds to each channel of it, (layers, width). final: of each channel that the last norm sends to
+    the LM head, (width,)."""
 
     stream: float
+    written: NDArray[np.float64]
     final: NDArray[np.float64]
 
 
@@ -79,22 +77,29 @@ def probed(model: SpikingLanguageModel) -> Seen:
     found: list[float] = []
     layer_norm = model.config.norm == "layer"
 
-    final = np.zeros(model.config.sizes.width)
+    final, written = np.zeros(model.config.sizes.width), []
+
+    def largest(x: Tensor) -> NDArray[np.float64]:
+        return x.abs().amax((0, 1)).double().cpu().numpy()
 
     def watch(module: torch.nn.Module, args: tuple[Tensor, ...], normed: Tensor) -> None:
         x = args[0]
-        final[:] = normed.abs().amax((0, 1)).double().cpu().numpy()
+        final[:] = largest(normed)
         found.append(float((x - x.mean(-1, keepdim=True) if layer_norm else x).abs().max()))
+
+    def watch_written(module: torch.nn.Module, args: tuple[Tensor, ...], x: Tensor) -> None:
+        written.append(largest(x))
 
     # the last norm is the last that is heard
     norms = [*(n for b in model.blocks for n in (b.ln_1, b.ln_2)), model.transformer["ln_f"]]
     hooks = [norm.register_forward_hook(watch) for norm in norms]
+    hooks += [block.mlp.register_forward_hook(watch_written) for block in model.blocks]
     try:
         model(ids)
     finally:
         for hook in hooks:
             hook.remove()
-    return Seen(max(found), final)
+    return Seen(max(found), np.stack(written), final)
 
 
 def stream_bits(largest: float) -> int:

@@ -6,6 +6,8 @@ only if it is on the list.
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
+
 from neurtransformer.integer import arithmetic, rotary
 from neurtransformer.integer.arithmetic import LIMIT, WEIGHT_LIMIT
 from neurtransformer.integer.attention import KINDS
@@ -82,6 +84,8 @@ def _feedforward(config: IntegerConfig) -> Entries:
         yield "hidden.drop", _chip(hidden, 0, arithmetic.MOST_DROPPED)
     yield "hidden.center", _chip(hidden, -LIMIT, LIMIT)
     yield "hidden.theta", _chip(hidden, 1, LIMIT // config.hidden_most)
+    if config.hidden_spikes:
+        yield "hidden.carry", _chip(hidden, 0, arithmetic.MOST_CARRIED)
     unit = 1 << arithmetic.GELU_BITS
     entries = arithmetic.SILU_ENTRIES if config.gated else arithmetic.GELU_ENTRIES
     yield "hidden.table", _chip(entries, -unit, unit)
@@ -105,6 +109,9 @@ def check(config: IntegerConfig, tensors: Tensors, complain: Callable[[str], Non
     check_entries(layout(config), tensors, complain)
     for projection, most, theta, active in _membranes(config):
         weight, bias = tensors[f"{projection}.weight"], tensors[f"{projection}.bias"]
+        carry = tensors.get(projection.replace(".c_proj", ".hidden.carry"))
+        if carry is not None:
+            weight = weight.astype(np.int64) << carry
         beside = tensors[theta] if theta else 0
         if (worst_sums(weight, bias, most, active) + beside > LIMIT).any():
             complain(f"membranes of {projection} can leave 24 bits")
@@ -112,7 +119,8 @@ def check(config: IntegerConfig, tensors: Tensors, complain: Callable[[str], Non
 
 def _membranes(config: IntegerConfig) -> Iterator[tuple[str, int, str | None, int | None]]:
     """Every projection: its name, the largest count that drives it, whose thresholds must fit
-    beside its sums, and how many of its inputs spike at once, if not all may."""
+    beside its sums, and how many of its inputs spike at once, if not all may. Of what saturates
+    (`arithmetic.saturated`) one step must fit, which are single spikes."""
     yield "embed.table", 1, None, active_tokens(config)
     most = config.attention_code.most
     for block in range(config.layers):
@@ -120,5 +128,5 @@ def _membranes(config: IntegerConfig) -> Iterator[tuple[str, int, str | None, in
         yield f"{attention}.c_attn", most, f"{attention}.qkv.theta", None
         yield f"{attention}.c_proj", most, None, None
         yield f"{feedforward}.c_fc", config.most, None, None
-        yield f"{feedforward}.c_proj", config.hidden_most, None, None
+        yield f"{feedforward}.c_proj", 1 if config.hidden_spikes else config.hidden_most, None, None
     yield "head.lm_head", FINAL_MOST, None, None

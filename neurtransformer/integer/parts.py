@@ -7,6 +7,7 @@ batch at once, and steps, what the chip does in each time step of one sequence.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,27 +44,31 @@ class Projection:
     """Synapses and the membranes they drive: ``u = weight @ spikes + bias``.
 
     weight: (out, in), even, 8 bits. bias: (out,). No sum over a phase can leave 24 bits (see
-    quantise.py), so sums in float32 are exact in any order.
+    quantise.py), so sums in float32 are exact in any order. saturates: but in this one, whose
+    membranes are clipped; its sums are made in float64.
     """
 
     weight: Integers
     bias: Integers
+    saturates: bool = False
 
     @classmethod
-    def of(cls, tensors: Tensors, name: str) -> "Projection":
-        return cls(tensors[f"{name}.weight"], integers(tensors, f"{name}.bias"))
+    def of(cls, tensors: Tensors, name: str, *, saturates: bool = False) -> "Projection":
+        return cls(tensors[f"{name}.weight"], integers(tensors, f"{name}.bias"), saturates)
 
     @cached_property
-    def _transposed(self) -> NDArray[np.float32]:
-        return self.weight.T.astype(np.float32)
+    def _transposed(self) -> NDArray:
+        return self.weight.T.astype(np.float64 if self.saturates else np.float32)
 
     def synapses(self, spikes: Integers) -> Integers:
         """Spikes or counts (..., in) to what they add to the membranes, (..., out)."""
-        return (spikes.astype(np.float32) @ self._transposed).astype(np.int64)
+        transposed = self._transposed
+        return (spikes.astype(transposed.dtype) @ transposed).astype(np.int64)
 
     def counts(self, counts: Integers) -> Integers:
         """Counts (..., in) to membranes (..., out) at the end of a phase."""
-        return self.synapses(counts) + self.bias
+        total = self.synapses(counts)
+        return arithmetic.saturated(total, self.bias) if self.saturates else total + self.bias
 
     def steps(self, spikes: Integers, coding: Coding, slots: int) -> Integers:
         """Spikes (phase, ..., in) to membranes (phase, ..., out) after each step."""
@@ -114,6 +119,7 @@ class Encoder:
 class GeluNeurons:
     """Coding neurons whose membrane passes a GELU before they fire. All (n,), table apart."""
 
+    carry: ClassVar[int] = 0
     mantissa: Integers
     shift: Integers
     center: Integers
@@ -134,7 +140,8 @@ class GeluNeurons:
 @dataclass(frozen=True)
 class SwigluNeurons:
     """Coding neurons of two membranes, the gate's and another, that fire for the product of the
-    gate's SiLU and the other. All (n,), table apart. drop: bits that a product is too long."""
+    gate's SiLU and the other. All (n,), table apart. drop: bits that a product is too long. carry:
+    their spikes carry 2^carry."""
 
     mantissa: Integers
     shift: Integers
@@ -142,11 +149,13 @@ class SwigluNeurons:
     center: Integers
     theta: Integers
     table: Integers
+    carry: Integers | int = 0
 
     @classmethod
     def of(cls, tensors: Tensors, name: str) -> "SwigluNeurons":
         names = ("mantissa", "shift", "drop", "center", "theta", "table")
-        return cls(*(integers(tensors, f"{name}.{part}") for part in names))
+        carry = integers(tensors, f"{name}.carry") if f"{name}.carry" in tensors else 0
+        return cls(*(integers(tensors, f"{name}.{part}") for part in names), carry=carry)
 
     def membrane(self, u: Integers) -> Integers:
         """What they fire from, (..., n), for the integrated membranes u (..., 2 n), gates first."""

@@ -47,6 +47,9 @@ FINAL_ROOM = 1.5
 """How many times the largest value seen they can tell: some channels of a real model are far beyond
 FINAL_REACH on every text."""
 
+MEMBRANE_ROOM = 8
+"""How many times the largest value seen a membrane can tell that saturates."""
+
 SHIFT_RANGE = (-24, 62)
 """Shifts that a multiplier may have; rows beyond it are zero or always saturated."""
 
@@ -92,6 +95,7 @@ def quantise_rows(
     spike_value: Floats | None = None,
     snap: Callable[[Floats], Floats] = lambda scale: scale,
     active: int | None = None,
+    reach: Floats | None = None,
 ) -> Rows:
     """Even weights of 8 bits, one scale per row, such that no membrane leaves 24 bits.
 
@@ -100,12 +104,15 @@ def quantise_rows(
     driven, whose integers must fit beside the membrane. snap: rounds scales up to those that are
     allowed. active: see `worst_sums`.
     A row whose worst sum ``most * sum|w| + |bias| + theta`` would not fit has its scale raised
-    until it does: coarser weights in place of an overflow.
+    until it does: coarser weights in place of an overflow. reach: (out,), magnitudes that membranes
+    which saturate are to tell; of those the worst sum is that of one step, where most is 1.
     """
     scale = np.abs(weight).max(axis=1) / WEIGHT_LIMIT
     step = spike_value if spike_value is not None else np.zeros_like(scale)
     # a row without weights, or nearly so: bias and threshold decide
     scale = np.maximum(scale, np.maximum(np.abs(bias), step) / LIMIT)
+    if reach is not None:
+        scale = np.maximum(scale, reach / LIMIT)
     scale = snap(np.maximum(scale, _SMALLEST))
     while True:
         integers = 2 * np.rint(weight / (2 * scale[:, None]))
@@ -132,6 +139,15 @@ def multiplier(scale: Floats, bits: int) -> tuple[NDArray[np.int32], NDArray[np.
     """(mantissa, shift) with ``scale * 2^bits == mantissa * 2^-shift`` for a snapped scale."""
     mantissa, exponent = np.frexp(scale)
     return np.rint(mantissa * 8).astype(np.int32), (3 - bits - exponent).astype(np.int32)
+
+
+def carried(weight: Floats) -> NDArray[np.int32]:
+    """Exponents, (in,), of what the spikes of the neurons in front carry, where the values of their
+    spikes differ much: without the powers of two the columns of a weight (out, in) are of nearly
+    one size, and no single one takes the 8 bits of a row away from all others."""
+    size = np.maximum(np.sqrt((weight**2).mean(0)), _SMALLEST)
+    exponent = np.rint(np.log2(size / np.median(size)))
+    return exponent.clip(0, arithmetic.MOST_CARRIED).astype(np.int32)
 
 
 def gelu_table(
@@ -194,12 +210,17 @@ def quantise_neurons(
 
 
 def quantise_stream(
-    weight: Floats, bias: Floats, most: int, config: IntegerConfig, active: int | None = None
+    weight: Floats,
+    bias: Floats,
+    most: int,
+    config: IntegerConfig,
+    active: int | None = None,
+    reach: Floats | None = None,
 ) -> tuple[Rows, Tensors]:
     """A projection that writes the stream, and the tensors of the accumulator behind it."""
     if config.model == "gpt2":
         weight, bias = centred(weight, bias)
-    rows = quantise_rows(weight, bias, most, snap=snapped_scale, active=active)
+    rows = quantise_rows(weight, bias, most, snap=snapped_scale, active=active, reach=reach)
     return rows, _accumulator(rows, config.stream_bits)
 
 
@@ -284,8 +305,11 @@ def quantise_attention(block: "SpikingBlock", name: str, config: IntegerConfig) 
     }
 
 
-def quantise_feedforward(block: "SpikingBlock", name: str, config: IntegerConfig) -> Tensors:
-    """Tensors of one feed-forward network, keys beginning with `name`."""
+def quantise_feedforward(
+    block: "SpikingBlock", name: str, config: IntegerConfig, largest: Floats
+) -> Tensors:
+    """Tensors of one feed-forward network, keys beginning with `name`, whose output channels
+    reached so far on some text, (width,)."""
     mlp, hidden = block.mlp, block.mlp.hidden
     assert hidden.activation is not None
     encoder, spike = quantise_neurons(block.ln_2, mlp.encode, config)
@@ -297,8 +321,8 @@ def quantise_feedforward(block: "SpikingBlock", name: str, config: IntegerConfig
     if config.gated:
         # of a gate with GELU_BITS by a membrane in the unit of its row, less what is dropped
         unit = 2.0**-arithmetic.GELU_BITS * c_fc.scale[config.hidden :]
-        largest = _floats(hidden.spike_value) * hidden.most + np.abs(_floats(hidden.center))
-        drop = np.ceil(np.log2(largest / unit / (LIMIT // 4)))
+        told = _floats(hidden.spike_value) * hidden.most + np.abs(_floats(hidden.center))
+        drop = np.ceil(np.log2(told / unit / (LIMIT // 4)))
         drop = drop.clip(0, arithmetic.MOST_DROPPED)
         unit = unit * np.exp2(drop)
         product = {f"{name}.hidden.drop": drop.astype(np.int32)}
@@ -308,7 +332,14 @@ def quantise_feedforward(block: "SpikingBlock", name: str, config: IntegerConfig
     theta = quantise_threshold(_floats(hidden.spike_value), unit, hidden.most)
     center = arithmetic.saturate(np.rint(_floats(hidden.center) / unit).astype(np.int64))
     folded = _folded(mlp.c_proj, theta * unit)
-    c_proj, residual = quantise_stream(*folded, hidden.most, config)
+    if config.hidden_spikes is None:
+        c_proj, residual = quantise_stream(*folded, hidden.most, config)
+    else:
+        weight, bias = folded
+        carry = carried(weight)
+        product[f"{name}.hidden.carry"] = carry
+        reach = MEMBRANE_ROOM * largest
+        c_proj, residual = quantise_stream(weight * 0.5**carry, bias, 1, config, reach=reach)
     return {
         **_under(name, encoder),
         **c_fc.tensors(f"{name}.c_fc"),

@@ -170,19 +170,26 @@ def _attention(config: IntegerConfig, name: str, spikes: Spikes, silent: Silent)
 def _feedforward(config: IntegerConfig, name: str, spikes: Spikes, silent: Silent) -> Network:
     width, hidden, coding = config.width, config.hidden, config.coding
     slots = _slots(config.timesteps, spikes)
+    if config.hidden_timesteps:
+        # digits in either transport: what a step adds to a membrane that saturates has to fit
+        slots = max(config.timesteps, config.hidden_timesteps)
+    payload = spike_bits(config.hidden_most, slots, coding, signed=config.gated)
     neurons = SwigluNeurons if config.gated else GeluNeurons
+    fires = neurons(
+        name="hidden",
+        outputs=hidden,
+        payload_bits=payload + (arithmetic.MOST_CARRIED if config.hidden_spikes else 0),
+        receives=coding,
+        sends=coding,
+        most=config.hidden_most,
+        bias="c_fc.bias",
+    )
+    if config.hidden_spikes:
+        fires = fires.model_copy(update={"limit": config.hidden_spikes})
     nodes = [
         *_stream_in(config, config.most, coding, slots),
         _synapses(name, "c_fc", ((1 + config.gated) * hidden, width), silent),
-        neurons(
-            name="hidden",
-            outputs=hidden,
-            payload_bits=spike_bits(config.hidden_most, slots, coding, signed=config.gated),
-            receives=coding,
-            sends=coding,
-            most=config.hidden_most,
-            bias="c_fc.bias",
-        ),
+        fires,
         _synapses(name, "c_proj", (width, hidden), silent),
         _residual(config, coding),
     ]

@@ -132,7 +132,8 @@ class Microcode:
 class Integrating(Microcode):
     """A membrane u that integrates the spikes of a phase, and starts again with the next.
 
-    bias: (n,). receives: the code of what arrives, which is shifted left by `shift_in`.
+    bias: (n,). receives: the code of what arrives, which is shifted left by `shift_in`. One that
+    doubles saturates.
     """
 
     def __init__(self, clock: Clock, bias: ArrayLike, receives: Coding, shift_in: int = 0) -> None:
@@ -152,8 +153,12 @@ class Integrating(Microcode):
         elif self.doubles and step < self.clock.slots:
             self.u += self.u
         self.u += arriving << self.shift_in
+        if self.doubles:
+            saturate(self.u)
         if self.clock.is_last(now):
             self.u += self.bias
+            if self.doubles:
+                saturate(self.u)
 
 
 class CodingNeurons(Integrating):
@@ -210,9 +215,12 @@ class CodingNeurons(Integrating):
         slots = self.clock.slots
         if self.sends == "rate":
             return counted(self.v, self.theta, self.most // slots)
-        # a graded spike carries the count, else its binary digits come one by one
-        most = self.most if slots == 1 else 1
-        return counted(self.v, self.theta << (slots - 1 - step), most)
+        if slots == 1:  # a graded spike carries the count, else its binary digits come one by one
+            return counted(self.v, self.theta, self.most)
+        digit = slots - 1 - step
+        if digit >= self.most.bit_length():
+            return np.zeros_like(self.v)
+        return counted(self.v, self.theta << digit, 1)
 
 
 class Rescaling:
