@@ -63,11 +63,12 @@ class IntegerFeedForward:
         self.coding, self.most = config.coding, config.hidden_most
         self.limit = config.hidden_spikes
         self.encode = Encoder.of(tensors, name, config.most, config.coding)
-        self.c_fc = Projection.of(tensors, f"{name}.c_fc")
+        saturates = config.carries(config.coding)
+        self.c_fc = Projection.of(tensors, f"{name}.c_fc", saturates=saturates)
         self.signed = config.gated
         neurons = SwigluNeurons if config.gated else GeluNeurons
         self.hidden: SwigluNeurons | GeluNeurons = neurons.of(tensors, f"{name}.hidden")
-        self.c_proj = Projection.of(tensors, f"{name}.c_proj", saturates=self.limit is not None)
+        self.c_proj = Projection.of(tensors, f"{name}.c_proj", saturates=saturates)
         self.residual = Accumulator.of(tensors, f"{name}.residual")
 
     def counts(self, x: Integers) -> Integers:

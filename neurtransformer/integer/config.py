@@ -110,6 +110,11 @@ class IntegerConfig(BaseModel):
         timesteps = self.hidden_timesteps or self.timesteps
         return largest_count(timesteps, self.coding, per_step, self.hidden_spikes)
 
+    def carries(self, coding: Coding) -> bool:
+        """Whether spikes of this code carry powers of two in the blocks, and membranes that they
+        drive saturate: where hidden neurons stop, as counts with such a range want it."""
+        return coding == "phase" and self.hidden_spikes is not None
+
     @model_validator(mode="after")
     def _possible(self) -> "IntegerConfig":
         from neurtransformer.integer.attention import KINDS  # which are made of such configs

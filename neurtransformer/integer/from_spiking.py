@@ -1,6 +1,7 @@
 """Spiking network -> config and tensors of the integer network."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from neurtransformer.integer import quantise
 from neurtransformer.integer.config import MAX_STREAM_BITS, IntegerConfig
 from neurtransformer.recipe import checked
 from neurtransformer.spiking.model import SpikingLanguageModel
+from neurtransformer.spiking.neuron import SpikeLinear
 
 PROBE = (2, 64)
 """Sequences and tokens of the random text that sizes of activations are measured on."""
@@ -53,19 +55,19 @@ def quantised(model: SpikingLanguageModel) -> tuple[IntegerConfig, quantise.Tens
     config = checked(IntegerConfig, sizes, None)
     tensors = quantise.quantise_embedding(model, config)
     for i, block in enumerate(model.blocks):
-        tensors |= quantise.quantise_attention(block, f"h.{i}.attn", config)
-        tensors |= quantise.quantise_feedforward(block, f"h.{i}.mlp", config, seen.written[i])
+        tensors |= quantise.quantise_attention(block, f"h.{i}.attn", config, seen.membranes)
+        tensors |= quantise.quantise_feedforward(block, f"h.{i}.mlp", config, seen.membranes)
     return config, tensors | quantise.quantise_head(model, config, seen.final)
 
 
 class Seen(NamedTuple):
     """Largest magnitudes on random tokens, which are the same for every text. stream: of the
-    residual stream, without the mean that nothing sees. written: of what each feed-forward network
-    adds to each channel of it, (layers, width). final: of each channel that the last norm sends to
-    the LM head, (width,)."""
+    residual stream, without the mean that nothing sees. membranes: of what each projection of the
+    blocks drives, by its name in the integer network, (out,). final: of each channel that the last
+    norm sends to the LM head, (width,)."""
 
     stream: float
-    written: NDArray[np.float64]
+    membranes: dict[str, NDArray[np.float64]]
     final: NDArray[np.float64]
 
 
@@ -77,7 +79,8 @@ def probed(model: SpikingLanguageModel) -> Seen:
     found: list[float] = []
     layer_norm = model.config.norm == "layer"
 
-    final, written = np.zeros(model.config.sizes.width), []
+    final = np.zeros(model.config.sizes.width)
+    membranes: dict[str, NDArray[np.float64]] = {}
 
     def largest(x: Tensor) -> NDArray[np.float64]:
         return x.abs().amax((0, 1)).double().cpu().numpy()
@@ -87,19 +90,27 @@ def probed(model: SpikingLanguageModel) -> Seen:
         final[:] = largest(normed)
         found.append(float((x - x.mean(-1, keepdim=True) if layer_norm else x).abs().max()))
 
-    def watch_written(module: torch.nn.Module, args: tuple[Tensor, ...], x: Tensor) -> None:
-        written.append(largest(x))
+    def watch_membranes(name: str) -> Callable[..., None]:
+        def watch(module: torch.nn.Module, args: tuple[Tensor, ...], u: Tensor) -> None:
+            membranes[name] = largest(u)
+
+        return watch
 
     # the last norm is the last that is heard
     norms = [*(n for b in model.blocks for n in (b.ln_1, b.ln_2)), model.transformer["ln_f"]]
     hooks = [norm.register_forward_hook(watch) for norm in norms]
-    hooks += [block.mlp.register_forward_hook(watch_written) for block in model.blocks]
+    hooks += [
+        module.register_forward_hook(watch_membranes(f"h.{i}.{name}"))
+        for i, block in enumerate(model.blocks)
+        for name, module in block.named_modules()
+        if isinstance(module, SpikeLinear)
+    ]
     try:
         model(ids)
     finally:
         for hook in hooks:
             hook.remove()
-    return Seen(max(found), np.stack(written), final)
+    return Seen(max(found), membranes, final)
 
 
 def stream_bits(largest: float) -> int:

@@ -27,6 +27,11 @@ def integers(tensors: Tensors, name: str) -> Integers:
     return tensors[name].astype(np.int64)
 
 
+def carry_of(tensors: Tensors, name: str) -> Integers | int:
+    """Exponents of what the spikes of the neurons `name` carry, 0 where it is their count alone."""
+    return integers(tensors, f"{name}.carry") if f"{name}.carry" in tensors else 0
+
+
 def by_token(trace: Trace) -> Trace:
     """(phase, tokens, ...) to (tokens, phase, ...)."""
     return {key: x.swapaxes(0, 1) for key, x in trace.items()}
@@ -80,7 +85,7 @@ class Encoder:
     """LayerNorm and the signed neurons that code its result: residual stream to spikes.
 
     theta, bias: (n,), in units of `arithmetic.normed`. most: the largest count. coding: of the
-    spikes that leave.
+    spikes that leave. carry: those carry 2^carry, (n,).
     """
 
     epsilon: int
@@ -88,6 +93,7 @@ class Encoder:
     bias: Integers
     most: int
     coding: Coding
+    carry: Integers | int = 0
 
     @classmethod
     def of(cls, tensors: Tensors, name: str, most: int, coding: Coding) -> "Encoder":
@@ -98,12 +104,13 @@ class Encoder:
             integers(tensors, f"{name}.encode.bias"),
             most,
             coding,
+            carry_of(tensors, f"{name}.encode"),
         )
 
     def counts(self, x: Integers) -> Integers:
         """Stream (..., n) to counts (..., n)."""
         u = arithmetic.normed(x, self.epsilon) + self.bias
-        return arithmetic.fire_counts(u, self.theta, self.most, signed=True)
+        return arithmetic.fire_counts(u, self.theta, self.most, signed=True) << self.carry
 
     def steps(self, x: Integers, phase: int, slots: int) -> Trace:
         """Stream (tokens, n) to all that happens, (phase, tokens, n)."""
@@ -112,7 +119,7 @@ class Encoder:
         spikes, v = arithmetic.fire_steps(
             u[-1], self.theta, self.most, True, phase, slots, self.coding
         )
-        return {"norm.y": y, "encode.u": u, "encode.spikes": spikes, "encode.v": v}
+        return {"norm.y": y, "encode.u": u, "encode.spikes": spikes << self.carry, "encode.v": v}
 
 
 @dataclass(frozen=True)
@@ -154,8 +161,8 @@ class SwigluNeurons:
     @classmethod
     def of(cls, tensors: Tensors, name: str) -> "SwigluNeurons":
         names = ("mantissa", "shift", "drop", "center", "theta", "table")
-        carry = integers(tensors, f"{name}.carry") if f"{name}.carry" in tensors else 0
-        return cls(*(integers(tensors, f"{name}.{part}") for part in names), carry=carry)
+        parts = {part: integers(tensors, f"{name}.{part}") for part in names}
+        return cls(**parts, carry=carry_of(tensors, name))
 
     def membrane(self, u: Integers) -> Integers:
         """What they fire from, (..., n), for the integrated membranes u (..., 2 n), gates first."""

@@ -50,9 +50,10 @@ def spike_bits(most: int, slots: int, coding: Coding, signed: bool) -> int:
     return largest.bit_length() + signed
 
 
-def _slots(timesteps: int, spikes: Spikes) -> int:
-    """Time steps in which a count is sent: T binary spikes, or one graded spike."""
-    return timesteps if spikes == "binary" else 1
+def _slots(timesteps: int, spikes: Spikes, carries: bool) -> int:
+    """Time steps in which a count is sent: T spikes, or one graded spike. What drives membranes
+    that saturate has T in either transport: what arrives in a step has to fit."""
+    return timesteps if spikes == "binary" or carries else 1
 
 
 def _synapses(network: str, name: str, shape: tuple[int, int], silent: Silent) -> Synapses:
@@ -67,22 +68,28 @@ def _synapses(network: str, name: str, shape: tuple[int, int], silent: Silent) -
     )
 
 
+def _carried(carries: bool) -> int:
+    """Bits of a spike more where it carries a power of two."""
+    return arithmetic.MOST_CARRIED if carries else 0
+
+
 def _stream_in(config: IntegerConfig, most: int, coding: Coding, slots: int) -> list[Node]:
     """From the residual stream to spikes."""
-    width = config.width
+    width, carries = config.width, config.carries(coding)
     return [
         Source(name="stream", outputs=width, payload_bits=STATE_BITS),
         Norm(name="norm", outputs=width, payload_bits=arithmetic.NORM_BITS + 2),
         CodingNeurons(
             name="encode",
             outputs=width,
-            payload_bits=spike_bits(most, slots, coding, signed=True),
+            payload_bits=spike_bits(most, slots, coding, signed=True) + _carried(carries),
             receives="rate",
             sends=coding,
             most=most,
             unsigned=0,
             input_shift=0,
             bias="encode.bias",
+            carries=carries,
         ),
     ]
 
@@ -122,7 +129,8 @@ def _embedding(config: IntegerConfig, silent: Silent) -> Network:
 def _attention(config: IntegerConfig, name: str, spikes: Spikes, silent: Silent) -> Network:
     kind, integers = attention.KINDS[config.attention], INTEGERS[config.attention]
     width, code = config.width, config.attention_code
-    slots = _slots(code.timesteps, spikes)
+    carries = config.carries(code.coding)
+    slots = _slots(code.timesteps, spikes, carries)
     rows, qkv = sum(integers.sizes(width, config.kv_width)), integers.qkv_code(code)
     coded = CodingNeurons(
         name="qkv",
@@ -153,13 +161,14 @@ def _attention(config: IntegerConfig, name: str, spikes: Spikes, silent: Silent)
         CodingNeurons(
             name="merged",
             outputs=width,
-            payload_bits=spike_bits(code.most, slots, code.coding, signed=True),
+            payload_bits=spike_bits(code.most, slots, code.coding, signed=True) + _carried(carries),
             receives="rate",
             sends=code.coding,
             most=code.most,
             unsigned=0,
             input_shift=arithmetic.MERGE_SHIFT,
             bias="merged.bias",
+            carries=carries,
         ),
         _synapses(name, "c_proj", (width, width), silent),
         _residual(config, code.coding),
@@ -169,16 +178,14 @@ def _attention(config: IntegerConfig, name: str, spikes: Spikes, silent: Silent)
 
 def _feedforward(config: IntegerConfig, name: str, spikes: Spikes, silent: Silent) -> Network:
     width, hidden, coding = config.width, config.hidden, config.coding
-    slots = _slots(config.timesteps, spikes)
-    if config.hidden_timesteps:
-        # digits in either transport: what a step adds to a membrane that saturates has to fit
-        slots = max(config.timesteps, config.hidden_timesteps)
+    carries = config.carries(coding)
+    slots = max(_slots(config.timesteps, spikes, carries), config.hidden_timesteps or 1)
     payload = spike_bits(config.hidden_most, slots, coding, signed=config.gated)
     neurons = SwigluNeurons if config.gated else GeluNeurons
     fires = neurons(
         name="hidden",
         outputs=hidden,
-        payload_bits=payload + (arithmetic.MOST_CARRIED if config.hidden_spikes else 0),
+        payload_bits=payload + _carried(carries),
         receives=coding,
         sends=coding,
         most=config.hidden_most,

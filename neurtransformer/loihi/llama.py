@@ -100,7 +100,6 @@ class SwigluCode(microcode.CodingNeurons):
     bias: (2 n,), of the gates first. theta, mantissa, shift, center: (n,); see `GeluNeurons`, as
     for table. drop: (n,), bits that a product is too long. leading_bits: of each factor. limit:
     spikes after which a neuron is silent until it fires for the next token, 0 for no such number.
-    carry: (n,), exponents of what their spikes carry.
     """
 
     def __init__(
@@ -130,9 +129,9 @@ class SwigluCode(microcode.CodingNeurons):
             receives=receives,
             sends=sends,
             most=most,
+            carry=carry,
         )
         self.limit, self.sent = limit, np.zeros_like(self.theta)
-        self.carry = words(np.broadcast_to(carry, self.theta.shape))
         self.outputs = len(self.theta)
         self.v, self.spikes = np.zeros_like(self.theta), np.zeros_like(self.theta)
         self.sign, self.signed = np.ones_like(self.theta), np.ones_like(self.theta)
@@ -160,7 +159,7 @@ class SwigluCode(microcode.CodingNeurons):
             self.v[silent] = before[silent]
             spikes[silent] = 0
             self.sent += spikes
-        return spikes << self.carry
+        return spikes
 
     def times(self, a: Words, b: Words) -> Words:
         """Products of the leading bits, shifted to where they belong."""
@@ -218,8 +217,9 @@ class SwigluNeurons(Neurons):
     shift, drop, center, theta, table.
 
     leading_bits: of each factor that reach the product. limit: spikes after which a neuron is
-    silent for the rest of its phase, which a counter finds; 0 where none is. Spikes of those carry
-    2^carry, a tensor more. On a chip the second membrane is that of a compartment of its own."""
+    silent for the rest of its phase, which a counter finds; 0 where none is. Those have a tensor
+    carry, see `CodingNeurons`. On a chip the second membrane is that of a compartment of its own.
+    """
 
     kind: Literal["swiglu_neurons"] = "swiglu_neurons"
     sends: Coding

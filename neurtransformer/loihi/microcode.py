@@ -165,7 +165,7 @@ class CodingNeurons(Integrating):
     """Soft-reset neurons. bias, theta: (n,). The first `unsigned` of them are unsigned.
 
     receives, sends: the codes of the spikes that arrive and leave. most: the largest count that
-    leaves.
+    leaves. carry: (n,) or one for all, what spikes carry is 2^carry times as much.
     """
 
     def __init__(
@@ -179,9 +179,11 @@ class CodingNeurons(Integrating):
         sends: Coding,
         most: int,
         shift_in: int = 0,
+        carry: ArrayLike = 0,
     ) -> None:
         super().__init__(clock, bias, receives, shift_in)
         self.theta = words(theta)
+        self.carry = words(np.broadcast_to(carry, self.theta.shape))
         self.signed = words(np.arange(self.outputs) >= unsigned)
         self.v, self.spikes = np.zeros_like(self.bias), np.zeros_like(self.bias)
         self.sign = np.ones_like(self.bias)
@@ -196,7 +198,7 @@ class CodingNeurons(Integrating):
         self.integrate(now, arriving["a_in"])
         self.spikes[:] = 0
         if step < self.clock.slots:
-            self.spikes[:] = self.sign * self.fire(step)
+            self.spikes[:] = self.sign * (self.fire(step) << self.carry)
         return self.spikes
 
     def membrane(self) -> Words:
