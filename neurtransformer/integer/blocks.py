@@ -11,7 +11,7 @@ import numpy as np
 
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import Integers
-from neurtransformer.integer.config import FINAL_MOST, IntegerConfig
+from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.integer.parts import (
     Accumulator,
     Encoder,
@@ -93,11 +93,14 @@ class IntegerFeedForward:
 
 
 class IntegerHead:
-    """The last norm and the LM head: stream to logits, by one graded spike per channel."""
+    """The last norm and the LM head: stream to logits, by one graded spike per channel, or by phase
+    coded ones (`IntegerConfig.final_code`)."""
 
     def __init__(self, tensors: Tensors, config: IntegerConfig) -> None:
-        self.encode = Encoder.of(tensors, "head", FINAL_MOST, "rate")
-        self.lm_head = Projection.of(tensors, "head.lm_head")
+        code = config.final_code
+        self.coding, self.encode = code.coding, Encoder.of(tensors, "head", code.most, code.coding)
+        saturates = config.carries(code.coding)
+        self.lm_head = Projection.of(tensors, "head.lm_head", saturates=saturates)
         self.logits = Accumulator.of(tensors, "head.logits")
 
     def counts(self, x: Integers) -> Integers:
@@ -105,8 +108,9 @@ class IntegerHead:
         return self.logits.add(self.lm_head.counts(self.encode.counts(x)))
 
     def steps(self, x: Integers, phase: int, slots: int) -> Trace:
-        """Stream (length, width) of one sequence to all that happens, in phases of one step."""
-        trace = {"stream.spikes": at_the_end(x, 1), **self.encode.steps(x, 1, 1)}
-        u = trace["logits.u"] = self.lm_head.steps(trace["encode.spikes"], "rate", 1)
-        trace["logits.x"] = self.logits.add(u)
+        """Stream (length, width) of one sequence to all that happens. phase, slots: see
+        `IntegerAttention.steps`."""
+        trace = {"stream.spikes": at_the_end(x, phase), **self.encode.steps(x, phase, slots)}
+        u = trace["logits.u"] = self.lm_head.steps(trace["encode.spikes"], self.coding, slots)
+        trace["logits.x"] = at_the_end(self.logits.add(u[-1]), phase)
         return by_token(trace)

@@ -21,6 +21,9 @@ MAX_STREAM_BITS = 14
 FINAL_MOST = 127
 """The largest count of the neurons in front of the LM head: a graded spike of 8 bits with sign."""
 
+FINAL_DIGITS = 8
+"""Those of their counts where they are phase coded."""
+
 
 class IntegerConfig(BaseModel):
     """Sizes of an IntegerGPT2, as they stand in a netlist's manifest.
@@ -114,6 +117,16 @@ class IntegerConfig(BaseModel):
         """Whether spikes of this code carry powers of two in the blocks, and membranes that they
         drive saturate: where hidden neurons stop, as counts with such a range want it."""
         return coding == "phase" and self.hidden_spikes is not None
+
+    @property
+    def final_code(self) -> Code:
+        """The code of the neurons in front of the LM head, whose graded spikes are rate coded."""
+        return Code(FINAL_DIGITS, "phase") if self.carries("phase") else Code(FINAL_MOST, "rate")
+
+    @property
+    def final_slots(self) -> int:
+        """Time steps in which they send a count."""
+        return FINAL_DIGITS if self.carries("phase") else 1
 
     @model_validator(mode="after")
     def _possible(self) -> "IntegerConfig":

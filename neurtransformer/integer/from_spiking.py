@@ -57,18 +57,19 @@ def quantised(model: SpikingLanguageModel) -> tuple[IntegerConfig, quantise.Tens
     for i, block in enumerate(model.blocks):
         tensors |= quantise.quantise_attention(block, f"h.{i}.attn", config, seen.membranes)
         tensors |= quantise.quantise_feedforward(block, f"h.{i}.mlp", config, seen.membranes)
-    return config, tensors | quantise.quantise_head(model, config, seen.final)
+    return config, tensors | quantise.quantise_head(model, config, seen.final, seen.logits)
 
 
 class Seen(NamedTuple):
     """Largest magnitudes on random tokens, which are the same for every text. stream: of the
     residual stream, without the mean that nothing sees. membranes: of what each projection of the
     blocks drives, by its name in the integer network, (out,). final: of each channel that the last
-    norm sends to the LM head, (width,)."""
+    norm sends to the LM head, (width,). logits: those of each token, (vocabulary,)."""
 
     stream: float
     membranes: dict[str, NDArray[np.float64]]
     final: NDArray[np.float64]
+    logits: NDArray[np.float64]
 
 
 @torch.no_grad()
@@ -106,11 +107,11 @@ def probed(model: SpikingLanguageModel) -> Seen:
         if isinstance(module, SpikeLinear)
     ]
     try:
-        model(ids)
+        logits = largest(model(ids).logits)
     finally:
         for hook in hooks:
             hook.remove()
-    return Seen(max(found), membranes, final)
+    return Seen(max(found), membranes, final, logits)
 
 
 def stream_bits(largest: float) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from neurtransformer.integer import arithmetic, rotary
 from neurtransformer.integer.arithmetic import LIMIT, WEIGHT_LIMIT
 from neurtransformer.integer.attention import KINDS
-from neurtransformer.integer.config import FINAL_MOST, IntegerConfig
+from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.integer.entries import Entries, Entry, check_entries
 from neurtransformer.integer.quantise import (
     ENCODE_LIMIT,
@@ -99,7 +99,7 @@ def _feedforward(config: IntegerConfig) -> Entries:
 
 
 def _head(config: IntegerConfig) -> Entries:
-    yield from _encoder(config, FINAL_MOST, "rate")
+    yield from _encoder(config, config.final_code.most, config.final_code.coding)
     yield from _projection("lm_head", config.vocabulary, config.width)
     yield from _multiplier("logits", config.vocabulary)
     if config.first_token is not None:
@@ -138,4 +138,6 @@ def _membranes(config: IntegerConfig) -> Iterator[tuple[str, int, str | None, in
         yield f"{attention}.c_proj", most, None, None, f"{attention}.merged"
         yield f"{feedforward}.c_fc", of_mlp, None, None, f"{feedforward}.encode"
         yield f"{feedforward}.c_proj", hidden_most, None, None, f"{feedforward}.hidden"
-    yield "head.lm_head", FINAL_MOST, None, None, "head.encode"
+    final = config.final_code
+    final_most = 1 if config.carries(final.coding) else final.most
+    yield "head.lm_head", final_most, None, None, "head.encode"

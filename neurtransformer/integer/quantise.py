@@ -23,7 +23,7 @@ from neurtransformer.codes import MEAN_BITS
 from neurtransformer.integer import arithmetic, rotary
 from neurtransformer.integer.arithmetic import LIMIT, WEIGHT_LIMIT
 from neurtransformer.integer.attention import KINDS
-from neurtransformer.integer.config import FINAL_MOST, IntegerConfig
+from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.recipe import Coding
 
 if TYPE_CHECKING:
@@ -276,24 +276,31 @@ def quantise_embedding(model: "SpikingLanguageModel", config: IntegerConfig) -> 
     return {**rows.tensors("embed.table"), **_under("embed.stream", stream)}
 
 
-def quantise_head(model: "SpikingLanguageModel", config: IntegerConfig, largest: Floats) -> Tensors:
-    """Tensors of the network `head`, where each channel of the last norm reached so far on some
-    text, (width,), and what the model answers to an innate token alone: that is
-    the dense model's hidden state before the LM head, computed here once for all texts."""
+def quantise_head(
+    model: "SpikingLanguageModel", config: IntegerConfig, largest: Floats, logits: Floats
+) -> Tensors:
+    """Tensors of the network `head`, where each channel of the last norm, (width,), and each logit,
+    (vocabulary,), reached so far on some text, and what the model answers to an innate token alone:
+    that is the dense model's hidden state before the LM head, computed here once for all texts."""
     norm = model.transformer["ln_f"]
     gain, bias = _norm(norm)
     reach = np.maximum(FINAL_REACH * np.abs(gain) + np.abs(bias), FINAL_ROOM * largest)
-    spike_value = np.maximum(reach, _SMALLEST) / FINAL_MOST
+    most, coding = config.final_code.most, config.final_code.coding
+    spike_value = np.maximum(reach, _SMALLEST) / most
     zero = np.zeros_like(spike_value)
-    encoder, spike_value = quantise_encoder(norm, spike_value, zero, FINAL_MOST, config)
+    encoder, spike_value = quantise_encoder(norm, spike_value, zero, most, config)
     weight = _floats(model.lm_head.weight) * spike_value
-    rows = quantise_rows(weight, np.zeros(len(weight)), FINAL_MOST, snap=snapped_scale)
+    into_logits = Saturating.of(weight, logits, config, coding)
+    rows = quantise_rows(
+        weight, np.zeros(len(weight)), most, snap=snapped_scale, saturating=into_logits
+    )
     first: Tensors = {}
     if config.first_token is not None:
-        logits = _floats(model.lm_head.weight) @ _floats(model.first_hidden)
-        logits = np.rint(logits * 2.0**arithmetic.LOGIT_BITS).clip(-LIMIT, LIMIT)
-        first = {"head.first_logits": logits.astype(np.int32)}
+        answer = _floats(model.lm_head.weight) @ _floats(model.first_hidden)
+        answer = np.rint(answer * 2.0**arithmetic.LOGIT_BITS).clip(-LIMIT, LIMIT)
+        first = {"head.first_logits": answer.astype(np.int32)}
     return {
+        **(into_logits.tensors("head.encode") if into_logits else {}),
         **first,
         **_under("head", encoder),
         **rows.tensors("head.lm_head"),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from neurtransformer.integer import arithmetic, rotary
 from neurtransformer.integer.arithmetic import STATE_BITS
 from neurtransformer.integer.attention import KINDS as INTEGERS
-from neurtransformer.integer.config import FINAL_MOST, IntegerConfig
+from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.loihi import attention
 from neurtransformer.loihi.llama import RotaryNeurons, SwigluNeurons
 from neurtransformer.loihi.network import Network, in_line, timed, wired
@@ -204,9 +204,10 @@ def _feedforward(config: IntegerConfig, name: str, spikes: Spikes, silent: Silen
 
 
 def _head(config: IntegerConfig, silent: Silent) -> Network:
+    code, slots, size = config.final_code, config.final_slots, config.vocabulary
     nodes = [
-        *_stream_in(config, FINAL_MOST, "rate", 1),
-        _synapses("head", "lm_head", (config.vocabulary, config.width), silent),
-        _accumulator("logits", config.vocabulary, "rate", "lm_head.bias", arithmetic.LOGIT_BITS),
+        *_stream_in(config, code.most, code.coding, slots),
+        _synapses("head", "lm_head", (size, config.width), silent),
+        _accumulator("logits", size, code.coding, "lm_head.bias", arithmetic.LOGIT_BITS),
     ]
-    return timed("head", nodes, in_line(nodes), 1, 1)
+    return timed("head", nodes, in_line(nodes), slots, slots)
