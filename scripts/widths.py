@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from neurtransformer import runs
-from neurtransformer.integer import arithmetic, blocks, model, quantise
+from neurtransformer.integer import arithmetic, config, model, quantise
 from neurtransformer.integer.quality import perplexity
 from neurtransformer.spiking.load import load_run
 from neurtransformer.text import load_blocks
@@ -42,11 +42,7 @@ def widths(attention: str) -> Iterator[tuple[str, str, list[Change]]]:
         yield "LayerNorm's result", f"{bits} fraction bits", [(arithmetic, {"NORM_BITS": bits})]
     for bits in (6, 4, 3):
         most = {"FINAL_MOST": 2**bits - 1}
-        yield (
-            "spikes before the LM head",
-            f"{bits} bits and sign",
-            [(quantise, most), (blocks, most)],
-        )
+        yield "spikes before the LM head", f"{bits} bits and sign", [(config, most)]
     # no head's write shift has more to give than 6 bits at T = 8
     for bits in (22, 20, 18) if attention == "linear" else ():
         yield "state of the SSA", f"{bits} bits", [(arithmetic, {"write_shift": lower(24 - bits)})]

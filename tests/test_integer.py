@@ -101,6 +101,59 @@ def test_a_graded_spike_needs_no_division(
     assert (count == expected).all() and (rest == left).all()
 
 
+@given(membranes(), st.booleans(), st.integers(1, 16), st.integers(1, 16), st.integers(0, 3))
+def test_neurons_that_stop_are_the_spiking_networks(
+    case: tuple[np.ndarray, np.ndarray, int], signed: bool, timesteps: int, limit: int, longer: int
+) -> None:
+    """Counts and steps, in as many slots as they need and in more."""
+    u, theta, _ = case
+    limit = min(limit, timesteps)
+    most = largest_count(timesteps, "phase", limit=limit)
+    theta = np.minimum(theta, LIMIT // most)
+    z = torch.from_numpy(u).double() / torch.from_numpy(theta).double()
+    expected = coding.limited_counts_from_total(z, timesteps, limit, signed).numpy()
+    counts = arithmetic.fire_counts(u, theta, most, signed, limit)
+    assert (counts == expected).all()
+    slots = timesteps + longer
+    spikes, v = arithmetic.fire_steps(
+        u, theta, most, signed, slots + 1, slots, "phase", None if limit == timesteps else limit
+    )
+    assert (arithmetic.integrate(spikes, np.zeros_like(u), "phase", slots)[-1] == counts).all()
+    assert np.abs(spikes).max() <= 1 and np.abs(spikes).sum(0).max() <= limit
+    start, sign = arithmetic.fire_start(u, theta, signed)
+    assert (v[-1] == start - sign * counts * theta).all()
+
+
+EDGES = st.sampled_from([-LIMIT, 1 - LIMIT, -LIMIT // 2, -1, 0, 1, LIMIT // 2, LIMIT - 1, LIMIT])
+
+
+@given(
+    st.lists(st.one_of(EDGES, st.integers(-LIMIT, LIMIT)), min_size=1, max_size=16),
+    st.integers(0, 3),
+    st.one_of(EDGES, st.integers(-LIMIT, LIMIT)),
+)
+def test_a_clip_in_every_step_is_one_clip_in_the_end(
+    arriving: list[int], still: int, bias: int
+) -> None:
+    """Of what phase-coded spikes drive, by LIMIT a step at most: whole numbers of any size say."""
+    total = 0
+    for x in arriving:
+        total = 2 * total + x
+    line = np.array([*arriving, *[0] * still])[:, None]
+    steps = arithmetic.integrate(line, np.array([bias]), "phase", len(arriving))
+    ends = arithmetic.saturated(np.array([total]), np.array([bias]))
+    inside = max(min(total, LIMIT), -LIMIT) + bias
+    assert steps[-1] == ends == max(min(inside, LIMIT), -LIMIT)
+    assert np.abs(steps).max() <= LIMIT
+
+
+def test_steps_that_drive_farther_do_not_stay_at_the_limit() -> None:
+    """What the bound on the weights of a row is for."""
+    far = np.array([[2 * LIMIT], [-3 * LIMIT]])
+    steps = arithmetic.integrate(far, np.zeros(1, np.int64), "phase", 2)
+    assert steps[-1] != arithmetic.saturated(2 * far[0] + far[1], np.zeros(1, np.int64))
+
+
 @given(SEEDS, st.integers(0, 24))
 def test_shift_round(seed: int, bits: int) -> None:
     x = np.random.default_rng(seed).integers(-LIMIT, LIMIT, 50)
@@ -356,6 +409,45 @@ def test_rows_fit(
     assert not (rows.weight & 1).any() and np.abs(rows.weight).max() <= 254
     assert (np.abs(rows.weight * rows.scale[:, None] - weight) <= rows.scale[:, None] * 1.001).all()
     assert (np.abs(rows.bias * rows.scale - bias) <= rows.scale * 0.501).all()
+
+
+@given(SEEDS, st.integers(1, 60), st.floats(-9, 4), st.floats(-9, 6), st.floats(-9, 12))
+def test_rows_that_saturate_tell_what_they_are_to(
+    seed: int, inputs: int, weight_size: float, bias_size: float, reach_size: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((5, inputs)) * 10**weight_size
+    bias, reach = rng.standard_normal(5) * 10**bias_size, np.full(5, 10**reach_size)
+    carry = rng.integers(0, 22, inputs).astype(np.int32)
+    rows = quantise.quantise_rows(
+        weight,
+        bias,
+        9999,
+        snap=quantise.snapped_scale,
+        saturating=quantise.Saturating(carry, reach),
+    )
+    assert (reach <= rows.scale * LIMIT).all()
+    assert (quantise.worst_sums(rows.weight, rows.bias, 1, carry=carry) <= LIMIT).all()
+    assert (np.abs(rows.weight).astype(np.int64) @ (1 << carry) <= LIMIT).all()
+    unit = rows.scale[:, None] * 2.0**carry
+    assert (np.abs(rows.weight * unit - weight) <= unit * 1.001).all()
+
+
+def test_what_spikes_carry_gives_weights_their_bits_back() -> None:
+    """Where one input is worth far more than all others, and is as seldom wrong."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((8, 64))
+    weight[:, 3] *= 50
+    carry = quantise.carried(weight)
+    assert carry[3] in (5, 6) and (np.delete(carry, 3) <= 1).all()
+    errors = []
+    for exponent in (np.zeros_like(carry), carry):
+        saturating = quantise.Saturating(exponent, np.zeros(8))
+        rows = quantise.quantise_rows(weight, np.zeros(8), 1, saturating=saturating)
+        error = rows.weight * rows.scale[:, None] * 2.0**exponent - weight
+        errors.append(np.abs(np.delete(error, 3, axis=1)).mean())
+    assert errors[1] < errors[0] / 10
+    assert (quantise.carried(weight * 1e9) == carry).all()
 
 
 def test_long_rows_get_coarser_instead_of_overflowing() -> None:

@@ -239,20 +239,16 @@ def test_all_commands_up_to_the_chip(
     assert torch.equal(model(ids).logits, again.eval()(ids).logits)
 
 
-def test_a_code_with_range_stops_before_the_chip(
-    neurtx: Callable[..., Done], tmp_path: Path, folder: Path
-) -> None:
+def test_a_code_with_range(neurtx: Callable[..., Done], tmp_path: Path, folder: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("The captain gave the letter to the old sailor, who read it aloud. " * 30)
     made = ("convert", str(folder), "--out", "run", "--coding", "phase", "--text", str(text))
     assert neurtx(*made).returncode == 0
     config = read_json(tmp_path / "run" / "config.json")
     assert (config["hidden_timesteps"], config["hidden_spikes"]) == (12, 4)
-    for target in ("loihi2", "nir"):
-        assert "gated_timesteps" in neurtx("export", "run", "--target", target).mistake()
-    assert neurtx("generate", "run", "--prompt", "The old", "--tokens", "3").returncode == 0
-    called = ("generate", "run", "--prompt", "The old", "--tokens", "3", "--backend", "integer")
-    assert "gated_timesteps" in neurtx(*called).mistake()
+    called = ("generate", "run", "--prompt", "The old", "--tokens", "3")
+    assert neurtx(*called).returncode == 0
+    assert neurtx(*called, "--backend", "integer").returncode == 0
     for name, values in (("more", (17, 4)), ("none", (12, 0)), ("text", ("a", 4))):
         copied = {**config, "hidden_timesteps": values[0], "hidden_spikes": values[1]}
         write_json(tmp_path / "run" / "config.json", copied)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -12,23 +12,25 @@ from conftest import likeness, words
 
 from neurtransformer.codes import COARSE_STEPS, FINE_STEPS
 from neurtransformer.dense import load_dense
-from neurtransformer.integer.arithmetic import LIMIT
+from neurtransformer.integer.arithmetic import LIMIT, MOST_CARRIED
+from neurtransformer.integer.attention import IntegerAttention
 from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.integer.layout import check, layout
 from neurtransformer.integer.model import IntegerGPT2
+from neurtransformer.integer.quantise import worst_sums
 from neurtransformer.loihi import netlist
 from neurtransformer.loihi.llama import RotaryNeurons, SwigluNeurons
 from neurtransformer.loihi.nodes import Spikes
-from neurtransformer.loihi.simulate import prompt_ids, simulate
+from neurtransformer.loihi.simulate import pairs, prompt_ids, simulate
 from neurtransformer.recipe import Code
 from neurtransformer.spiking.convert import convert
 from neurtransformer.spiking.model import SpikingLanguageModel
 
 
-@pytest.fixture(scope="module", params=[0, None])
-def spiking(request: pytest.FixtureRequest, tiny_llama_folder: Path) -> SpikingLanguageModel:
-    """With an innate token, and without one."""
-    dense, _ = load_dense(str(tiny_llama_folder))
+def converted(
+    folder: Path, first: int | None, limited: tuple[int, int] | None
+) -> SpikingLanguageModel:
+    dense, _ = load_dense(str(folder))
     return convert(
         dense,
         words(2, 48),
@@ -37,8 +39,22 @@ def spiking(request: pytest.FixtureRequest, tiny_llama_folder: Path) -> SpikingL
         coding="phase",
         attention="ttfs",
         attention_code=Code(6, "phase"),
-        first_token=request.param,
+        first_token=first,
+        limited=limited,
     )
+
+
+@pytest.fixture(scope="module", params=[(0, None), (None, None), (0, (12, 4)), (None, (6, 2))])
+def spiking(request: pytest.FixtureRequest, tiny_llama_folder: Path) -> SpikingLanguageModel:
+    """With an innate token, and without one; hidden neurons that stop, in more steps than the rest
+    have and in fewer."""
+    return converted(tiny_llama_folder, *request.param)
+
+
+@pytest.fixture(scope="module")
+def stopping(tiny_llama_folder: Path) -> IntegerGPT2:
+    """One whose hidden neurons stop."""
+    return IntegerGPT2.from_spiking(converted(tiny_llama_folder, 0, (12, 4)))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +100,7 @@ def test_steps_are_counts_whatever_the_transport(model: IntegerGPT2) -> None:
     x = np.random.default_rng(0).integers(-(2**14), 2**14, (17, model.config.width))
     attention, mlp = model.attention[0], model.feedforward[0]
     after, state = attention.counts(x[None], attention.new_state(1))
-    for slots, steps in ((1, 1), (6, 8)):
+    for slots, steps in ((1, model.config.hidden_timesteps or 1), (6, 8), (7, 12)):
         trace = attention.steps(x, 2 * (slots + COARSE_STEPS + FINE_STEPS), slots)
         assert (trace["residual.x"][:, -1] == after[0]).all()
         assert (trace["race.keys"][-1] == state[0][0]).all()
@@ -100,6 +116,8 @@ def test_steps_are_counts_whatever_the_transport(model: IntegerGPT2) -> None:
 def test_the_layout_is_what_quantising_makes(model: IntegerGPT2) -> None:
     assert layout(model.config).keys() == model.tensors.keys()
     check(model.config, dict(model.tensors), pytest.fail)
+    carry = any(name.endswith(".carry") for name in model.tensors)
+    assert carry == (model.config.hidden_spikes is not None)
 
 
 @pytest.mark.parametrize(
@@ -110,11 +128,97 @@ def test_the_layout_is_what_quantising_makes(model: IntegerGPT2) -> None:
         ({"model": "gpt2"}, "rotary"),
         ({"attention": "linear"}, "ttfs alone"),
         ({"heads": 64, "kv_heads": 64}, "even width"),
+        ({"hidden_timesteps": 12, "hidden_spikes": None}, "number of spikes"),
+        ({"hidden_timesteps": None, "hidden_spikes": 4}, "number of spikes"),
+        ({"hidden_timesteps": 3, "hidden_spikes": 4}, "at most"),
+        ({"hidden_timesteps": 17, "hidden_spikes": 4}, "16"),
+        ({"hidden_timesteps": 12, "hidden_spikes": 4, "coding": "rate"}, "phase coded"),
     ],
 )
 def test_sizes_that_no_llama_has(model: IntegerGPT2, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         IntegerConfig.model_validate({**model.config.model_dump(), **change})
+
+
+def _all(value: int) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda x: np.full_like(x, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("h.0.mlp.hidden.carry", _all(7), "range"),
+        ("h.0.mlp.hidden.carry", _all(-1), "range"),
+        ("h.1.attn.encode.carry", lambda x: x[1:], "should be"),
+        ("h.1.attn.merged.carry", None, "missing"),
+        ("h.0.mlp.c_proj.bias", _all(LIMIT), "24 bits"),
+        ("h.1.attn.c_attn.bias", _all(-LIMIT), "24 bits"),
+    ],
+)
+def test_spoilt_tensors_of_what_spikes_carry_are_found(
+    stopping: IntegerGPT2,
+    name: str,
+    change: Callable[[np.ndarray], np.ndarray] | None,
+    message: str,
+) -> None:
+    spoilt = dict(stopping.tensors)
+    old = spoilt.pop(name)
+    if change is not None:
+        spoilt[name] = change(old)
+    found: list[str] = []
+
+    def complain(complaint: str) -> NoReturn:
+        found.append(complaint)
+        raise ValueError(complaint)
+
+    with pytest.raises(ValueError, match=message):
+        check(stopping.config, spoilt, complain)
+
+
+def test_a_step_of_what_spikes_carry_has_to_fit() -> None:
+    """The largest weights by the largest spikes may leave 24 bits in one step."""
+    inputs = LIMIT // (254 << MOST_CARRIED)
+    for more, fits in ((0, True), (1, False)):
+        weight = np.full((2, inputs + more), 254, np.int16)
+        carry = np.full(inputs + more, MOST_CARRIED, np.int32)
+        worst = worst_sums(weight, np.zeros(2, np.int32), 1, carry=carry)
+        assert (worst <= LIMIT).all() == fits
+
+
+@pytest.mark.usefixtures("lava")
+def test_lava_saturates_as_the_integer_model_does(
+    stopping: IntegerGPT2, nano_tokenizer: Any, tmp_path: Path
+) -> None:
+    """The largest weights, counts and spikes there are: many a membrane finds no room."""
+    from neurtransformer.loihi.runner import run_network
+
+    large = dict(stopping.tensors)
+    for name, x in large.items():
+        if name.endswith(".carry"):
+            large[name] = np.full_like(x, MOST_CARRIED)
+        elif name.endswith(".theta"):
+            large[name] = np.ones_like(x)
+        elif name.startswith("h.") and name.endswith(".weight"):
+            large[name] = (254 * np.sign(x)).astype(x.dtype)
+    model = IntegerGPT2(stopping.config, large)
+    netlist.write(tmp_path, model, nano_tokenizer, "binary")
+    found = netlist.read_text(tmp_path)
+    _, *networks, _ = found.manifest.networks
+    x = np.random.default_rng(0).integers(-(2**14), 2**14, (4, 64))
+    for network in networks[:2]:
+        theirs = found.model.networks[network.name]
+        ours = theirs.steps(x, network.phase, network.slots)
+        for quantity in ours.keys() & {"qkv.u", "hidden.u", "residual.u"}:
+            assert (np.abs(ours[quantity][:, -1]) == LIMIT).mean() > 0.1, quantity
+        counts = (
+            theirs.counts(x[None], theirs.new_state(1))[0][0]
+            if isinstance(theirs, IntegerAttention)
+            else theirs.counts(x)
+        )
+        assert (ours["residual.x"][:, -1] == counts).all()
+        lavas, _ = run_network(found, network, ours)
+        for name, mine, other in pairs(network, ours, lavas):
+            assert (mine == other).all(), name
 
 
 @pytest.mark.usefixtures("lava")
@@ -133,8 +237,11 @@ def test_lava_is_the_integer_model(
 
 
 @pytest.mark.usefixtures("lava")
-def test_from_the_dense_model_to_lava(neurtx: Callable[..., Any], tiny_llama_folder: Path) -> None:
-    assert neurtx("convert", str(tiny_llama_folder), "--out", "run").returncode == 0
+@pytest.mark.parametrize("code", [(), ("--coding", "phase")])
+def test_from_the_dense_model_to_lava(
+    neurtx: Callable[..., Any], tiny_llama_folder: Path, code: tuple[str, ...]
+) -> None:
+    assert neurtx("convert", str(tiny_llama_folder), *code, "--out", "run").returncode == 0
     done = neurtx("export", "run", "--target", "loihi2", "--out", "net", "--json")
     assert done.returncode == 0, done.stderr
     assert abs(json.loads(done.stdout)["ppl_ratio_to_spiking"] - 1) < 0.03

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neurtransformer.codes import level_bits
+from neurtransformer.codes import largest_count, level_bits
 from neurtransformer.integer import arithmetic, rotary
 from neurtransformer.integer.arithmetic import LIMIT, Integers
 from neurtransformer.integer.parts import GeluNeurons as Gelu
@@ -201,6 +201,50 @@ def test_mean_of_is_normalise(seed: int, bits: int) -> None:
 # --- populations, token after token ---
 
 
+@given(SEEDS, st.integers(1, 8), st.integers(1, 16), st.integers(0, 16), st.integers(0, 3))
+def test_swiglu_neurons_that_stop(
+    seed: int, receives: int, timesteps: int, limit: int, longer: int
+) -> None:
+    """Membranes that saturate, spikes that carry powers of two, longer slots than they need."""
+    rng = np.random.default_rng(seed)
+    tokens, n, limit = 3, 12, min(limit, timesteps)
+    phase = max(receives, timesteps) + longer
+    most = largest_count(timesteps, "phase", limit=limit or None)
+    theta = np.minimum(np.abs(anywhere(rng, n, LIMIT // most)) + 1, LIMIT // most)
+    arriving = anywhere(rng, tokens * phase * 2 * n).reshape(tokens, phase, 2 * n)
+    own: dict[str, Any] = {
+        "mantissa": rng.choice(arithmetic.MANTISSAS, n),
+        "shift": rng.integers(-3, 12, n),
+        "drop": rng.integers(0, 30, n),
+        "center": anywhere(rng, n),
+        "theta": theta,
+        "table": rng.integers(-(2**14), 2**14, arithmetic.SILU_ENTRIES),
+        "carry": rng.integers(0, arithmetic.MOST_CARRIED + 1, n),
+    }
+    bias = anywhere(rng, 2 * n)
+    code = llama.SwigluCode(
+        Clock(phase, phase, 0),
+        bias=bias,
+        **own,
+        index_shift=arithmetic.GELU_BITS - arithmetic.GELU_INDEX_BITS,
+        leading_bits=arithmetic.LEADING_BITS,
+        receives="phase",
+        sends="phase",
+        most=most,
+        limit=limit,
+    )
+    line = np.concatenate([arriving.reshape(-1, 2 * n), np.zeros((phase, 2 * n), dtype=np.int64)])
+    found = run(code, {"a_in": line}, {"u": 0, "v": phase, "spikes": phase})
+    neurons = Swiglu(**own)
+    u = arithmetic.integrate(arriving.swapaxes(0, 1), bias, "phase", phase)
+    spikes, v = arithmetic.fire_steps(
+        neurons.membrane(u[-1]), theta, most, True, phase, phase, "phase", limit or None
+    )
+    for name, x in {"u": u, "v": v, "spikes": spikes << neurons.carry}.items():
+        ours = found[name][: tokens * phase].reshape(tokens, phase, -1)
+        assert (ours == x.swapaxes(0, 1)).all(), name
+
+
 @given(SEEDS, st.integers(1, 9), CODINGS, CODINGS, st.booleans(), st.integers(0, 6))
 def test_coding_neurons(
     seed: int, timesteps: int, receives: Coding, sends: Coding, graded: bool, shift: int
@@ -264,13 +308,17 @@ def test_a_full_membrane_has_no_room_for_half_a_threshold(seed: int, most: int, 
     assert (found["sent"][2 * phase - 1] == 2 * counts).all()
 
 
-@given(SEEDS, st.integers(1, 8), st.integers(0, 3))
-def test_accumulators_wait_for_their_stream(seed: int, phase: int, start: int) -> None:
+@given(SEEDS, st.integers(1, 8), st.integers(0, 3), CODINGS)
+def test_accumulators_wait_for_their_stream(
+    seed: int, phase: int, start: int, receives: Coding
+) -> None:
     rng = np.random.default_rng(seed)
     tokens, n, delay = 4, 6, -(-start // phase)
     mantissa, shift = rng.choice(arithmetic.MANTISSAS, n), rng.integers(-2, 8, n)
     bias = anywhere(rng, n, 2**20)
-    a = rng.integers(-99, 100, (tokens, phase, n))
+    # what phase-coded spikes drive saturates
+    most = 99 if receives == "rate" else LIMIT
+    a = anywhere(rng, tokens * phase * n, most).reshape(tokens, phase, n)
     x = anywhere(rng, tokens * n).reshape(tokens, n) * (delay > 0)
     steps = start + tokens * phase
     line, stream = np.zeros((2, steps + phase, n), dtype=np.int64)
@@ -281,11 +329,13 @@ def test_accumulators_wait_for_their_stream(seed: int, phase: int, start: int) -
         bias=bias,
         mantissa=mantissa,
         shift=shift,
-        receives="rate",
+        receives=receives,
         delay=delay,
     )
     sent = run(code, {"a_in": line, "x_in": stream}, {})["sent"][start:steps]
     u = a.sum(1) + bias
+    if receives == "phase":
+        u = arithmetic.saturated(np.tensordot(1 << np.arange(phase)[::-1], a, (0, 1)), bias)
     wanted = arithmetic.saturate(x + arithmetic.rescale(u, mantissa, shift))
     assert (sent.reshape(tokens, phase, n)[:, -1] == wanted).all()
     assert not sent.reshape(tokens, phase, n)[:, :-1].any()

@@ -270,16 +270,20 @@ def test_manifest_that_lies(
     refused(spoilt, message)
 
 
-def test_netlists_of_version_8_are_read(folder: Path, copy_of: Copy) -> None:
-    """Which do not know of an innate first token, and were signed without it."""
+@pytest.mark.parametrize("version", [8, 9])
+def test_older_netlists_are_read(folder: Path, copy_of: Copy, version: int) -> None:
+    """Which do not know of neurons that stop, those of version 8 of no innate first token either,
+    and were signed without it."""
     old = copy_of(folder)
+    unknown = ["hidden_timesteps", "hidden_spikes", "carries"]
+    unknown += ["first_token", "innate"] if version == 8 else []
 
     def before(manifest: dict[str, Any]) -> None:
-        manifest["version"] = 8
-        del manifest["config"]["first_token"]
-        for network in manifest["networks"]:
-            for node in network["nodes"]:
-                node.pop("innate", None)
+        manifest["version"] = version
+        nodes = [node for network in manifest["networks"] for node in network["nodes"]]
+        for values in (manifest["config"], *nodes):
+            for name in unknown:
+                values.pop(name, None)
 
     edit(old, before)
     found, now = netlist.read_text(old), netlist.read_text(folder)

@@ -50,6 +50,9 @@ SILU_ENTRIES = 8 << GELU_INDEX_BITS
 LEADING_BITS = 11
 """Leading bits of each factor of a product of two membranes: 22 of the product."""
 
+MOST_CARRIED = 6
+"""Most that a neuron's spikes carry is 2^MOST_CARRIED."""
+
 MOST_DROPPED = 40
 """Most bits of such a product that a neuron drops."""
 
@@ -105,10 +108,24 @@ def fire(v: Integers, theta: Integers, most: int) -> tuple[Integers, Integers]:
     return spikes, v - spikes * theta
 
 
-def fire_counts(u: Integers, theta: Integers, most: int, signed: ArrayLike) -> Integers:
-    """Spike counts of a whole firing phase: ``coding.counts_from_total`` of u / theta."""
+def leading_digits(counts: Integers, limit: int) -> Integers:
+    """Counts, 0 or more, without all but their `limit` leading binary digits that are 1."""
+    kept = np.zeros_like(counts)
+    for _ in range(limit):
+        left = counts - kept
+        bits = np.frexp(left.astype(np.float64))[1].astype(np.int64)
+        kept = kept + (np.left_shift(1, bits) >> 1)
+    return kept
+
+
+def fire_counts(
+    u: Integers, theta: Integers, most: int, signed: ArrayLike, limit: int | None = None
+) -> Integers:
+    """Spike counts of a whole firing phase: ``coding.counts_from_total`` of u / theta, or those of
+    phase-coding neurons that stop after `limit` spikes."""
     v, sign = fire_start(u, theta, signed)
-    return sign * fire(v, theta, most)[0]
+    counts = fire(v, theta, most)[0]
+    return sign * (counts if limit is None else leading_digits(counts, limit))
 
 
 def fire_step(
@@ -118,11 +135,15 @@ def fire_step(
 
     phase: T steps of spikes, or one step of a graded spike that carries the count. Rate-coding
     neurons send at most `most` / T in a step; the threshold of phase-coding ones is theta times
-    what the spike of this step weighs, 2^(phase - 1 - step).
+    what the spike of this step weighs, 2^(phase - 1 - step). Those whose counts have fewer digits
+    than there are steps are silent at first.
     """
     if coding == "rate":
         return fire(v, theta, most // phase)
-    return fire(v, theta << (phase - 1 - step), most if phase == 1 else 1)
+    weight = 1 << (phase - 1 - step)
+    if weight > most:
+        return np.zeros_like(v), v
+    return fire(v, theta * weight, most if phase == 1 else 1)
 
 
 def fire_steps(
@@ -133,15 +154,20 @@ def fire_steps(
     phase: int,
     slots: int,
     coding: Coding,
+    limit: int | None = None,
 ) -> tuple[Integers, Integers]:
     """The firing phase step by step: spikes and v, each (phase, ..., n). See `fire_step`; in the
-    steps behind the first `slots` nothing fires."""
+    steps behind the first `slots` nothing fires, nor does who has fired `limit` times."""
     v, sign = fire_start(u, theta, signed)
     spikes, potentials = [], []
+    sent = np.zeros_like(v)
     for step in range(phase):
         spike = np.zeros_like(v)
         if step < slots:
-            spike, v = fire_step(v, theta, most, step, slots, coding)
+            fired, after = fire_step(v, theta, most, step, slots, coding)
+            goes_on = sent < (slots if limit is None else limit)
+            spike, v = np.where(goes_on, fired, 0), np.where(goes_on, after, v)
+            sent += spike > 0
         spikes.append(sign * spike)
         potentials.append(v)
     return np.stack(spikes), np.stack(potentials)
@@ -150,16 +176,31 @@ def fire_steps(
 def integrate(arriving: Integers, bias: Integers, coding: Coding, slots: int) -> Integers:
     """Membranes (phase, ..., n) after each step of integrating what arrives, the same shape.
 
-    What phase-coded spikes drive doubles before each of the `slots` in which they come; the bias
-    joins in the last step of the phase.
+    What phase-coded spikes drive doubles before each of the `slots` in which they come, and
+    saturates in every step and with the bias, which joins in the last step of the phase. What
+    rate-coded ones drive never leaves 24 bits.
     """
     u = np.zeros_like(arriving)
     last = np.zeros_like(arriving[0])
     for step, current in enumerate(arriving):
         doubles = coding == "phase" and step < slots
-        last = u[step] = (last << doubles) + current
+        last = (last << doubles) + current
+        u[step] = last = saturate(last) if coding == "phase" else last
     u[-1] += bias
-    return u
+    return saturate(u) if coding == "phase" else u
+
+
+def saturated(total: Integers, bias: Integers) -> Integers:
+    """The membranes that `integrate` ends with where phase-coded spikes arrive, from the weighted
+    sum of their counts.
+
+    One clip in the end does what a clip in every step does, if no step can drive a membrane by more
+    than LIMIT. Let m be the sum without clips so far, and x what comes next. Once m is beyond 24
+    bits, at LIMIT + 1 or farther, 2 m + x is at 2 (LIMIT + 1) - LIMIT or farther, on the same side;
+    and a clipped membrane is at 2 LIMIT - LIMIT or farther, and is clipped again. Until then
+    nothing was.
+    """
+    return saturate(saturate(total) + bias)
 
 
 # --- from one unit to another ---

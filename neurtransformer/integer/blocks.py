@@ -11,7 +11,7 @@ import numpy as np
 
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import Integers
-from neurtransformer.integer.config import FINAL_MOST, IntegerConfig
+from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.integer.parts import (
     Accumulator,
     Encoder,
@@ -61,19 +61,21 @@ class IntegerFeedForward:
 
     def __init__(self, tensors: Tensors, name: str, config: IntegerConfig) -> None:
         self.coding, self.most = config.coding, config.hidden_most
+        self.limit = config.hidden_spikes
         self.encode = Encoder.of(tensors, name, config.most, config.coding)
-        self.c_fc = Projection.of(tensors, f"{name}.c_fc")
+        saturates = config.carries(config.coding)
+        self.c_fc = Projection.of(tensors, f"{name}.c_fc", saturates=saturates)
         self.signed = config.gated
         neurons = SwigluNeurons if config.gated else GeluNeurons
         self.hidden: SwigluNeurons | GeluNeurons = neurons.of(tensors, f"{name}.hidden")
-        self.c_proj = Projection.of(tensors, f"{name}.c_proj")
+        self.c_proj = Projection.of(tensors, f"{name}.c_proj", saturates=saturates)
         self.residual = Accumulator.of(tensors, f"{name}.residual")
 
     def counts(self, x: Integers) -> Integers:
         """Stream (..., width) to the stream after it."""
         y = self.hidden.membrane(self.c_fc.counts(self.encode.counts(x)))
-        hidden = arithmetic.fire_counts(y, self.hidden.theta, self.most, signed=self.signed)
-        return self.residual.add(self.c_proj.counts(hidden), x)
+        hidden = arithmetic.fire_counts(y, self.hidden.theta, self.most, self.signed, self.limit)
+        return self.residual.add(self.c_proj.counts(hidden << self.hidden.carry), x)
 
     def steps(self, x: Integers, phase: int, slots: int) -> Trace:
         """Stream (length, width) of one sequence to all that happens. phase, slots: see
@@ -81,20 +83,24 @@ class IntegerFeedForward:
         trace = {"stream.spikes": at_the_end(x, phase), **self.encode.steps(x, phase, slots)}
         trace["hidden.u"] = self.c_fc.steps(trace["encode.spikes"], self.coding, slots)
         y = self.hidden.membrane(trace["hidden.u"][-1])
-        trace["hidden.spikes"], trace["hidden.v"] = arithmetic.fire_steps(
-            y, self.hidden.theta, self.most, self.signed, phase, slots, self.coding
+        spikes, trace["hidden.v"] = arithmetic.fire_steps(
+            y, self.hidden.theta, self.most, self.signed, phase, slots, self.coding, self.limit
         )
+        trace["hidden.spikes"] = spikes << self.hidden.carry
         u = trace["residual.u"] = self.c_proj.steps(trace["hidden.spikes"], self.coding, slots)
         trace["residual.x"] = at_the_end(self.residual.add(u[-1], x), phase)
         return by_token(trace)
 
 
 class IntegerHead:
-    """The last norm and the LM head: stream to logits, by one graded spike per channel."""
+    """The last norm and the LM head: stream to logits, by one graded spike per channel, or by phase
+    coded ones (`IntegerConfig.final_code`)."""
 
     def __init__(self, tensors: Tensors, config: IntegerConfig) -> None:
-        self.encode = Encoder.of(tensors, "head", FINAL_MOST, "rate")
-        self.lm_head = Projection.of(tensors, "head.lm_head")
+        code = config.final_code
+        self.coding, self.encode = code.coding, Encoder.of(tensors, "head", code.most, code.coding)
+        saturates = config.carries(code.coding)
+        self.lm_head = Projection.of(tensors, "head.lm_head", saturates=saturates)
         self.logits = Accumulator.of(tensors, "head.logits")
 
     def counts(self, x: Integers) -> Integers:
@@ -102,8 +108,9 @@ class IntegerHead:
         return self.logits.add(self.lm_head.counts(self.encode.counts(x)))
 
     def steps(self, x: Integers, phase: int, slots: int) -> Trace:
-        """Stream (length, width) of one sequence to all that happens, in phases of one step."""
-        trace = {"stream.spikes": at_the_end(x, 1), **self.encode.steps(x, 1, 1)}
-        u = trace["logits.u"] = self.lm_head.steps(trace["encode.spikes"], "rate", 1)
-        trace["logits.x"] = self.logits.add(u)
+        """Stream (length, width) of one sequence to all that happens. phase, slots: see
+        `IntegerAttention.steps`."""
+        trace = {"stream.spikes": at_the_end(x, phase), **self.encode.steps(x, phase, slots)}
+        u = trace["logits.u"] = self.lm_head.steps(trace["encode.spikes"], self.coding, slots)
+        trace["logits.x"] = at_the_end(self.logits.add(u[-1]), phase)
         return by_token(trace)

@@ -5,14 +5,24 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from neurtransformer.codes import HIDDEN_SPIKES, largest_count
-from neurtransformer.recipe import MAX_PHASE_TIMESTEPS, MAX_TIMESTEPS, Code, Coding
+from neurtransformer.recipe import (
+    MAX_LIMITED_TIMESTEPS,
+    MAX_PHASE_TIMESTEPS,
+    MAX_TIMESTEPS,
+    Code,
+    Coding,
+)
 
 Size = Annotated[int, Field(strict=True, ge=1, le=2**24)]
+Limited = Annotated[int, Field(strict=True, ge=1, le=MAX_LIMITED_TIMESTEPS)]
 
 MAX_STREAM_BITS = 14
 
 FINAL_MOST = 127
 """The largest count of the neurons in front of the LM head: a graded spike of 8 bits with sign."""
+
+FINAL_DIGITS = 8
+"""Those of their counts where they are phase coded."""
 
 
 class IntegerConfig(BaseModel):
@@ -21,6 +31,8 @@ class IntegerConfig(BaseModel):
     model: the family. A Llama has no embeddings of positions but rotary ones, and hidden neurons
     that multiply two membranes. kv_heads: heads of keys and values, which as many query heads
     each share; None where each has its own. rotary: the base of the rotary positions.
+    hidden_timesteps, hidden_spikes: T of phase-coding hidden neurons that stop after so many
+    spikes; None where they have the code of the rest.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +53,8 @@ class IntegerConfig(BaseModel):
     attention_coding: Coding | None = None
     first_token: Annotated[int, Field(strict=True, ge=0)] | None = None
     """The innate token, which stands at position 0 of every text; None without one."""
+    hidden_timesteps: Limited | None = None
+    hidden_spikes: Limited | None = None
     epsilon: Annotated[float, Field(ge=0, lt=1)]
     stream_bits: Annotated[int, Field(strict=True, ge=0, le=MAX_STREAM_BITS)]
     """Fraction bits of the residual stream, whose channels have 24 bits."""
@@ -96,7 +110,23 @@ class IntegerConfig(BaseModel):
     def hidden_most(self) -> int:
         """The largest count of a hidden channel."""
         per_step = 1 if self.gated else HIDDEN_SPIKES[self.coding]
-        return largest_count(self.timesteps, self.coding, per_step)
+        timesteps = self.hidden_timesteps or self.timesteps
+        return largest_count(timesteps, self.coding, per_step, self.hidden_spikes)
+
+    def carries(self, coding: Coding) -> bool:
+        """Whether spikes of this code carry powers of two in the blocks, and membranes that they
+        drive saturate: where hidden neurons stop, as counts with such a range want it."""
+        return coding == "phase" and self.hidden_spikes is not None
+
+    @property
+    def final_code(self) -> Code:
+        """The code of the neurons in front of the LM head, whose graded spikes are rate coded."""
+        return Code(FINAL_DIGITS, "phase") if self.carries("phase") else Code(FINAL_MOST, "rate")
+
+    @property
+    def final_slots(self) -> int:
+        """Time steps in which they send a count."""
+        return FINAL_DIGITS if self.carries("phase") else 1
 
     @model_validator(mode="after")
     def _possible(self) -> "IntegerConfig":
@@ -119,6 +149,13 @@ class IntegerConfig(BaseModel):
         for timesteps, coding in ((self.timesteps, self.coding), self.attention_code):
             if coding == "phase" and timesteps > MAX_PHASE_TIMESTEPS:
                 raise ValueError(f"phase coding takes at most {MAX_PHASE_TIMESTEPS} timesteps")
+        if (self.hidden_timesteps is None) != (self.hidden_spikes is None):
+            raise ValueError("hidden neurons that stop have time steps and a number of spikes")
+        if self.hidden_timesteps and self.hidden_spikes:
+            if not self.gated or self.coding != "phase":
+                raise ValueError("hidden neurons that stop are phase coded and multiply")
+            if self.hidden_spikes > self.hidden_timesteps:
+                raise ValueError("hidden neurons stop after as many spikes as time steps at most")
         if self.attention not in KINDS:
             raise ValueError(f"attention must be {' or '.join(KINDS)}, not {self.attention}")
         KINDS[self.attention].check(self)

@@ -1,6 +1,7 @@
 """Spiking network -> config and tensors of the integer network."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from neurtransformer.integer import quantise
 from neurtransformer.integer.config import MAX_STREAM_BITS, IntegerConfig
 from neurtransformer.recipe import checked
 from neurtransformer.spiking.model import SpikingLanguageModel
+from neurtransformer.spiking.neuron import SpikeLinear
 
 PROBE = (2, 64)
 """Sequences and tokens of the random text that sizes of activations are measured on."""
@@ -25,12 +27,6 @@ STREAM_ROOM = 8
 def quantised(model: SpikingLanguageModel) -> tuple[IntegerConfig, quantise.Tensors]:
     """Quantise a spiking network. Raises UserError if it holds NaN or infinities, or sizes or a
     code that integers cannot have."""
-    if model.config.limited is not None:
-        # in the worst case, which is to fit 24 bits, such counts leave a weight one bit
-        raise UserError(
-            "hidden neurons that stop after a few spikes of a long code have no integer form: "
-            "convert again with gated_timesteps: null and gated_spikes: null in a --config"
-        )
     for name, parameter in model.state_dict().items():
         if not torch.isfinite(parameter).all():
             raise UserError(f"{name} holds NaN or infinite weights: fine-tune or convert again")
@@ -51,24 +47,29 @@ def quantised(model: SpikingLanguageModel) -> tuple[IntegerConfig, quantise.Tens
         "attention_timesteps": c.attention_code.timesteps,
         "attention_coding": c.attention_code.coding,
         "first_token": c.first_token,
+        "hidden_timesteps": c.hidden_timesteps,
+        "hidden_spikes": c.hidden_spikes,
         "epsilon": c.epsilon,
         "stream_bits": stream_bits(seen.stream),
     }
     config = checked(IntegerConfig, sizes, None)
     tensors = quantise.quantise_embedding(model, config)
     for i, block in enumerate(model.blocks):
-        tensors |= quantise.quantise_attention(block, f"h.{i}.attn", config)
-        tensors |= quantise.quantise_feedforward(block, f"h.{i}.mlp", config)
-    return config, tensors | quantise.quantise_head(model, config, seen.final)
+        tensors |= quantise.quantise_attention(block, f"h.{i}.attn", config, seen.membranes)
+        tensors |= quantise.quantise_feedforward(block, f"h.{i}.mlp", config, seen.membranes)
+    return config, tensors | quantise.quantise_head(model, config, seen.final, seen.logits)
 
 
 class Seen(NamedTuple):
     """Largest magnitudes on random tokens, which are the same for every text. stream: of the
-    residual stream, without the mean that nothing sees. final: of each channel that the last norm
-    sends to the LM head, (width,)."""
+    residual stream, without the mean that nothing sees. membranes: of what each projection of the
+    blocks drives, by its name in the integer network, (out,). final: of each channel that the last
+    norm sends to the LM head, (width,). logits: those of each token, (vocabulary,)."""
 
     stream: float
+    membranes: dict[str, NDArray[np.float64]]
     final: NDArray[np.float64]
+    logits: NDArray[np.float64]
 
 
 @torch.no_grad()
@@ -80,21 +81,37 @@ def probed(model: SpikingLanguageModel) -> Seen:
     layer_norm = model.config.norm == "layer"
 
     final = np.zeros(model.config.sizes.width)
+    membranes: dict[str, NDArray[np.float64]] = {}
+
+    def largest(x: Tensor) -> NDArray[np.float64]:
+        return x.abs().amax((0, 1)).double().cpu().numpy()
 
     def watch(module: torch.nn.Module, args: tuple[Tensor, ...], normed: Tensor) -> None:
         x = args[0]
-        final[:] = normed.abs().amax((0, 1)).double().cpu().numpy()
+        final[:] = largest(normed)
         found.append(float((x - x.mean(-1, keepdim=True) if layer_norm else x).abs().max()))
+
+    def watch_membranes(name: str) -> Callable[..., None]:
+        def watch(module: torch.nn.Module, args: tuple[Tensor, ...], u: Tensor) -> None:
+            membranes[name] = largest(u)
+
+        return watch
 
     # the last norm is the last that is heard
     norms = [*(n for b in model.blocks for n in (b.ln_1, b.ln_2)), model.transformer["ln_f"]]
     hooks = [norm.register_forward_hook(watch) for norm in norms]
+    hooks += [
+        module.register_forward_hook(watch_membranes(f"h.{i}.{name}"))
+        for i, block in enumerate(model.blocks)
+        for name, module in block.named_modules()
+        if isinstance(module, SpikeLinear)
+    ]
     try:
-        model(ids)
+        logits = largest(model(ids).logits)
     finally:
         for hook in hooks:
             hook.remove()
-    return Seen(max(found), final)
+    return Seen(max(found), membranes, final, logits)
 
 
 def stream_bits(largest: float) -> int:

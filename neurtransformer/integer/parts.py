@@ -7,6 +7,7 @@ batch at once, and steps, what the chip does in each time step of one sequence.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,11 @@ def integers(tensors: Tensors, name: str) -> Integers:
     return tensors[name].astype(np.int64)
 
 
+def carry_of(tensors: Tensors, name: str) -> Integers | int:
+    """Exponents of what the spikes of the neurons `name` carry, 0 where it is their count alone."""
+    return integers(tensors, f"{name}.carry") if f"{name}.carry" in tensors else 0
+
+
 def by_token(trace: Trace) -> Trace:
     """(phase, tokens, ...) to (tokens, phase, ...)."""
     return {key: x.swapaxes(0, 1) for key, x in trace.items()}
@@ -43,27 +49,31 @@ class Projection:
     """Synapses and the membranes they drive: ``u = weight @ spikes + bias``.
 
     weight: (out, in), even, 8 bits. bias: (out,). No sum over a phase can leave 24 bits (see
-    quantise.py), so sums in float32 are exact in any order.
+    quantise.py), so sums in float32 are exact in any order. saturates: but in this one, whose
+    membranes are clipped; its sums are made in float64.
     """
 
     weight: Integers
     bias: Integers
+    saturates: bool = False
 
     @classmethod
-    def of(cls, tensors: Tensors, name: str) -> "Projection":
-        return cls(tensors[f"{name}.weight"], integers(tensors, f"{name}.bias"))
+    def of(cls, tensors: Tensors, name: str, *, saturates: bool = False) -> "Projection":
+        return cls(tensors[f"{name}.weight"], integers(tensors, f"{name}.bias"), saturates)
 
     @cached_property
-    def _transposed(self) -> NDArray[np.float32]:
-        return self.weight.T.astype(np.float32)
+    def _transposed(self) -> NDArray:
+        return self.weight.T.astype(np.float64 if self.saturates else np.float32)
 
     def synapses(self, spikes: Integers) -> Integers:
         """Spikes or counts (..., in) to what they add to the membranes, (..., out)."""
-        return (spikes.astype(np.float32) @ self._transposed).astype(np.int64)
+        transposed = self._transposed
+        return (spikes.astype(transposed.dtype) @ transposed).astype(np.int64)
 
     def counts(self, counts: Integers) -> Integers:
         """Counts (..., in) to membranes (..., out) at the end of a phase."""
-        return self.synapses(counts) + self.bias
+        total = self.synapses(counts)
+        return arithmetic.saturated(total, self.bias) if self.saturates else total + self.bias
 
     def steps(self, spikes: Integers, coding: Coding, slots: int) -> Integers:
         """Spikes (phase, ..., in) to membranes (phase, ..., out) after each step."""
@@ -75,7 +85,7 @@ class Encoder:
     """LayerNorm and the signed neurons that code its result: residual stream to spikes.
 
     theta, bias: (n,), in units of `arithmetic.normed`. most: the largest count. coding: of the
-    spikes that leave.
+    spikes that leave. carry: those carry 2^carry, (n,).
     """
 
     epsilon: int
@@ -83,6 +93,7 @@ class Encoder:
     bias: Integers
     most: int
     coding: Coding
+    carry: Integers | int = 0
 
     @classmethod
     def of(cls, tensors: Tensors, name: str, most: int, coding: Coding) -> "Encoder":
@@ -93,12 +104,13 @@ class Encoder:
             integers(tensors, f"{name}.encode.bias"),
             most,
             coding,
+            carry_of(tensors, f"{name}.encode"),
         )
 
     def counts(self, x: Integers) -> Integers:
         """Stream (..., n) to counts (..., n)."""
         u = arithmetic.normed(x, self.epsilon) + self.bias
-        return arithmetic.fire_counts(u, self.theta, self.most, signed=True)
+        return arithmetic.fire_counts(u, self.theta, self.most, signed=True) << self.carry
 
     def steps(self, x: Integers, phase: int, slots: int) -> Trace:
         """Stream (tokens, n) to all that happens, (phase, tokens, n)."""
@@ -107,13 +119,14 @@ class Encoder:
         spikes, v = arithmetic.fire_steps(
             u[-1], self.theta, self.most, True, phase, slots, self.coding
         )
-        return {"norm.y": y, "encode.u": u, "encode.spikes": spikes, "encode.v": v}
+        return {"norm.y": y, "encode.u": u, "encode.spikes": spikes << self.carry, "encode.v": v}
 
 
 @dataclass(frozen=True)
 class GeluNeurons:
     """Coding neurons whose membrane passes a GELU before they fire. All (n,), table apart."""
 
+    carry: ClassVar[int] = 0
     mantissa: Integers
     shift: Integers
     center: Integers
@@ -134,7 +147,8 @@ class GeluNeurons:
 @dataclass(frozen=True)
 class SwigluNeurons:
     """Coding neurons of two membranes, the gate's and another, that fire for the product of the
-    gate's SiLU and the other. All (n,), table apart. drop: bits that a product is too long."""
+    gate's SiLU and the other. All (n,), table apart. drop: bits that a product is too long. carry:
+    their spikes carry 2^carry."""
 
     mantissa: Integers
     shift: Integers
@@ -142,11 +156,13 @@ class SwigluNeurons:
     center: Integers
     theta: Integers
     table: Integers
+    carry: Integers | int = 0
 
     @classmethod
     def of(cls, tensors: Tensors, name: str) -> "SwigluNeurons":
         names = ("mantissa", "shift", "drop", "center", "theta", "table")
-        return cls(*(integers(tensors, f"{name}.{part}") for part in names))
+        parts = {part: integers(tensors, f"{name}.{part}") for part in names}
+        return cls(**parts, carry=carry_of(tensors, name))
 
     def membrane(self, u: Integers) -> Integers:
         """What they fire from, (..., n), for the integrated membranes u (..., 2 n), gates first."""

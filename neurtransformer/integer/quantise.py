@@ -11,7 +11,7 @@ in RMSNorm from the start. Gain and bias of a norm become thresholds and biases 
 behind it (`quantise_encoder`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, cast
@@ -23,7 +23,8 @@ from neurtransformer.codes import MEAN_BITS
 from neurtransformer.integer import arithmetic, rotary
 from neurtransformer.integer.arithmetic import LIMIT, WEIGHT_LIMIT
 from neurtransformer.integer.attention import KINDS
-from neurtransformer.integer.config import FINAL_MOST, IntegerConfig
+from neurtransformer.integer.config import IntegerConfig
+from neurtransformer.recipe import Coding
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,6 +47,9 @@ least."""
 FINAL_ROOM = 1.5
 """How many times the largest value seen they can tell: some channels of a real model are far beyond
 FINAL_REACH on every text."""
+
+MEMBRANE_ROOM = 8
+"""How many times the largest value seen a membrane can tell that saturates."""
 
 SHIFT_RANGE = (-24, 62)
 """Shifts that a multiplier may have; rows beyond it are zero or always saturated."""
@@ -71,13 +75,21 @@ class Rows:
         }
 
 
-def worst_sums(weight: NDArray, bias: NDArray, most: int, active: int | None = None) -> NDArray:
+def worst_sums(
+    weight: NDArray,
+    bias: NDArray,
+    most: int,
+    active: int | None = None,
+    carry: NDArray | None = None,
+) -> NDArray:
     """The largest magnitude a membrane can reach in a phase: (out,) from (out, in) and (out,).
 
     most: the largest count of the neurons in front. active: how many of them spike at all, at most;
-    None if all may.
+    None if all may. carry: (in,), their spikes carry 2^carry.
     """
     size = np.abs(weight)
+    if carry is not None:
+        size = size.astype(np.int64) << carry
     inputs = (
         size.sum(1, dtype=np.int64) if active is None else active * size.max(1).astype(np.int64)
     )
@@ -92,6 +104,7 @@ def quantise_rows(
     spike_value: Floats | None = None,
     snap: Callable[[Floats], Floats] = lambda scale: scale,
     active: int | None = None,
+    saturating: "Saturating | None" = None,
 ) -> Rows:
     """Even weights of 8 bits, one scale per row, such that no membrane leaves 24 bits.
 
@@ -100,17 +113,24 @@ def quantise_rows(
     driven, whose integers must fit beside the membrane. snap: rounds scales up to those that are
     allowed. active: see `worst_sums`.
     A row whose worst sum ``most * sum|w| + |bias| + theta`` would not fit has its scale raised
-    until it does: coarser weights in place of an overflow.
+    until it does: coarser weights in place of an overflow. saturating: of membranes that saturate,
+    whose worst sum is that of one step.
     """
+    carry = None
+    if saturating is not None:
+        most, carry = 1, saturating.carry
+        weight = weight * 0.5**carry
     scale = np.abs(weight).max(axis=1) / WEIGHT_LIMIT
     step = spike_value if spike_value is not None else np.zeros_like(scale)
     # a row without weights, or nearly so: bias and threshold decide
     scale = np.maximum(scale, np.maximum(np.abs(bias), step) / LIMIT)
+    if saturating is not None:
+        scale = np.maximum(scale, saturating.reach / LIMIT)
     scale = snap(np.maximum(scale, _SMALLEST))
     while True:
         integers = 2 * np.rint(weight / (2 * scale[:, None]))
         bias_integers = np.rint(bias / scale)
-        worst = worst_sums(integers, bias_integers, most, active) + step / scale + 1
+        worst = worst_sums(integers, bias_integers, most, active, carry) + step / scale + 1
         excess = worst / LIMIT
         if (excess <= 1).all():
             return Rows(integers.astype(np.int16), bias_integers.astype(np.int32), scale)
@@ -132,6 +152,37 @@ def multiplier(scale: Floats, bits: int) -> tuple[NDArray[np.int32], NDArray[np.
     """(mantissa, shift) with ``scale * 2^bits == mantissa * 2^-shift`` for a snapped scale."""
     mantissa, exponent = np.frexp(scale)
     return np.rint(mantissa * 8).astype(np.int32), (3 - bits - exponent).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Saturating:
+    """Membranes that saturate, and the spikes that drive them. carry: (in,), exponents of what
+    these carry. reach: (out,), magnitudes that the membranes are to tell."""
+
+    carry: NDArray[np.int32]
+    reach: Floats
+
+    @classmethod
+    def of(
+        cls, weight: Floats, largest: Floats, config: IntegerConfig, coding: Coding
+    ) -> "Saturating | None":
+        """For weights (out, in) with the values of spikes folded in and the largest membranes that
+        were seen, (out,); None where those of such a code do not saturate."""
+        if not config.carries(coding):
+            return None
+        return cls(carried(weight), MEMBRANE_ROOM * largest)
+
+    def tensors(self, name: str) -> Tensors:
+        return {f"{name}.carry": self.carry}
+
+
+def carried(weight: Floats) -> NDArray[np.int32]:
+    """Exponents, (in,), of what the spikes of the neurons in front carry, where the values of their
+    spikes differ much: without the powers of two the columns of a weight (out, in) are of nearly
+    one size, and no single one takes the 8 bits of a row away from all others."""
+    size = np.maximum(np.sqrt((weight**2).mean(0)), _SMALLEST)
+    exponent = np.rint(np.log2(size / np.median(size)))
+    return exponent.clip(0, arithmetic.MOST_CARRIED).astype(np.int32)
 
 
 def gelu_table(
@@ -194,12 +245,19 @@ def quantise_neurons(
 
 
 def quantise_stream(
-    weight: Floats, bias: Floats, most: int, config: IntegerConfig, active: int | None = None
+    weight: Floats,
+    bias: Floats,
+    most: int,
+    config: IntegerConfig,
+    active: int | None = None,
+    saturating: "Saturating | None" = None,
 ) -> tuple[Rows, Tensors]:
     """A projection that writes the stream, and the tensors of the accumulator behind it."""
     if config.model == "gpt2":
         weight, bias = centred(weight, bias)
-    rows = quantise_rows(weight, bias, most, snap=snapped_scale, active=active)
+    rows = quantise_rows(
+        weight, bias, most, snap=snapped_scale, active=active, saturating=saturating
+    )
     return rows, _accumulator(rows, config.stream_bits)
 
 
@@ -218,24 +276,31 @@ def quantise_embedding(model: "SpikingLanguageModel", config: IntegerConfig) -> 
     return {**rows.tensors("embed.table"), **_under("embed.stream", stream)}
 
 
-def quantise_head(model: "SpikingLanguageModel", config: IntegerConfig, largest: Floats) -> Tensors:
-    """Tensors of the network `head`, where each channel of the last norm reached so far on some
-    text, (width,), and what the model answers to an innate token alone: that is
-    the dense model's hidden state before the LM head, computed here once for all texts."""
+def quantise_head(
+    model: "SpikingLanguageModel", config: IntegerConfig, largest: Floats, logits: Floats
+) -> Tensors:
+    """Tensors of the network `head`, where each channel of the last norm, (width,), and each logit,
+    (vocabulary,), reached so far on some text, and what the model answers to an innate token alone:
+    that is the dense model's hidden state before the LM head, computed here once for all texts."""
     norm = model.transformer["ln_f"]
     gain, bias = _norm(norm)
     reach = np.maximum(FINAL_REACH * np.abs(gain) + np.abs(bias), FINAL_ROOM * largest)
-    spike_value = np.maximum(reach, _SMALLEST) / FINAL_MOST
+    most, coding = config.final_code.most, config.final_code.coding
+    spike_value = np.maximum(reach, _SMALLEST) / most
     zero = np.zeros_like(spike_value)
-    encoder, spike_value = quantise_encoder(norm, spike_value, zero, FINAL_MOST, config)
+    encoder, spike_value = quantise_encoder(norm, spike_value, zero, most, config)
     weight = _floats(model.lm_head.weight) * spike_value
-    rows = quantise_rows(weight, np.zeros(len(weight)), FINAL_MOST, snap=snapped_scale)
+    into_logits = Saturating.of(weight, logits, config, coding)
+    rows = quantise_rows(
+        weight, np.zeros(len(weight)), most, snap=snapped_scale, saturating=into_logits
+    )
     first: Tensors = {}
     if config.first_token is not None:
-        logits = _floats(model.lm_head.weight) @ _floats(model.first_hidden)
-        logits = np.rint(logits * 2.0**arithmetic.LOGIT_BITS).clip(-LIMIT, LIMIT)
-        first = {"head.first_logits": logits.astype(np.int32)}
+        answer = _floats(model.lm_head.weight) @ _floats(model.first_hidden)
+        answer = np.rint(answer * 2.0**arithmetic.LOGIT_BITS).clip(-LIMIT, LIMIT)
+        first = {"head.first_logits": answer.astype(np.int32)}
     return {
+        **(into_logits.tensors("head.encode") if into_logits else {}),
         **first,
         **_under("head", encoder),
         **rows.tensors("head.lm_head"),
@@ -243,8 +308,11 @@ def quantise_head(model: "SpikingLanguageModel", config: IntegerConfig, largest:
     }
 
 
-def quantise_attention(block: "SpikingBlock", name: str, config: IntegerConfig) -> Tensors:
-    """Tensors of one attention network, keys beginning with `name`."""
+def quantise_attention(
+    block: "SpikingBlock", name: str, config: IntegerConfig, seen: Mapping[str, Floats]
+) -> Tensors:
+    """Tensors of one attention network, keys beginning with `name`. seen: the largest membranes of
+    each projection, (out,), on some text."""
     attention = block.attn
     encoder, spike = quantise_neurons(block.ln_1, attention.encode, config)
     kind = KINDS[attention.kind]
@@ -258,7 +326,12 @@ def quantise_attention(block: "SpikingBlock", name: str, config: IntegerConfig) 
         coarse, fine = rotary.tables(config.positions, config.dim, config.rotary)
         turned = {"qkv.coarse": coarse, "qkv.fine": fine}
     snap = partial(_paired, config=config)
-    c_attn = quantise_rows(weight, bias - center, most, spike_value=spike_value, snap=snap)
+    coding = config.attention_code.coding
+    largest = seen[f"{name}.c_attn"] + np.abs(center)
+    into_qkv = Saturating.of(weight, largest, config, coding)
+    c_attn = quantise_rows(
+        weight, bias - center, most, spike_value=spike_value, snap=snap, saturating=into_qkv
+    )
     theta = quantise_threshold(spike_value, c_attn.scale, attention.query.most)
     worth = theta * c_attn.scale
 
@@ -271,7 +344,8 @@ def quantise_attention(block: "SpikingBlock", name: str, config: IntegerConfig) 
     reach = arithmetic.MERGED_CENTER_LIMIT
     merged_center = np.rint(_floats(merged.center) / unit).clip(-reach, reach)
     folded = _folded(attention.c_proj, merged_theta * unit)
-    c_proj, residual = quantise_stream(*folded, merged.most, config)
+    into_stream = Saturating.of(folded[0], seen[f"{name}.c_proj"], config, coding)
+    c_proj, residual = quantise_stream(*folded, merged.most, config, saturating=into_stream)
     return {
         **_under(name, encoder),
         **c_attn.tensors(f"{name}.c_attn"),
@@ -281,15 +355,22 @@ def quantise_attention(block: "SpikingBlock", name: str, config: IntegerConfig) 
         f"{name}.merged.bias": -merged_center.astype(np.int32),
         **c_proj.tensors(f"{name}.c_proj"),
         **_under(f"{name}.residual", residual),
+        **(into_qkv.tensors(f"{name}.encode") if into_qkv else {}),
+        **(into_stream.tensors(f"{name}.merged") if into_stream else {}),
     }
 
 
-def quantise_feedforward(block: "SpikingBlock", name: str, config: IntegerConfig) -> Tensors:
-    """Tensors of one feed-forward network, keys beginning with `name`."""
+def quantise_feedforward(
+    block: "SpikingBlock", name: str, config: IntegerConfig, seen: Mapping[str, Floats]
+) -> Tensors:
+    """Tensors of one feed-forward network, keys beginning with `name`. seen: see
+    `quantise_attention`."""
     mlp, hidden = block.mlp, block.mlp.hidden
     assert hidden.activation is not None
     encoder, spike = quantise_neurons(block.ln_2, mlp.encode, config)
-    c_fc = quantise_rows(*_folded(mlp.c_fc, spike), config.most, snap=snapped_scale)
+    folded = _folded(mlp.c_fc, spike)
+    into_hidden = Saturating.of(folded[0], seen[f"{name}.c_fc"], config, config.coding)
+    c_fc = quantise_rows(*folded, config.most, snap=snapped_scale, saturating=into_hidden)
     scale = c_fc.scale[: config.hidden]
     mantissa, shift = multiplier(scale, arithmetic.GELU_BITS)
     unit: Floats | float = 2.0**-arithmetic.GELU_BITS
@@ -308,7 +389,8 @@ def quantise_feedforward(block: "SpikingBlock", name: str, config: IntegerConfig
     theta = quantise_threshold(_floats(hidden.spike_value), unit, hidden.most)
     center = arithmetic.saturate(np.rint(_floats(hidden.center) / unit).astype(np.int64))
     folded = _folded(mlp.c_proj, theta * unit)
-    c_proj, residual = quantise_stream(*folded, hidden.most, config)
+    into_stream = Saturating.of(folded[0], seen[f"{name}.c_proj"], config, config.coding)
+    c_proj, residual = quantise_stream(*folded, hidden.most, config, saturating=into_stream)
     return {
         **_under(name, encoder),
         **c_fc.tensors(f"{name}.c_fc"),
@@ -320,6 +402,8 @@ def quantise_feedforward(block: "SpikingBlock", name: str, config: IntegerConfig
         f"{name}.hidden.table": table.astype(np.int32),
         **c_proj.tensors(f"{name}.c_proj"),
         **_under(f"{name}.residual", residual),
+        **(into_hidden.tensors(f"{name}.encode") if into_hidden else {}),
+        **(into_stream.tensors(f"{name}.hidden") if into_stream else {}),
     }
 
 

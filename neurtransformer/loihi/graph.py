@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from neurtransformer.integer import arithmetic, rotary
 from neurtransformer.integer.arithmetic import STATE_BITS
 from neurtransformer.integer.attention import KINDS as INTEGERS
-from neurtransformer.integer.config import FINAL_MOST, IntegerConfig
+from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.loihi import attention
 from neurtransformer.loihi.llama import RotaryNeurons, SwigluNeurons
 from neurtransformer.loihi.network import Network, in_line, timed, wired
@@ -50,9 +50,10 @@ def spike_bits(most: int, slots: int, coding: Coding, signed: bool) -> int:
     return largest.bit_length() + signed
 
 
-def _slots(timesteps: int, spikes: Spikes) -> int:
-    """Time steps in which a count is sent: T binary spikes, or one graded spike."""
-    return timesteps if spikes == "binary" else 1
+def _slots(timesteps: int, spikes: Spikes, carries: bool) -> int:
+    """Time steps in which a count is sent: T spikes, or one graded spike. What drives membranes
+    that saturate has T in either transport: what arrives in a step has to fit."""
+    return timesteps if spikes == "binary" or carries else 1
 
 
 def _synapses(network: str, name: str, shape: tuple[int, int], silent: Silent) -> Synapses:
@@ -67,22 +68,28 @@ def _synapses(network: str, name: str, shape: tuple[int, int], silent: Silent) -
     )
 
 
+def _carried(carries: bool) -> int:
+    """Bits of a spike more where it carries a power of two."""
+    return arithmetic.MOST_CARRIED if carries else 0
+
+
 def _stream_in(config: IntegerConfig, most: int, coding: Coding, slots: int) -> list[Node]:
     """From the residual stream to spikes."""
-    width = config.width
+    width, carries = config.width, config.carries(coding)
     return [
         Source(name="stream", outputs=width, payload_bits=STATE_BITS),
         Norm(name="norm", outputs=width, payload_bits=arithmetic.NORM_BITS + 2),
         CodingNeurons(
             name="encode",
             outputs=width,
-            payload_bits=spike_bits(most, slots, coding, signed=True),
+            payload_bits=spike_bits(most, slots, coding, signed=True) + _carried(carries),
             receives="rate",
             sends=coding,
             most=most,
             unsigned=0,
             input_shift=0,
             bias="encode.bias",
+            carries=carries,
         ),
     ]
 
@@ -122,7 +129,8 @@ def _embedding(config: IntegerConfig, silent: Silent) -> Network:
 def _attention(config: IntegerConfig, name: str, spikes: Spikes, silent: Silent) -> Network:
     kind, integers = attention.KINDS[config.attention], INTEGERS[config.attention]
     width, code = config.width, config.attention_code
-    slots = _slots(code.timesteps, spikes)
+    carries = config.carries(code.coding)
+    slots = _slots(code.timesteps, spikes, carries)
     rows, qkv = sum(integers.sizes(width, config.kv_width)), integers.qkv_code(code)
     coded = CodingNeurons(
         name="qkv",
@@ -153,13 +161,14 @@ def _attention(config: IntegerConfig, name: str, spikes: Spikes, silent: Silent)
         CodingNeurons(
             name="merged",
             outputs=width,
-            payload_bits=spike_bits(code.most, slots, code.coding, signed=True),
+            payload_bits=spike_bits(code.most, slots, code.coding, signed=True) + _carried(carries),
             receives="rate",
             sends=code.coding,
             most=code.most,
             unsigned=0,
             input_shift=arithmetic.MERGE_SHIFT,
             bias="merged.bias",
+            carries=carries,
         ),
         _synapses(name, "c_proj", (width, width), silent),
         _residual(config, code.coding),
@@ -169,20 +178,25 @@ def _attention(config: IntegerConfig, name: str, spikes: Spikes, silent: Silent)
 
 def _feedforward(config: IntegerConfig, name: str, spikes: Spikes, silent: Silent) -> Network:
     width, hidden, coding = config.width, config.hidden, config.coding
-    slots = _slots(config.timesteps, spikes)
+    carries = config.carries(coding)
+    slots = max(_slots(config.timesteps, spikes, carries), config.hidden_timesteps or 1)
+    payload = spike_bits(config.hidden_most, slots, coding, signed=config.gated)
     neurons = SwigluNeurons if config.gated else GeluNeurons
+    fires = neurons(
+        name="hidden",
+        outputs=hidden,
+        payload_bits=payload + _carried(carries),
+        receives=coding,
+        sends=coding,
+        most=config.hidden_most,
+        bias="c_fc.bias",
+    )
+    if config.hidden_spikes:
+        fires = fires.model_copy(update={"limit": config.hidden_spikes})
     nodes = [
         *_stream_in(config, config.most, coding, slots),
         _synapses(name, "c_fc", ((1 + config.gated) * hidden, width), silent),
-        neurons(
-            name="hidden",
-            outputs=hidden,
-            payload_bits=spike_bits(config.hidden_most, slots, coding, signed=config.gated),
-            receives=coding,
-            sends=coding,
-            most=config.hidden_most,
-            bias="c_fc.bias",
-        ),
+        fires,
         _synapses(name, "c_proj", (width, hidden), silent),
         _residual(config, coding),
     ]
@@ -190,9 +204,10 @@ def _feedforward(config: IntegerConfig, name: str, spikes: Spikes, silent: Silen
 
 
 def _head(config: IntegerConfig, silent: Silent) -> Network:
+    code, slots, size = config.final_code, config.final_slots, config.vocabulary
     nodes = [
-        *_stream_in(config, FINAL_MOST, "rate", 1),
-        _synapses("head", "lm_head", (config.vocabulary, config.width), silent),
-        _accumulator("logits", config.vocabulary, "rate", "lm_head.bias", arithmetic.LOGIT_BITS),
+        *_stream_in(config, code.most, code.coding, slots),
+        _synapses("head", "lm_head", (size, config.width), silent),
+        _accumulator("logits", size, code.coding, "lm_head.bias", arithmetic.LOGIT_BITS),
     ]
-    return timed("head", nodes, in_line(nodes), 1, 1)
+    return timed("head", nodes, in_line(nodes), slots, slots)

@@ -98,7 +98,8 @@ class SwigluCode(microcode.CodingNeurons):
     """Signed neurons that fire the product of a gate's SiLU and another membrane, less a centre.
 
     bias: (2 n,), of the gates first. theta, mantissa, shift, center: (n,); see `GeluNeurons`, as
-    for table. drop: (n,), bits that a product is too long. leading_bits: of each factor.
+    for table. drop: (n,), bits that a product is too long. leading_bits: of each factor. limit:
+    spikes after which a neuron is silent until it fires for the next token, 0 for no such number.
     """
 
     def __init__(
@@ -117,6 +118,8 @@ class SwigluCode(microcode.CodingNeurons):
         receives: Coding,
         sends: Coding,
         most: int,
+        limit: int = 0,
+        carry: ArrayLike = 0,
     ) -> None:
         super().__init__(
             clock,
@@ -126,7 +129,9 @@ class SwigluCode(microcode.CodingNeurons):
             receives=receives,
             sends=sends,
             most=most,
+            carry=carry,
         )
+        self.limit, self.sent = limit, np.zeros_like(self.theta)
         self.outputs = len(self.theta)
         self.v, self.spikes = np.zeros_like(self.theta), np.zeros_like(self.theta)
         self.sign, self.signed = np.ones_like(self.theta), np.ones_like(self.theta)
@@ -141,6 +146,20 @@ class SwigluCode(microcode.CodingNeurons):
         y -= self.center
         saturate(y)
         return y
+
+    def hand_over(self) -> None:
+        super().hand_over()
+        self.sent[:] = 0
+
+    def fire(self, step: int) -> Words:
+        before = self.v.copy()
+        spikes = super().fire(step)
+        if self.limit:
+            silent = self.sent >= self.limit
+            self.v[silent] = before[silent]
+            spikes[silent] = 0
+            self.sent += spikes
+        return spikes
 
     def times(self, a: Words, b: Words) -> Words:
         """Products of the leading bits, shifted to where they belong."""
@@ -197,8 +216,10 @@ class SwigluNeurons(Neurons):
     gate's SiLU and the other, -most..most times a phase. Gates come first. Tensors: mantissa,
     shift, drop, center, theta, table.
 
-    leading_bits: of each factor that reach the product. On a chip the second membrane is that of a
-    compartment of its own."""
+    leading_bits: of each factor that reach the product. limit: spikes after which a neuron is
+    silent for the rest of its phase, which a counter finds; 0 where none is. Those have a tensor
+    carry, see `CodingNeurons`. On a chip the second membrane is that of a compartment of its own.
+    """
 
     kind: Literal["swiglu_neurons"] = "swiglu_neurons"
     sends: Coding
@@ -206,29 +227,32 @@ class SwigluNeurons(Neurons):
     fraction_bits: Literal[14] = 14
     table_entries: Literal[512] = 512
     leading_bits: Literal[11] = 11
+    limit: Count = 0
 
     table_bits: ClassVar[int] = 512 * 16
 
     @property
     def words(self) -> int:
         """Of each of the two compartments: bias, threshold, centre, mantissa, shift and dropped
-        bits beside u and v."""
-        return 8
+        bits beside u and v, and of those that stop the counter and what their spikes carry."""
+        return 10 if self.limit else 8
 
     def shape(self, quantity: str, tokens: int) -> tuple[int, ...]:
         return (2 * self.outputs,) if quantity == "u" else (self.outputs,)
 
     def microcode(self, setting: Setting) -> Microcode:
+        names = ["theta", "mantissa", "shift", "drop", "center", *(["carry"] if self.limit else [])]
         return SwigluCode(
             setting.clock(self),
             bias=setting.tensor(self.bias),
-            **self.own(setting, "theta", "mantissa", "shift", "drop", "center"),
+            **self.own(setting, *names),
             table=setting.tensor(f"{self.name}.table"),
             index_shift=self.fraction_bits - GELU_INDEX_BITS,
             leading_bits=self.leading_bits,
             receives=self.receives,
             sends=self.sends,
             most=self.most,
+            limit=self.limit,
         )
 
 

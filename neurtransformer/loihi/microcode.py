@@ -132,7 +132,8 @@ class Microcode:
 class Integrating(Microcode):
     """A membrane u that integrates the spikes of a phase, and starts again with the next.
 
-    bias: (n,). receives: the code of what arrives, which is shifted left by `shift_in`.
+    bias: (n,). receives: the code of what arrives, which is shifted left by `shift_in`. One that
+    doubles saturates.
     """
 
     def __init__(self, clock: Clock, bias: ArrayLike, receives: Coding, shift_in: int = 0) -> None:
@@ -152,15 +153,19 @@ class Integrating(Microcode):
         elif self.doubles and step < self.clock.slots:
             self.u += self.u
         self.u += arriving << self.shift_in
+        if self.doubles:
+            saturate(self.u)
         if self.clock.is_last(now):
             self.u += self.bias
+            if self.doubles:
+                saturate(self.u)
 
 
 class CodingNeurons(Integrating):
     """Soft-reset neurons. bias, theta: (n,). The first `unsigned` of them are unsigned.
 
     receives, sends: the codes of the spikes that arrive and leave. most: the largest count that
-    leaves.
+    leaves. carry: (n,) or one for all, what spikes carry is 2^carry times as much.
     """
 
     def __init__(
@@ -174,9 +179,11 @@ class CodingNeurons(Integrating):
         sends: Coding,
         most: int,
         shift_in: int = 0,
+        carry: ArrayLike = 0,
     ) -> None:
         super().__init__(clock, bias, receives, shift_in)
         self.theta = words(theta)
+        self.carry = words(np.broadcast_to(carry, self.theta.shape))
         self.signed = words(np.arange(self.outputs) >= unsigned)
         self.v, self.spikes = np.zeros_like(self.bias), np.zeros_like(self.bias)
         self.sign = np.ones_like(self.bias)
@@ -191,7 +198,7 @@ class CodingNeurons(Integrating):
         self.integrate(now, arriving["a_in"])
         self.spikes[:] = 0
         if step < self.clock.slots:
-            self.spikes[:] = self.sign * self.fire(step)
+            self.spikes[:] = self.sign * (self.fire(step) << self.carry)
         return self.spikes
 
     def membrane(self) -> Words:
@@ -210,9 +217,12 @@ class CodingNeurons(Integrating):
         slots = self.clock.slots
         if self.sends == "rate":
             return counted(self.v, self.theta, self.most // slots)
-        # a graded spike carries the count, else its binary digits come one by one
-        most = self.most if slots == 1 else 1
-        return counted(self.v, self.theta << (slots - 1 - step), most)
+        if slots == 1:  # a graded spike carries the count, else its binary digits come one by one
+            return counted(self.v, self.theta, self.most)
+        digit = slots - 1 - step
+        if digit >= self.most.bit_length():
+            return np.zeros_like(self.v)
+        return counted(self.v, self.theta << digit, 1)
 
 
 class Rescaling:

@@ -47,9 +47,10 @@ from neurtransformer.runs import read_json, write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION: Literal[9] = 9
-UNDERSTOOD = (8, VERSION)
-"""Versions that are read. A netlist of version 8 has no innate first token."""
+VERSION: Literal[10] = 10
+UNDERSTOOD = (8, 9, VERSION)
+"""Versions that are read. A netlist of version 8 has no innate first token, and one of version 9 no
+neurons that stop after a few spikes."""
 
 CHIP, TOKENIZER = "chip.safetensors", "tokenizer"
 Progress = Callable[[str], None]
@@ -108,7 +109,7 @@ class Manifest(Strict):
     """manifest.json."""
 
     format: Literal["neurtx netlist"] = "neurtx netlist"
-    version: Literal[8, 9] = VERSION
+    version: Literal[8, 9, 10] = VERSION
     config: Annotated[Config, Field(discriminator="model")]
     spikes: Spikes
     transport: str

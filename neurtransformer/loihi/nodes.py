@@ -308,7 +308,8 @@ class CodingNeurons(Neurons):
 
     sends: the code of their own spikes; of phase-coding ones the threshold of step t is theta times
     2^(T-1-t). most: the largest count that one sends in a phase. A channel is one compartment, even
-    if its spikes are signed: a graded spike of one bit and sign carries those."""
+    if its spikes are signed: a graded spike of one bit and sign carries those. carries: whether
+    there is a tensor carry, and a spike carries 2^carry."""
 
     kind: Literal["coding_neurons"] = "coding_neurons"
     sends: Coding
@@ -316,12 +317,17 @@ class CodingNeurons(Neurons):
     unsigned: Count
     """The first so many send no negative spikes."""
     input_shift: Count
+    carries: Annotated[bool, Field(strict=True)] = False
+
+    @property
+    def words(self) -> int:
+        return super().words + int(self.carries)
 
     def microcode(self, setting: Setting) -> Microcode:
         return microcode.CodingNeurons(
             setting.clock(self),
             bias=self.each(setting, self.bias),
-            **self.own(setting, "theta"),
+            **self.own(setting, "theta", *(["carry"] if self.carries else [])),
             unsigned=self.unsigned,
             receives=self.receives,
             sends=self.sends,

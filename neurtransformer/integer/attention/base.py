@@ -25,6 +25,7 @@ from neurtransformer.integer.parts import (
     Trace,
     at_the_end,
     by_token,
+    carry_of,
     integers,
 )
 from neurtransformer.integer.rotary import Rotary
@@ -76,12 +77,14 @@ class IntegerAttention(ABC):
         self.kv_heads = self.heads // self.shared
         self.code, self.qkv = config.attention_code, self.qkv_code(config.attention_code)
         self.encode = Encoder.of(tensors, name, self.code.most, self.code.coding)
-        self.c_attn = Projection.of(tensors, f"{name}.c_attn")
-        self.c_proj = Projection.of(tensors, f"{name}.c_proj")
+        saturates = config.carries(self.code.coding)
+        self.c_attn = Projection.of(tensors, f"{name}.c_attn", saturates=saturates)
+        self.c_proj = Projection.of(tensors, f"{name}.c_proj", saturates=saturates)
         self.residual = Accumulator.of(tensors, f"{name}.residual")
         self.qkv_theta = integers(tensors, f"{name}.qkv.theta")
         self.merged_theta = integers(tensors, f"{name}.merged.theta")
         self.merged_bias = integers(tensors, f"{name}.merged.bias")
+        self.merged_carry = carry_of(tensors, f"{name}.merged")
         sizes = self.sizes(config.width, config.kv_width)
         self.key_start, self.value_start = sizes[0], sizes[0] + sizes[1]
         self.dim = config.dim
@@ -177,7 +180,7 @@ class IntegerAttention(ABC):
         mean, state = self.mix(*self.heads_of(x, past), state)
         u = (mean.swapaxes(1, 2).reshape(x.shape) << MERGE_SHIFT) + self.merged_bias
         merged = arithmetic.fire_counts(u, self.merged_theta, self.code.most, signed=True)
-        return self.residual.add(self.c_proj.counts(merged), x), state
+        return self.residual.add(self.c_proj.counts(merged << self.merged_carry), x), state
 
     def steps(self, x: Integers, phase: int, slots: int) -> Trace:
         """Stream (length, width) of one sequence to all that happens, from `new_state`.
@@ -196,9 +199,10 @@ class IntegerAttention(ABC):
         trace["merged.u"] = arithmetic.integrate(
             arriving << MERGE_SHIFT, self.merged_bias, "rate", slots
         )
-        trace["merged.spikes"], trace["merged.v"] = arithmetic.fire_steps(
+        spikes, trace["merged.v"] = arithmetic.fire_steps(
             trace["merged.u"][-1], self.merged_theta, self.code.most, True, *when, self.code.coding
         )
+        trace["merged.spikes"] = spikes << self.merged_carry
         u = self.c_proj.steps(trace["merged.spikes"], self.code.coding, slots)
         trace |= {"residual.u": u, "residual.x": at_the_end(self.residual.add(u[-1], x), phase)}
         return {**by_token(trace), **core}
