@@ -8,6 +8,7 @@ membranes and states are whole numbers that a half has no room for.
 """
 
 from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -88,9 +89,11 @@ class CodingNeuron(nn.Module):
         if self.activation is not None:
             x = self.activation(x)
         x = x - self.spread(self.center.float())
-        if not self.analogue or self.training:
+        if self.training:
             return x / self.spike_value
-        return snap_current(x / (self.spike_value * self.most)) * self.most
+        if not self.analogue:
+            return x.div_(self.spike_value)
+        return snap_current(x.div_(self.spike_value * self.most)).mul_(self.most)
 
     def counts(self, z: Tensor) -> Tensor:
         """Membrane totals in thresholds to counts, of the same shape; no gradient."""
@@ -100,14 +103,53 @@ class CodingNeuron(nn.Module):
 
     def forward(self, x: Tensor, steps: bool = False) -> Tensor:
         """Values (..., channels) to counts (..., channels), or to spikes (T, ..., channels)."""
-        z = self.total(x)
         if self.training:
+            z = self.total(x)
             return surrogate_counts(z, self.counts(z.detach()), self.most, self.signed)
-        if not steps:
-            return self.counts(z)
-        if self.coding == "phase":
-            return phase_spikes_from_total(z, self.timesteps, self.signed, self.limit)
-        return spikes_from_total(z, self.timesteps, self.signed, self.per_step)
+        with torch.no_grad():
+            z = self.total(x)
+            if not steps:
+                return self.counts(z)
+            if self.coding == "phase":
+                return phase_spikes_from_total(z, self.timesteps, self.signed, self.limit)
+            return spikes_from_total(z, self.timesteps, self.signed, self.per_step)
+
+
+class Snapped:
+    """Snapped weights, and what tells whether they are still those of a weight matrix.
+
+    A tensor counts how often it is changed in place, but not by way of `.data`, and it does not
+    when it was made in inference mode. So a diagonal is compared as well, which meets every row and
+    column: what could go unseen is a change of a few single weights in such a way.
+    """
+
+    def __init__(self, weight: Tensor, spike_value: Tensor, kind: torch.dtype, most: int) -> None:
+        # as long as it is held, no other tensor can come to lie where it lies
+        self.weight = weight.detach()
+        self.version = self._version_of(weight)
+        self.diagonal = self._diagonal_of(weight).clone()
+        self.spike_value = spike_value.detach().clone()
+        self.snapped = snap_weights((weight.detach().float() * self.spike_value).to(kind), most)
+
+    @staticmethod
+    def _version_of(weight: Tensor) -> int:
+        return 0 if weight.is_inference() else weight._version
+
+    @staticmethod
+    def _diagonal_of(weight: Tensor) -> Tensor:
+        """From the first row on downwards, and begun anew where it leaves the matrix."""
+        return weight.detach().flatten()[:: weight.shape[1] + 1]
+
+    def is_of(self, weight: Tensor, spike_value: Tensor) -> bool:
+        """Whether they are what would be made of these."""
+        return (
+            weight.data_ptr() == self.weight.data_ptr()
+            and weight.dtype == self.weight.dtype
+            and weight.device == self.weight.device
+            and self._version_of(weight) == self.version
+            and torch.equal(spike_value, self.spike_value)
+            and torch.equal(self._diagonal_of(weight), self.diagonal)
+        )
 
 
 class SpikeLinear(nn.Module):
@@ -115,7 +157,8 @@ class SpikeLinear(nn.Module):
 
     Integrates spikes to the value ``sum_i weight_ji spike_value_i n_i + bias_j``; a membrane that
     phase-coded spikes drive doubles each step. In eval mode the weights are snapped so that counts
-    and steps agree exactly (`coding.snap_weights`).
+    and steps agree exactly (`coding.snap_weights`), once, and kept until they or the spike values
+    change. They are no part of a state dict or of a copy.
 
     most, coding: the largest count of the neurons in front, and how they send it.
     """
@@ -130,18 +173,32 @@ class SpikeLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.zeros(out_features))
         nn.init.normal_(self.weight, std=0.02)
+        self._kept: Snapped | None = None
 
     def scaled_weight(self, spike_value: Tensor) -> Tensor:
         """Weights with the presynaptic spike values folded in, (out, in), float32 or, where only
-        that makes sums exact, float64."""
-        scaled = self.weight.float() * spike_value
-        return scaled if self.training else snap_weights(scaled.to(self.exact), self.most)
+        that makes sums exact, float64. They have a gradient in training mode alone."""
+        if self.training:
+            return self.weight.float() * spike_value
+        if self._kept is None or not self._kept.is_of(self.weight, spike_value):
+            self._kept = None  # before there is another of its size
+            # for who goes on in another mode, with gradients
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept = Snapped(self.weight, spike_value, self.exact, self.most)
+        return self._kept.snapped
+
+    def train(self, mode: bool = True) -> Self:
+        self._kept = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
 
     def forward(self, spikes: Tensor, spike_value: Tensor, steps: bool = False) -> Tensor:
         """Spikes in counts or steps form to membrane values (..., out_features)."""
         weight = self.scaled_weight(spike_value)
         if not steps:
-            return F.linear(spikes.to(weight.dtype), weight).float() + self.bias.float()
+            return F.linear(spikes.to(weight.dtype), weight).float().add_(self.bias.float())
         membrane = torch.zeros((), device=spikes.device, dtype=weight.dtype)
         for spike in spikes.to(weight.dtype):
             membrane = membrane * self.gain + F.linear(spike, weight)

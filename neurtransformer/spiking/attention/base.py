@@ -245,6 +245,6 @@ def normalise(read: Tensor, bits: int) -> Tensor:
     index = torch.floor(mantissa * 256).long() - 128
     reciprocal = torch.tensor(RECIPROCALS, dtype=read.dtype, device=read.device)[index]
     limit = float(2**15 - 1)
-    scaled = torch.floor(torch.ldexp(read[..., :-1], 15 - exponent) + 0.5)
-    product = scaled.clamp_(-limit, limit) * reciprocal
-    return torch.floor(product * 2.0 ** (MEAN_BITS - 22 + bits) + 0.5)
+    scaled = read[..., :-1] * torch.ldexp(torch.ones_like(mantissa), 15 - exponent)
+    product = scaled.add_(0.5).floor_().clamp_(-limit, limit).mul_(reciprocal)
+    return product.mul_(2.0 ** (MEAN_BITS - 22 + bits)).add_(0.5).floor_()

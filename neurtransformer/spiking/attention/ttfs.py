@@ -32,7 +32,7 @@ COARSE levels a step until some neuron would fire; the fine race runs from there
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -59,6 +59,9 @@ from neurtransformer.recipe import Code
 from neurtransformer.spiking.attention.base import SpikingSelfAttention, State, decoded, normalise
 from neurtransformer.spiking.coding import if_node
 
+TILE, TILE_ROWS = 2**18, 128
+"""Scores, and tokens that ask, that are computed together."""
+
 
 def key_synapses(key: Tensor, gain: Tensor, most: int) -> Tensor:
     """Key counts (batch, heads, length, dim) to synapses, integers of at most KEY_LIMIT.
@@ -70,7 +73,7 @@ def key_synapses(key: Tensor, gain: Tensor, most: int) -> Tensor:
 
 
 def levels_of(score: Tensor, width: Tensor) -> Tensor:
-    """Scores (batch, heads, i, j) to levels, integers in floats. width: of a level, (heads,).
+    """Scores (..., heads, i, j) to levels, integers in floats. width: of a level, (heads,).
 
     Exact: a float32 quotient of integers below 2^24 never rounds up to the next whole number.
     """
@@ -82,43 +85,37 @@ def race_weights(levels: Tensor, there: Tensor) -> Tensor:
     """What the spike of each token neuron counts when the race is over: EVEN or ODD times 2^n for
     one that fired n octaves before the end, 0 for one that has not fired. Their sum is d.
 
-    levels: (batch, heads, i, j). there: bool that broadcasts to it, False where j is no token
-    neuron or comes after i. A row without any token neuron is all 0.
+    levels: (..., i, j). there: bool that broadcasts to it, False where j is no token neuron or
+    comes after i. A row without any token neuron is all 0. Returns float32, (..., i, j).
     """
-    levels = levels.masked_fill(~there, float("-inf"))
-    octaves = torch.floor(levels / 2)
-    counts = (levels - 2 * octaves) * (ODD - EVEN) + EVEN
-    # in units of the least weight that can count; nan, where no token neuron is, is no weight
-    weights = torch.exp2(octaves - octaves.amax(-1, keepdim=True) + END_BITS).mul_(counts)
-    weights = torch.where(weights >= EVEN, weights, weights.new_zeros(()))
-    flat = weights.flatten(0, -2)
-    # d after n octaves is at most the sum of all weights times 2^(n - END_BITS): a lower bound
-    steps = 2 * (2 * END_BITS + 1 - torch.frexp(flat.sum(-1))[1]).clamp_min(0)
-    kept = _in_time(flat, steps)
-    running = ((kept.sum(-1) < 2.0**END_BITS) & flat.any(-1)).nonzero().squeeze(-1)
+    # a float32 is made of its octave, an exponent, and digits, the first of which stands for a half
+    bits = levels.to(torch.int32).add_(2 * REACH).bitwise_left_shift_(22)
+    weights = bits.view(torch.float32).mul_(there.float()).flatten(0, -2)
+    total = weights.sum(-1)
+    # the last octave in which all neurons together count enough: the race ends here or later
+    octave = torch.frexp(total)[1] - 1 - END_BITS
+    weights.mul_(torch.ldexp(torch.ones_like(total), -octave)[:, None])
+    kept = F.threshold(weights, ODD - 0.5, 0.0)
+    running = ((kept.sum(-1) < 2.0**END_BITS) & (total > 0)).nonzero().squeeze(-1)
+    late, least = weights[running], ODD
     while len(running):
-        steps[running] += 1
-        rows = _in_time(flat[running], steps[running])
+        if least == EVEN:
+            late.mul_(2.0)
+        least = EVEN + ODD - least
+        rows = F.threshold(late, least - 0.5, 0.0)
         kept[running] = rows
-        running = running[rows.sum(-1) < 2.0**END_BITS]
-    return kept.view_as(weights)
-
-
-def _in_time(weights: Tensor, steps: Tensor) -> Tensor:
-    """What counts of weights (n, j) when the race of each row ends in step (n,), counted from the
-    first of the octave in which the first neuron fires."""
-    unit = torch.exp2((END_BITS - steps // 2).to(weights.dtype))[:, None]
-    least = unit * torch.where(steps % 2 == 0, float(ODD), float(EVEN))[:, None]
-    return torch.where(weights >= least, weights / unit, weights.new_zeros(()))
+        on = (rows.sum(-1) < 2.0**END_BITS).nonzero().squeeze(-1)
+        running, late = running[on], late[on]
+    return kept.view(levels.shape)
 
 
 def race_steps(score: Tensor, width: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
     """The race step by step: the spikes of the token neurons, and the steps in which they count.
 
-    score: membranes (batch, heads, i, j). width: (heads,). there: as in `race_weights`.
+    score: membranes (..., heads, i, j). width: (heads,). there: as in `race_weights`.
     The neurons are SpikingJelly's `IFNode`: that the threshold falls is the same as that a constant
-    current of one level drives all membranes. Returns spikes (FINE_STEPS, batch, heads, i, j) and
-    whether the race of a row still runs in a step, (FINE_STEPS, batch, heads, i, 1). Raises
+    current of one level drives all membranes. Returns spikes (FINE_STEPS, ..., heads, i, j) and
+    whether the race of a row still runs in a step, (FINE_STEPS, ..., heads, i, 1). Raises
     UserError without SpikingJelly.
     """
     # thresholds of wide levels need more than the 24 bits of a float32
@@ -152,9 +149,9 @@ def heard_in(step: int, read: Tensor, heard: Tensor) -> Tensor:
 
 
 def listen(spikes: Tensor, running: Tensor, value: Tensor) -> Tensor:
-    """What the listeners hold when the race is over: [o, d], (batch, heads, i, dim + 1).
+    """What the listeners hold when the race is over: [o, d], (..., heads, i, dim + 1).
 
-    spikes, running: see `race_steps`. value: counts (batch, heads, j, dim).
+    spikes, running: see `race_steps`. value: counts (..., heads, j, dim).
     """
     one = torch.ones_like(value[..., :1])
     value = torch.cat([value, one], dim=-1)
@@ -225,6 +222,7 @@ class RaceAttention(SpikingSelfAttention):
                 f"of {code.coding} coding: give fewer timesteps"
             )
         self.neurons = TokenNeurons()
+        self.value_type = torch.int8 if self.value.most <= KEY_LIMIT else torch.int16
         self.register_buffer("scaling", torch.tensor(dim**-0.5))
 
     def fan_outs(self, past: float) -> tuple[float, float, float]:
@@ -259,19 +257,18 @@ class RaceAttention(SpikingSelfAttention):
 
     def new_state(self, batch: int) -> State:
         """The token neurons that are there: the innate one, or none. Their key synapses and values
-        (batch, kv_heads, 0 or 1, dim), float32, and whether they are no padding, (batch, 0 or 1).
-        """
+        (batch, kv_heads, 0 or 1, dim), integers of 8 or 16 bits, and whether they are no padding,
+        (batch, 0 or 1)."""
         first = self.first(batch, self.gains()[0])
         written = self.scaling.new_ones(batch, 0 if first is None else 1, dtype=torch.bool)
-        if first is not None:
-            return (*first, written)
-        dim = self.c_proj.weight.shape[0] // self.heads
-        empty = self.scaling.new_zeros(batch, self.kv_heads, 0, dim, dtype=torch.float32)
-        return empty, empty, written
+        if first is None:
+            dim = self.c_proj.weight.shape[0] // self.heads
+            first = (self.scaling.new_zeros(batch, self.kv_heads, 0, dim),) * 2
+        return first[0].to(torch.int8), first[1].to(self.value_type), written
 
     def together(self, query: Tensor) -> Tensor:
-        """Queries (..., heads, length, dim) of the heads that share token neurons, one after the
-        other: (..., kv_heads, shared * length, dim)."""
+        """Queries (batch, heads, length, dim) of the heads that share token neurons, one after the
+        other: (batch, kv_heads, shared * length, dim)."""
         return query.unflatten(-3, (self.kv_heads, self.shared)).flatten(-3, -2)
 
     def apart(self, x: Tensor) -> Tensor:
@@ -286,12 +283,13 @@ class RaceAttention(SpikingSelfAttention):
         if first is not None:
             synapses = torch.cat([first[0], synapses], dim=-2)
         score = self.together(query) @ synapses.transpose(-1, -2)
-        return self.apart(race_weights(levels_of(score, width), self.visible(query, synapses)))
+        there = self.visible(query.shape[-2], synapses.shape[-2], query.device)
+        return self.apart(race_weights(levels_of(score, width), there))
 
-    def visible(self, query: Tensor, synapses: Tensor) -> Tensor:
+    def visible(self, asking: int, past: int, device: torch.device) -> Tensor:
         """`causal` for the queries of all heads that share token neurons."""
-        asking, past = query.shape[-2], synapses.shape[-2]
-        return causal(asking, past, query.device).repeat(self.shared, 1)
+        seen = causal(asking, past, device)
+        return seen.repeat(self.shared, 1) if self.shared > 1 else seen
 
     def parallel(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
@@ -303,7 +301,7 @@ class RaceAttention(SpikingSelfAttention):
             synapses = torch.cat([first[0], synapses], dim=-2)
             value = torch.cat([first[1], value], dim=-2)
         score = self.together(query) @ synapses.transpose(-1, -2)
-        there = self.visible(query, synapses)
+        there = self.visible(query.shape[-2], synapses.shape[-2], query.device)
         if mask is not None:
             written = F.pad(mask.bool(), (synapses.shape[-2] - mask.shape[-1], 0), value=True)
             there = there & written[:, None, None, :]
@@ -321,13 +319,49 @@ class RaceAttention(SpikingSelfAttention):
         if steps:
             key, value = decoded(key, self.qkv), decoded(value, self.qkv)
         gain, width = self.gains()
-        batch, _, length, _ = key.shape
+        batch, _, length, dim = key.shape
         new = mask.bool() if mask is not None else torch.ones_like(key[:, 0, :, 0]).bool()
-        synapses = torch.cat([state[0], key_synapses(key, gain, self.key.most)], dim=-2)
-        values = torch.cat([state[1], value], dim=-2)
-        written = torch.cat([state[2], new.view(batch, length)], dim=-1)
-        there = self.visible(query, synapses) & written[:, None, None, :]
-        query = self.together(query)
+        written_keys = key_synapses(key, gain, self.key.most).to(torch.int8)
+        state = (
+            torch.cat([state[0], written_keys], dim=-2),
+            torch.cat([state[1], value.to(self.value_type)], dim=-2),
+            torch.cat([state[2], new.view(batch, length)], dim=-1),
+        )
+        # heads of all texts one after the other: (..., batch * kv_heads, shared, length, dim)
+        query = query.unflatten(-3, (self.kv_heads, self.shared)).flatten(-5, -4)
+        synapses, values = (part.flatten(0, 1).float() for part in state[:2])
+        there = None if bool(state[2].all()) else state[2].repeat_interleave(self.kv_heads, 0)
+        width = width.repeat(batch)
+        mean = torch.empty_like(query if not steps else query[0])
+        for heads, asking, seen in tiles(len(width), self.shared, length, synapses.shape[-2]):
+            visible = self.visible(asking.stop - asking.start, seen, key.device)
+            if there is not None:
+                visible = visible & there[heads, None, :seen]
+            mean[heads, :, asking] = self.answered(
+                query[..., heads, :, asking, :].flatten(-3, -2),
+                synapses[heads, :seen],
+                values[heads, :seen],
+                width[heads],
+                visible,
+                steps,
+            ).unflatten(-2, (self.shared, -1))
+        return mean.view(batch, self.heads, length, dim), state
+
+    def answered(
+        self,
+        query: Tensor,
+        synapses: Tensor,
+        values: Tensor,
+        width: Tensor,
+        there: Tensor,
+        steps: bool,
+    ) -> Tensor:
+        """Queries of some heads, counts (heads, i, dim) or spikes (T, heads, i, dim), to the mean
+        values that their races end with, (heads, i, dim).
+
+        synapses, values: of the token neurons, (heads, j, dim), float32. width: (heads,). there:
+        see `race_weights`.
+        """
         if steps:
             score = torch.zeros((), device=query.device)
             doubling = 2.0 if self.qkv.coding == "phase" else 1.0
@@ -337,14 +371,27 @@ class RaceAttention(SpikingSelfAttention):
             score = query @ synapses.transpose(-1, -2)
         raced = self.neurons(score, width, there, steps)
         if isinstance(raced, tuple):
-            spikes, running = raced
-            read = listen(spikes, running, values)
+            fired, running = raced
+            read = listen(fired, running, values)
         else:
             read = torch.cat([raced @ values, raced.sum(-1, keepdim=True)], dim=-1)
         bits = level_bits(self.value.most)
         read[..., -1] *= 2.0**bits
-        mean = self.apart(normalise(read, bits)) * 2.0**-MEAN_BITS
-        return mean, (synapses, values, written)
+        return normalise(read, bits).mul_(2.0**-MEAN_BITS)
+
+
+def tiles(heads: int, shared: int, length: int, past: int) -> Iterator[tuple[slice, slice, int]]:
+    """Which heads of token neurons and which of the last `length` of `past` tokens to do together,
+    and how many token neurons these see: in parts that stay in a processor's cache.
+
+    shared: query heads that race on the same token neurons.
+    """
+    for begin in range(0, length, TILE_ROWS):
+        end = min(begin + TILE_ROWS, length)
+        seen = past - length + end
+        group = max(1, TILE // (shared * (end - begin) * seen))
+        for head in range(0, heads, group):
+            yield slice(head, min(head + group, heads)), slice(begin, end), seen
 
 
 def causal(asking: int, past: int, device: torch.device) -> Tensor:
