@@ -10,8 +10,8 @@ from neurtransformer.codes import COARSE, END_BITS, KEY_LIMIT, REACH
 from neurtransformer.errors import UserError
 from neurtransformer.families.base import Sizes
 from neurtransformer.recipe import Code
-from neurtransformer.spiking.attention.ttfs import (
-    RaceAttention,
+from neurtransformer.spiking.attention.race import (
+    Race,
     causal,
     key_synapses,
     levels_of,
@@ -20,6 +20,7 @@ from neurtransformer.spiking.attention.ttfs import (
     race_weights,
     tiles,
 )
+from neurtransformer.spiking.attention.ttfs import RaceAttention
 
 CODES = [Code(5, "phase"), Code(8, "phase"), Code(8, "rate"), Code(1, "rate")]
 SEEDS = st.integers(0, 2**16)
@@ -155,8 +156,8 @@ def test_parts_are_the_whole(
     if padded:
         mask[0, :4], mask[1] = 0, 0
     whole, state = network(x, mask=mask)
-    monkeypatch.setattr("neurtransformer.spiking.attention.ttfs.TILE", tile)
-    monkeypatch.setattr("neurtransformer.spiking.attention.ttfs.TILE_ROWS", rows)
+    monkeypatch.setattr("neurtransformer.spiking.attention.race.TILE", tile)
+    monkeypatch.setattr("neurtransformer.spiking.attention.race.TILE_ROWS", rows)
     for steps in (False, True):
         begin, before = network(x[:, :6], steps, mask=mask[:, :6])
         end, after = network(x[:, 6:], steps, before, mask=mask[:, 6:])
@@ -197,8 +198,6 @@ def test_it_is_softmax_of_rounded_scores(code: Code, seed: int) -> None:
 
 def test_gradients_are_those_of_softmax() -> None:
     """Exactly so where scores are whole octaves and nothing is cut off."""
-    from neurtransformer.spiking.attention.ttfs import _Race
-
     torch.manual_seed(0)
     width = torch.tensor([40.0, 300.0])
     scores = 2 * torch.randint(-3, 4, (2, 2, 5, 5)).float() * width[:, None, None]
@@ -208,7 +207,7 @@ def test_gradients_are_those_of_softmax() -> None:
     for race in (True, False):
         score, step, v = (x.clone().requires_grad_() for x in (scores, width, values))
         if race:
-            mean = _Race.apply(score, step, v, there)
+            mean = Race.apply(score, step, v, there)
         else:
             e = score / step[:, None, None] * torch.log(torch.tensor(2.0)) / 2
             mean = e.masked_fill(~there, -torch.inf).softmax(-1) @ v

@@ -7,7 +7,8 @@ surrogate of `coding.surrogate_counts`. All of it is float32 whatever type the w
 membranes and states are whole numbers that a half has no room for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -28,7 +29,30 @@ from neurtransformer.spiking.coding import (
 )
 
 
-class CodingNeuron(nn.Module):
+@contextmanager
+def lasting() -> Iterator[None]:
+    """For tensors that are kept: they have no gradient, but go with others that have, which what is
+    made in inference mode does not."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def same(kept: Tensor, x: Tensor) -> bool:
+    """Whether x has the type, the place and the numbers of what was kept."""
+    return kept.dtype == x.dtype and kept.device == x.device and torch.equal(kept, x)
+
+
+class Keeping(nn.Module):
+    """A module that keeps what it has computed from its parameters, in `_kept`, which is neither
+    saved with it nor copied."""
+
+    _kept: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: x for name, x in self.__dict__.items() if name != "_kept"}
+
+
+class CodingNeuron(Keeping):
     """A layer of rate- or phase-coding neurons with one threshold per channel.
 
     The count n codes the value ``center + n * spike_value`` with ``spike_value = threshold / most``
@@ -73,7 +97,19 @@ class CodingNeuron(nn.Module):
 
     @property
     def spike_value(self) -> Tensor:
-        """What one spike is worth, (channels,), float32, always positive."""
+        """What one spike is worth, (channels,), float32, always positive.
+
+        In eval mode it has no gradient, and is the same tensor as long as the thresholds are the
+        same; training or not, it is not to be changed.
+        """
+        if self.training:
+            return self._spike_value()
+        if self._kept is None or not same(self._kept[0], self.threshold):
+            with lasting():
+                self._kept = self.threshold.detach().clone(), self._spike_value()
+        return self._kept[1]
+
+    def _spike_value(self) -> Tensor:
         return self.spread(self.threshold.float().abs().clamp_min(1e-6) / self.most)
 
     def spread(self, x: Tensor) -> Tensor:
@@ -124,35 +160,31 @@ class Snapped:
     """
 
     def __init__(self, weight: Tensor, spike_value: Tensor, kind: torch.dtype, most: int) -> None:
-        # as long as it is held, no other tensor can come to lie where it lies
-        self.weight = weight.detach()
-        self.version = self._version_of(weight)
-        self.diagonal = self._diagonal_of(weight).clone()
+        self.of, self.version = weight, self._version_of(weight)
+        # a view from the first row on downwards, and begun anew where it leaves the matrix; as long
+        # as it is held, no other tensor can come to lie where the weights lie
+        self.diagonal = weight.detach().flatten()[:: weight.shape[1] + 1]
+        self.diagonal_then = self.diagonal.clone()
         self.spike_value = spike_value.detach().clone()
-        self.snapped = snap_weights((weight.detach().float() * self.spike_value).to(kind), most)
+        scaled = weight.detach().float() * spike_value.detach()
+        self.weight = snap_weights(scaled.to(kind), most)
 
     @staticmethod
     def _version_of(weight: Tensor) -> int:
         return 0 if weight.is_inference() else weight._version
 
-    @staticmethod
-    def _diagonal_of(weight: Tensor) -> Tensor:
-        """From the first row on downwards, and begun anew where it leaves the matrix."""
-        return weight.detach().flatten()[:: weight.shape[1] + 1]
-
     def is_of(self, weight: Tensor, spike_value: Tensor) -> bool:
         """Whether they are what would be made of these."""
         return (
-            weight.data_ptr() == self.weight.data_ptr()
-            and weight.dtype == self.weight.dtype
-            and weight.device == self.weight.device
+            weight is self.of
             and self._version_of(weight) == self.version
-            and torch.equal(spike_value, self.spike_value)
-            and torch.equal(self._diagonal_of(weight), self.diagonal)
+            and weight.data_ptr() == self.diagonal.data_ptr()
+            and same(self.diagonal_then, self.diagonal)
+            and same(self.spike_value, spike_value)
         )
 
 
-class SpikeLinear(nn.Module):
+class SpikeLinear(Keeping):
     """Synapses from one layer of coding neurons to the membranes of the next.
 
     Integrates spikes to the value ``sum_i weight_ji spike_value_i n_i + bias_j``; a membrane that
@@ -173,7 +205,6 @@ class SpikeLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.zeros(out_features))
         nn.init.normal_(self.weight, std=0.02)
-        self._kept: Snapped | None = None
 
     def scaled_weight(self, spike_value: Tensor) -> Tensor:
         """Weights with the presynaptic spike values folded in, (out, in), float32 or, where only
@@ -182,17 +213,13 @@ class SpikeLinear(nn.Module):
             return self.weight.float() * spike_value
         if self._kept is None or not self._kept.is_of(self.weight, spike_value):
             self._kept = None  # before there is another of its size
-            # for who goes on in another mode, with gradients
-            with torch.inference_mode(False), torch.no_grad():
+            with lasting():
                 self._kept = Snapped(self.weight, spike_value, self.exact, self.most)
-        return self._kept.snapped
+        return self._kept.weight
 
     def train(self, mode: bool = True) -> Self:
-        self._kept = None
+        self._kept = None  # much memory, and of no use in training
         return super().train(mode)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None}
 
     def forward(self, spikes: Tensor, spike_value: Tensor, steps: bool = False) -> Tensor:
         """Spikes in counts or steps form to membrane values (..., out_features)."""

@@ -28,27 +28,22 @@ G and the width of a level in units of the score follow from the thresholds of q
 (`RaceAttention.gains`), so that ``S / width`` is the dense score in half octaves.
 
 Where the race begins nobody has to know in advance: in a coarse descent the threshold falls by
-COARSE levels a step until some neuron would fire; the fine race runs from there (`race_steps`).
+COARSE levels a step until some neuron would fire; the fine race runs from there (`race_steps`). The
+arithmetic is in `race.py`.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neurtransformer.codes import (
-    COARSE,
-    END_BITS,
-    EVEN,
-    FINE_STEPS,
     GAIN_LIMIT,
     KEY_LIMIT,
     MEAN_BITS,
-    ODD,
-    REACH,
     STATE_BITS,
     gain_shift,
     level_bits,
@@ -57,134 +52,29 @@ from neurtransformer.errors import UserError
 from neurtransformer.families.base import Sizes
 from neurtransformer.recipe import Code
 from neurtransformer.spiking.attention.base import SpikingSelfAttention, State, decoded, normalise
-from neurtransformer.spiking.coding import if_node
-
-TILE, TILE_ROWS = 2**18, 128
-"""Scores, and tokens that ask, that are computed together."""
-
-
-def key_synapses(key: Tensor, gain: Tensor, most: int) -> Tensor:
-    """Key counts (batch, heads, length, dim) to synapses, integers of at most KEY_LIMIT.
-
-    gain: integers (heads, dim). The gradient passes straight through the rounding.
-    """
-    exact = key * gain[:, None, :] * 2.0 ** -gain_shift(most)
-    return _rounded(exact).clamp(-KEY_LIMIT, KEY_LIMIT)
-
-
-def levels_of(score: Tensor, width: Tensor) -> Tensor:
-    """Scores (..., heads, i, j) to levels, integers in floats. width: of a level, (heads,).
-
-    Exact: a float32 quotient of integers below 2^24 never rounds up to the next whole number.
-    """
-    score, width = score.detach(), width.detach()[:, None, None]
-    return (score + torch.floor(width / 2)).div_(width).floor_().clamp_(-REACH, REACH - 1)
+from neurtransformer.spiking.attention.race import (
+    Race,
+    causal,
+    key_synapses,
+    levels_of,
+    listen,
+    race_steps,
+    race_weights,
+    rounded,
+    tiles,
+)
+from neurtransformer.spiking.neuron import lasting, same
 
 
-def race_weights(levels: Tensor, there: Tensor) -> Tensor:
-    """What the spike of each token neuron counts when the race is over: EVEN or ODD times 2^n for
-    one that fired n octaves before the end, 0 for one that has not fired. Their sum is d.
+class Gains(NamedTuple):
+    """What gains of key channels and widths of levels follow from (spike values of queries and
+    keys, and the scaling), and they themselves."""
 
-    levels: (..., i, j). there: bool that broadcasts to it, False where j is no token neuron or
-    comes after i. A row without any token neuron is all 0. Returns float32, (..., i, j).
-    """
-    # a float32 is made of its octave, an exponent, and digits, the first of which stands for a half
-    bits = levels.to(torch.int32).add_(2 * REACH).bitwise_left_shift_(22)
-    weights = bits.view(torch.float32).mul_(there.float()).flatten(0, -2)
-    total = weights.sum(-1)
-    # the last octave in which all neurons together count enough: the race ends here or later
-    octave = torch.frexp(total)[1] - 1 - END_BITS
-    weights.mul_(torch.ldexp(torch.ones_like(total), -octave)[:, None])
-    kept = F.threshold(weights, ODD - 0.5, 0.0)
-    running = ((kept.sum(-1) < 2.0**END_BITS) & (total > 0)).nonzero().squeeze(-1)
-    late, least = weights[running], ODD
-    while len(running):
-        if least == EVEN:
-            late.mul_(2.0)
-        least = EVEN + ODD - least
-        rows = F.threshold(late, least - 0.5, 0.0)
-        kept[running] = rows
-        on = (rows.sum(-1) < 2.0**END_BITS).nonzero().squeeze(-1)
-        running, late = running[on], late[on]
-    return kept.view(levels.shape)
-
-
-def race_steps(score: Tensor, width: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-    """The race step by step: the spikes of the token neurons, and the steps in which they count.
-
-    score: membranes (..., heads, i, j). width: (heads,). there: as in `race_weights`.
-    The neurons are SpikingJelly's `IFNode`: that the threshold falls is the same as that a constant
-    current of one level drives all membranes. Returns spikes (FINE_STEPS, ..., heads, i, j) and
-    whether the race of a row still runs in a step, (FINE_STEPS, ..., heads, i, 1). Raises
-    UserError without SpikingJelly.
-    """
-    # thresholds of wide levels need more than the 24 bits of a float32
-    level = width.double()[:, None].expand(score.shape[:-1])[..., None]
-    membrane = (score + torch.floor(level / 2)).clamp(-REACH * level, REACH * level - 1)
-    membrane = membrane.masked_fill(~there, float("-inf"))
-    base = torch.full_like(level, -REACH)
-    found = torch.zeros_like(level, dtype=torch.bool)
-    for start in range(REACH - COARSE, -REACH - 1, -COARSE):
-        reached = (membrane >= start * level).any(-1, keepdim=True) & ~found
-        base = torch.where(reached, base.new_tensor(float(start)), base)
-        found = found | reached
-    neuron = if_node(0.0, -1e30)
-    neuron.v = membrane - (base + COARSE) * level
-    current = level.expand_as(membrane)
-    sent = torch.zeros_like(level)
-    spikes, runs = [], []
-    for step in range(FINE_STEPS):
-        running = (sent < 2.0**END_BITS) & found
-        fired = (neuron(current) * running).to(score.dtype)
-        heard = heard_in(step, sent, fired.sum(-1, keepdim=True, dtype=sent.dtype))
-        sent = torch.where(running, heard, sent)
-        spikes.append(fired)
-        runs.append(running)
-    return torch.stack(spikes), torch.stack(runs)
-
-
-def heard_in(step: int, read: Tensor, heard: Tensor) -> Tensor:
-    """What a listener that holds `read` holds after step 0, 1, ... of the fine race."""
-    return 2 * read + ODD * heard if step % 2 == 0 else read + EVEN * heard
-
-
-def listen(spikes: Tensor, running: Tensor, value: Tensor) -> Tensor:
-    """What the listeners hold when the race is over: [o, d], (..., heads, i, dim + 1).
-
-    spikes, running: see `race_steps`. value: counts (..., heads, j, dim).
-    """
-    one = torch.ones_like(value[..., :1])
-    value = torch.cat([value, one], dim=-1)
-    read = value.new_zeros(*spikes.shape[1:-1], value.shape[-1])
-    for step, (fired, runs) in enumerate(zip(spikes, running, strict=True)):
-        read = torch.where(runs, heard_in(step, read, fired @ value), read)
-    return read
-
-
-class _Race(torch.autograd.Function):
-    """Mean values of the race; backward that of a softmax in base 2 with the same weights."""
-
-    @staticmethod
-    def forward(ctx: Any, score: Tensor, width: Tensor, value: Tensor, there: Tensor) -> Tensor:
-        weights = race_weights(levels_of(score, width), there)
-        shares = weights / weights.sum(-1, keepdim=True).clamp_min(1.0)
-        ctx.save_for_backward(score, width, value, shares)
-        return shares @ value
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        score, width, value, shares = ctx.saved_tensors
-        (grad,) = grads
-        flow = shares * (grad @ value.transpose(-1, -2))
-        flow = flow.addcmul_(shares, flow.sum(-1, keepdim=True), value=-1)
-        flow = flow.mul_(math.log(2) / 2 / width[:, None, None])
-        to_width = -torch.einsum("bhij,bhij->h", flow, score) / width
-        return flow, to_width, shares.transpose(-1, -2) @ grad, None
-
-
-def _rounded(x: Tensor) -> Tensor:
-    """``floor(x + 1/2)``, with the gradient of x."""
-    return x + (torch.floor(x + 0.5) - x).detach()
+    query: Tensor
+    key: Tensor
+    scaling: Tensor
+    gain: Tensor
+    width: Tensor
 
 
 class TokenNeurons(nn.Module):
@@ -233,13 +123,24 @@ class RaceAttention(SpikingSelfAttention):
 
     def gains(self) -> tuple[Tensor, Tensor]:
         """The gains of the key channels (kv_heads, dim) and the width of a level (kv_heads,),
-        integers in floats, with gradients to the thresholds they come from."""
+        integers in floats; in training mode with gradients to the thresholds they come from."""
+        if self.training:
+            return self._gains()
+        query, key, kept = self.query.spike_value, self.key.spike_value, self._kept
+        # in eval mode spike values of the same thresholds are the same tensors
+        known = kept is not None and kept.query is query and kept.key is key
+        if not known or not same(kept.scaling, self.scaling):
+            with lasting():
+                kept = self._kept = Gains(query, key, self.scaling.clone(), *self._gains())
+        return kept.gain, kept.width
+
+    def _gains(self) -> tuple[Tensor, Tensor]:
         query = self.query.spike_value.view(self.kv_heads, self.shared, -1)[:, 0]
         worth = query * self.key.spike_value.view(self.kv_heads, -1)
         largest = worth.amax(-1, keepdim=True)
-        gain = _rounded(worth / largest * GAIN_LIMIT)
+        gain = rounded(worth / largest * GAIN_LIMIT)
         unit = largest.squeeze(-1) * self.scaling.float() * 2.0 ** gain_shift(self.query.most)
-        return gain, _rounded(GAIN_LIMIT * math.log(2) / 2 / unit).clamp(
+        return gain, rounded(GAIN_LIMIT * math.log(2) / 2 / unit).clamp(
             1, 2 ** (STATE_BITS - 1) - 1
         )
 
@@ -250,7 +151,7 @@ class RaceAttention(SpikingSelfAttention):
             return None
         key = self.first_key.float() / self.key.spike_value
         value = self.first_value.float() / self.value.spike_value
-        value = _rounded(value).clamp(-self.value.most, self.value.most)
+        value = rounded(value).clamp(-self.value.most, self.value.most)
         key, value = (self.split_heads(x[None, None], self.kv_heads) for x in (key, value))
         synapses = key_synapses(key, gain, self.key.most)
         return synapses.expand(batch, -1, -1, -1), value.expand(batch, -1, -1, -1)
@@ -305,7 +206,7 @@ class RaceAttention(SpikingSelfAttention):
         if mask is not None:
             written = F.pad(mask.bool(), (synapses.shape[-2] - mask.shape[-1], 0), value=True)
             there = there & written[:, None, None, :]
-        return self.apart(_Race.apply(score, width, value, there))
+        return self.apart(Race.apply(score, width, value, there))
 
     def mix(
         self,
@@ -331,7 +232,7 @@ class RaceAttention(SpikingSelfAttention):
         query = query.unflatten(-3, (self.kv_heads, self.shared)).flatten(-5, -4)
         synapses, values = (part.flatten(0, 1).float() for part in state[:2])
         there = None if bool(state[2].all()) else state[2].repeat_interleave(self.kv_heads, 0)
-        width = width.repeat(batch)
+        width = width.repeat(batch) if batch > 1 else width
         mean = torch.empty_like(query if not steps else query[0])
         for heads, asking, seen in tiles(len(width), self.shared, length, synapses.shape[-2]):
             visible = self.visible(asking.stop - asking.start, seen, key.device)
@@ -378,23 +279,3 @@ class RaceAttention(SpikingSelfAttention):
         bits = level_bits(self.value.most)
         read[..., -1] *= 2.0**bits
         return normalise(read, bits).mul_(2.0**-MEAN_BITS)
-
-
-def tiles(heads: int, shared: int, length: int, past: int) -> Iterator[tuple[slice, slice, int]]:
-    """Which heads of token neurons and which of the last `length` of `past` tokens to do together,
-    and how many token neurons these see: in parts that stay in a processor's cache.
-
-    shared: query heads that race on the same token neurons.
-    """
-    for begin in range(0, length, TILE_ROWS):
-        end = min(begin + TILE_ROWS, length)
-        seen = past - length + end
-        group = max(1, TILE // (shared * (end - begin) * seen))
-        for head in range(0, heads, group):
-            yield slice(head, min(head + group, heads)), slice(begin, end), seen
-
-
-def causal(asking: int, past: int, device: torch.device) -> Tensor:
-    """Which token neurons were written before or at the token that asks: bool (i, j), for the last
-    i of j tokens."""
-    return torch.ones(asking, past, dtype=torch.bool, device=device).tril(past - asking)
