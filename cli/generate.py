@@ -1,5 +1,7 @@
 """`neurtx generate`: continue a prompt."""
 
+from functools import partial
+
 import click
 
 from .output import teacher_option, utf8
@@ -17,7 +19,8 @@ from .output import teacher_option, utf8
 def command(
     run: str | None, prompt: str, tokens: int, backend: str, seed: int, teacher: str | None
 ) -> None:
-    """Continue a prompt with RUN, sampled at temperature 0.8 from the 40 likeliest tokens.
+    """Continue a prompt with RUN, sampled at temperature 0.8 from the 40 likeliest tokens, which
+    are written as they come.
 
     What is kept of the text depends on the attention: for `linear` one matrix a head, so memory
     stays the same however long the text gets; for `ttfs` a token neuron a head and token, with key
@@ -34,7 +37,16 @@ def command(
     from neurtransformer.spiking.load import load_run, teacher_of
 
     model, tokenizer = load_run(folder)
-    text = generate(model, tokenizer, prompt, tokens, backend=backend, seed=seed)
+    text = generate(
+        model,
+        tokenizer,
+        prompt,
+        tokens,
+        backend=backend,
+        seed=seed,
+        on_text=partial(click.echo, nl=False),
+    )
+    click.echo()
     # the report of a run that ships stays as it is, and only the report wants the dense text
     if teacher is not None or not runs.is_bundled(folder):
         provenance = stamp(weights_sha256=model_sha256(model), seed=seed)
@@ -51,6 +63,5 @@ def command(
                 found.dense, tokenizer, prompt, tokens, backend="torch", seed=seed
             )
         runs.update_report(folder, "generate", values, provenance)
-    click.echo(text)
     if run is None:
         click.echo(f"neurtx: written by {folder}, the last run made here", err=True)

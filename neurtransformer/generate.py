@@ -1,6 +1,9 @@
 """Text from a prompt: by the spiking model, in PyTorch or in integers, or by its teacher."""
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from neurtransformer.errors import UserError
@@ -11,6 +14,40 @@ TEMPERATURE = 0.8
 TOP_K = 40
 
 
+class Teller:
+    """Tells a text piece by piece while its tokens come; what it has told so far is `told`.
+
+    It has the interface of transformers' streamers. A tokenizer that tidies up spaces changes what
+    came before, so nothing is told of its text until it is whole.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> None:
+        self.tokenizer, self.on_text = tokenizer, on_text
+        self.ids: list[int] = []
+        self.told = ""
+
+    def text(self) -> str:
+        """The text of all tokens so far."""
+        return str(self.tokenizer.decode(self.ids, skip_special_tokens=True))
+
+    def put(self, ids: Tensor) -> None:
+        """The next tokens, any shape: the prompt, then what is generated."""
+        self.ids += ids.flatten().tolist()
+        if not self.tokenizer.clean_up_tokenization_spaces:
+            # half a character is decoded to this, until the rest comes
+            self.tell(self.text().rstrip("\ufffd"))
+
+    def end(self) -> None:
+        """No more tokens come."""
+        self.tell(self.text())
+
+    def tell(self, text: str) -> None:
+        """Tell what is new of a text that begins with what was told."""
+        if text.startswith(self.told) and text != self.told:
+            self.on_text(text[len(self.told) :])
+            self.told = text
+
+
 def generate(
     model: SpikingLanguageModel | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -19,8 +56,11 @@ def generate(
     *,
     backend: str,
     seed: int,
+    on_text: Callable[[str], None] = lambda piece: None,
 ) -> str:
     """The prompt and up to `tokens` more tokens. The same seed gives the same text.
+
+    on_text: called with each piece of it as soon as there is one.
 
     backend: torch or, for the spiking model alone, integer. In torch both models draw the same
     random numbers, so their texts part only where their predictions do.
@@ -31,24 +71,30 @@ def generate(
     check_length(ids.shape[1], tokens, context)
     ends = model.generation_config.eos_token_id
     ends = tokenizer.eos_token_id if ends is None else ends
+    teller = Teller(tokenizer, on_text)
     torch.manual_seed(seed)
     if backend == "integer":
         from neurtransformer.integer.model import IntegerGPT2
 
         network = IntegerGPT2.from_spiking(model)
-        text = network.generate(ids, tokens, temperature=TEMPERATURE, top_k=TOP_K, stop=ends)
+        teller.put(ids)
+        network.generate(
+            ids, tokens, temperature=TEMPERATURE, top_k=TOP_K, stop=ends, on_token=teller.put
+        )
+        teller.end()
     else:
         with drawn_with(
             model, do_sample=True, temperature=TEMPERATURE, top_k=TOP_K, eos_token_id=ends
         ):
-            text = model.generate(
+            model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=tokens,
                 use_cache=True,
                 pad_token_id=0,
+                streamer=teller,
             )
-    return str(tokenizer.decode(text[0], skip_special_tokens=True))
+    return teller.text()
 
 
 def check_length(prompt: int, tokens: int, positions: int) -> None:

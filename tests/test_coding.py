@@ -1,6 +1,9 @@
 """Counts and steps are one code: neuron for neuron, for every float and every grouping in time."""
 
+import copy
 import math
+import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -247,3 +250,99 @@ def test_a_spike_is_never_worth_nothing_or_less() -> None:
         neuron.threshold.copy_(torch.tensor([-2.0, 0.0, 8.0]))
         assert neuron.spike_value.tolist() == pytest.approx([0.5, 0.25e-6, 2.0])
         assert neuron(torch.tensor([1.0, 0.0, 4.0])).tolist() == [2, 0, 2]
+
+
+def changed_by_an_optimizer(synapse: SpikeLinear) -> None:
+    synapse.weight.grad = torch.ones_like(synapse.weight)
+    torch.optim.SGD([synapse.weight], lr=0.1).step()
+
+
+def changed_in_one_place(synapse: SpikeLinear) -> None:
+    with torch.no_grad():
+        synapse.weight[1, 3] += 0.5
+
+
+def changed_in_inference_mode(synapse: SpikeLinear) -> None:
+    with torch.inference_mode():
+        synapse.weight[1, 3] += 0.5
+
+
+def moved_and_back(synapse: SpikeLinear) -> None:
+    """To where they lay, rounded."""
+    synapse.half()
+    synapse.float()
+
+
+def replaced(synapse: SpikeLinear) -> None:
+    synapse.weight = torch.nn.Parameter(synapse.weight.detach() * 2)
+
+
+CHANGES = [
+    changed_by_an_optimizer,
+    changed_in_one_place,
+    changed_in_inference_mode,
+    moved_and_back,
+    replaced,
+    lambda synapse: synapse.double(),
+    lambda synapse: synapse.bfloat16(),
+    lambda synapse: synapse.load_state_dict({k: 2 * v for k, v in synapse.state_dict().items()}),
+    lambda synapse: synapse.load_state_dict(
+        {k: 2 * v for k, v in synapse.state_dict().items()}, assign=True
+    ),
+    lambda synapse: synapse.weight.data.mul_(2),
+    lambda synapse: synapse.weight.data[2].mul_(2),
+    lambda synapse: synapse.weight.data[:, 5].mul_(2),
+    lambda synapse: setattr(synapse.weight, "data", 2 * synapse.weight.data),
+    lambda synapse: synapse.train(),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_snapped_weights_are_never_those_of_other_weights(change: Any, mode: Any) -> None:
+    torch.manual_seed(0)
+    synapse, worth = SpikeLinear(7, 11, 8).eval(), torch.rand(7)
+    with mode():
+        before = synapse.scaled_weight(worth)
+        assert synapse.scaled_weight(worth.clone()) is before
+        assert not torch.equal(synapse.scaled_weight(worth * 1.5), before)
+        synapse.scaled_weight(worth)
+    change(synapse)
+    expected = synapse.weight.detach().float() * worth
+    if not synapse.training:
+        expected = coding.snap_weights(expected, 8)
+    with mode():
+        assert torch.equal(synapse.scaled_weight(worth), expected)
+        worth.mul_(2)
+        expected = expected * 2
+        assert torch.equal(synapse.scaled_weight(worth), expected)
+
+
+def test_snapped_weights_made_in_inference_mode_serve_gradients() -> None:
+    synapse, worth, spikes = SpikeLinear(7, 11, 8).eval(), torch.rand(7), torch.ones(2, 7)
+    with torch.inference_mode():
+        synapse(spikes, worth)
+    spikes.requires_grad_()
+    synapse(spikes, worth).sum().backward()
+    assert spikes.grad is not None and synapse.bias.grad is not None
+
+
+def test_weights_born_in_inference_mode_are_snapped_too() -> None:
+    with torch.inference_mode():
+        synapse, worth = SpikeLinear(7, 11, 8).eval(), torch.rand(7)
+        synapse.scaled_weight(worth)
+        synapse.weight.mul_(2)
+        expected = coding.snap_weights(synapse.weight * worth, 8)
+        assert torch.equal(synapse.scaled_weight(worth), expected)
+
+
+def test_snapped_weights_are_neither_saved_nor_copied() -> None:
+    synapse, worth = SpikeLinear(7, 11, 8).eval(), torch.rand(7)
+    kept = synapse.scaled_weight(worth)
+    assert synapse.state_dict().keys() == {"weight", "bias"}
+    copied = copy.deepcopy(synapse)
+    assert len(pickle.dumps(synapse)) == len(pickle.dumps(copied))
+    assert copied._kept is None and synapse.scaled_weight(worth) is kept
+    with torch.no_grad():
+        copied.weight.mul_(2)
+    assert torch.equal(copied.scaled_weight(worth), 2 * kept)

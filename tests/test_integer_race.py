@@ -16,7 +16,7 @@ from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.integer.from_spiking import quantised
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.recipe import Code
-from neurtransformer.spiking.attention import ttfs as spiking_race
+from neurtransformer.spiking.attention import race as spiking_race
 from neurtransformer.spiking.convert import convert
 
 SEEDS = st.integers(0, 2**16)

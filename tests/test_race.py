@@ -10,15 +10,17 @@ from neurtransformer.codes import COARSE, END_BITS, KEY_LIMIT, REACH
 from neurtransformer.errors import UserError
 from neurtransformer.families.base import Sizes
 from neurtransformer.recipe import Code
-from neurtransformer.spiking.attention.ttfs import (
-    RaceAttention,
+from neurtransformer.spiking.attention.race import (
+    Race,
     causal,
     key_synapses,
     levels_of,
     listen,
     race_steps,
     race_weights,
+    tiles,
 )
+from neurtransformer.spiking.attention.ttfs import RaceAttention
 
 CODES = [Code(5, "phase"), Code(8, "phase"), Code(8, "rate"), Code(1, "rate")]
 SEEDS = st.integers(0, 2**16)
@@ -136,6 +138,44 @@ def test_steps_are_counts_and_tokens_one_by_one_too(
         assert torch.equal(counts[:1, length // 2 :], alone)
 
 
+@pytest.mark.parametrize(("tile", "rows"), [(1, 1), (60, 3), (400, 4), (2**18, 5)])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("padded", [False, True])
+@torch.no_grad()
+def test_parts_are_the_whole(
+    monkeypatch: pytest.MonkeyPatch, tile: int, rows: int, kv_heads: int, padded: bool
+) -> None:
+    """However the scores are cut, in counts and in steps, behind a text or not."""
+    torch.manual_seed(tile)
+    network = RaceAttention(Sizes(1, 32, 4, kv_heads, 128, 64, 50), CODES[0], innate=True).eval()
+    network.c_attn.weight.normal_(0, 0.35)
+    assert network.first_key is not None and network.first_value is not None
+    network.first_key.normal_()
+    network.first_value.normal_()
+    x, mask = torch.randn(3, 14, 32), torch.ones(3, 14)
+    if padded:
+        mask[0, :4], mask[1] = 0, 0
+    whole, state = network(x, mask=mask)
+    monkeypatch.setattr("neurtransformer.spiking.attention.race.TILE", tile)
+    monkeypatch.setattr("neurtransformer.spiking.attention.race.TILE_ROWS", rows)
+    for steps in (False, True):
+        begin, before = network(x[:, :6], steps, mask=mask[:, :6])
+        end, after = network(x[:, 6:], steps, before, mask=mask[:, 6:])
+        assert torch.equal(torch.cat([begin, end], 1), whole)
+        assert all(torch.equal(a, b) for a, b in zip(after, state, strict=True))
+
+
+@given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 40), st.integers(0, 40))
+def test_tiles_are_all_queries_of_all_heads_once(
+    heads: int, shared: int, length: int, before: int
+) -> None:
+    found = torch.zeros(heads, length, dtype=torch.int64)
+    for own, asking, seen in tiles(heads, shared, length, before + length):
+        found[own, asking] += 1
+        assert seen == before + asking.stop
+    assert bool((found == 1).all())
+
+
 @given(st.sampled_from(CODES[:2]), SEEDS)
 @torch.no_grad()
 def test_it_is_softmax_of_rounded_scores(code: Code, seed: int) -> None:
@@ -158,8 +198,6 @@ def test_it_is_softmax_of_rounded_scores(code: Code, seed: int) -> None:
 
 def test_gradients_are_those_of_softmax() -> None:
     """Exactly so where scores are whole octaves and nothing is cut off."""
-    from neurtransformer.spiking.attention.ttfs import _Race
-
     torch.manual_seed(0)
     width = torch.tensor([40.0, 300.0])
     scores = 2 * torch.randint(-3, 4, (2, 2, 5, 5)).float() * width[:, None, None]
@@ -169,7 +207,7 @@ def test_gradients_are_those_of_softmax() -> None:
     for race in (True, False):
         score, step, v = (x.clone().requires_grad_() for x in (scores, width, values))
         if race:
-            mean = _Race.apply(score, step, v, there)
+            mean = Race.apply(score, step, v, there)
         else:
             e = score / step[:, None, None] * torch.log(torch.tensor(2.0)) / 2
             mean = e.masked_fill(~there, -torch.inf).softmax(-1) @ v

@@ -1,5 +1,6 @@
 """Models that do not read English, or know no beginning of a text, go the whole way too."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -246,3 +247,35 @@ def test_the_whole_way_of_a_model_of_dna(
 def test_text_has_no_home_of_nobody(nano_tokenizer: Any) -> None:
     with pytest.raises(UserError, match="no text file"):
         text.load_blocks("~nosuchuser/text", nano_tokenizer, 8, split="train")
+
+
+@pytest.mark.parametrize("tidies", [False, True])
+def test_text_is_told_as_its_tokens_come(nano_tokenizer: Any, tidies: bool) -> None:
+    """Whole characters alone, and in the end all of it."""
+    from neurtransformer.generate import Teller
+
+    tokenizer = copy.deepcopy(nano_tokenizer)
+    tokenizer.clean_up_tokenization_spaces = tidies
+    text = "The sea , it was n't 日本 🦜 ends\ufffd"
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    pieces: list[str] = []
+    teller = Teller(tokenizer, pieces.append)
+    teller.put(ids[:, :2])
+    for token in ids[0, 2:]:
+        teller.put(token[None])
+        assert not any(piece.endswith("\ufffd") for piece in pieces)
+    assert (len(pieces) > 8) != tidies
+    teller.end()
+    assert "".join(pieces) == teller.text() == tokenizer.decode(ids[0])
+    assert tidies or "".join(pieces) == text
+
+
+@pytest.mark.parametrize("backend", ["torch", "integer"])
+def test_generate_tells_what_it_returns(tiny_run: Path, backend: str) -> None:
+    from neurtransformer.generate import generate
+    from neurtransformer.spiking.load import load_run
+
+    model, tokenizer = load_run(tiny_run)
+    pieces: list[str] = []
+    text = generate(model, tokenizer, "The end", 12, backend=backend, seed=1, on_text=pieces.append)
+    assert "".join(pieces) == text and len(pieces) > 3

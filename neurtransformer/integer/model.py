@@ -9,6 +9,7 @@ token means the same: it is passed over, and what the model answers to it are lo
 computed once (`quantise.quantise_head`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -144,8 +145,11 @@ class IntegerGPT2:
         temperature: float = 1.0,
         top_k: int = 1,
         stop: int | list[int] | None = None,
+        on_token: Callable[["Tensor"], None] = lambda token: None,
     ) -> "Tensor":
         """Continue a prompt, ids (1, length), by up to `tokens` tokens, token by token.
+
+        on_token: called with each, (1, 1).
 
         Sampled from the `top_k` likeliest tokens by torch's own generator (`torch.manual_seed`);
         top_k = 1 is greedy. Ends after the token `stop` or one of several.
@@ -165,6 +169,7 @@ class IntegerGPT2:
                 chosen = torch.multinomial((logits / temperature).softmax(-1), 1)
                 new = likeliest[chosen][None]
             ids = torch.cat([ids, new], dim=1)
+            on_token(new)
             if int(new) in stops:
                 break
         return ids

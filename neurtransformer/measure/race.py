@@ -44,7 +44,7 @@ def one_race(
     begins = first is not None and int(ids[0, 0]) != first
 
     def hear(attention: RaceAttention) -> Callable[..., None]:
-        return lambda module, args, output: races.append(attention.apart(output)[0, :, -1])
+        return lambda module, args, output: races.append(attention.apart(output)[:, -1])
 
     hooks = [a.neurons.register_forward_hook(hear(a)) for a in attentions]
     try:

@@ -44,7 +44,7 @@ def counts_from_total(z: Tensor, most: int, signed: bool) -> Tensor:
     Returns integers as floats of the same shape, 0..most, or -most..most for a signed pair.
     """
     if signed:
-        return (z.abs() + 0.5).floor_().clamp_(max=most).copysign_(z)
+        return z.abs().add_(0.5).floor_().clamp_(max=most).copysign_(z)
     return (z + 0.5).floor_().clamp_(0, most)
 
 
@@ -213,4 +213,4 @@ def snap_current(current: Tensor) -> Tensor:
     count add up exactly. The range is four times what saturates it.
     """
     scale = float(1 << CURRENT_BITS)
-    return (current.clamp(-4.0, 4.0) * scale).round_() / scale
+    return current.clamp(-4.0, 4.0).mul_(scale).round_().div_(scale)

@@ -7,7 +7,9 @@ surrogate of `coding.surrogate_counts`. All of it is float32 whatever type the w
 membranes and states are whole numbers that a half has no room for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +29,30 @@ from neurtransformer.spiking.coding import (
 )
 
 
-class CodingNeuron(nn.Module):
+@contextmanager
+def lasting() -> Iterator[None]:
+    """For tensors that are kept: they have no gradient, but go with others that have, which what is
+    made in inference mode does not."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def same(kept: Tensor, x: Tensor) -> bool:
+    """Whether x has the type, the place and the numbers of what was kept."""
+    return kept.dtype == x.dtype and kept.device == x.device and torch.equal(kept, x)
+
+
+class Keeping(nn.Module):
+    """A module that keeps what it has computed from its parameters, in `_kept`, which is neither
+    saved with it nor copied."""
+
+    _kept: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: x for name, x in self.__dict__.items() if name != "_kept"}
+
+
+class CodingNeuron(Keeping):
     """A layer of rate- or phase-coding neurons with one threshold per channel.
 
     The count n codes the value ``center + n * spike_value`` with ``spike_value = threshold / most``
@@ -72,7 +97,19 @@ class CodingNeuron(nn.Module):
 
     @property
     def spike_value(self) -> Tensor:
-        """What one spike is worth, (channels,), float32, always positive."""
+        """What one spike is worth, (channels,), float32, always positive.
+
+        In eval mode it has no gradient, and is the same tensor as long as the thresholds are the
+        same; training or not, it is not to be changed.
+        """
+        if self.training:
+            return self._spike_value()
+        if self._kept is None or not same(self._kept[0], self.threshold):
+            with lasting():
+                self._kept = self.threshold.detach().clone(), self._spike_value()
+        return self._kept[1]
+
+    def _spike_value(self) -> Tensor:
         return self.spread(self.threshold.float().abs().clamp_min(1e-6) / self.most)
 
     def spread(self, x: Tensor) -> Tensor:
@@ -88,9 +125,11 @@ class CodingNeuron(nn.Module):
         if self.activation is not None:
             x = self.activation(x)
         x = x - self.spread(self.center.float())
-        if not self.analogue or self.training:
+        if self.training:
             return x / self.spike_value
-        return snap_current(x / (self.spike_value * self.most)) * self.most
+        if not self.analogue:
+            return x.div_(self.spike_value)
+        return snap_current(x.div_(self.spike_value * self.most)).mul_(self.most)
 
     def counts(self, z: Tensor) -> Tensor:
         """Membrane totals in thresholds to counts, of the same shape; no gradient."""
@@ -100,22 +139,58 @@ class CodingNeuron(nn.Module):
 
     def forward(self, x: Tensor, steps: bool = False) -> Tensor:
         """Values (..., channels) to counts (..., channels), or to spikes (T, ..., channels)."""
-        z = self.total(x)
         if self.training:
+            z = self.total(x)
             return surrogate_counts(z, self.counts(z.detach()), self.most, self.signed)
-        if not steps:
-            return self.counts(z)
-        if self.coding == "phase":
-            return phase_spikes_from_total(z, self.timesteps, self.signed, self.limit)
-        return spikes_from_total(z, self.timesteps, self.signed, self.per_step)
+        with torch.no_grad():
+            z = self.total(x)
+            if not steps:
+                return self.counts(z)
+            if self.coding == "phase":
+                return phase_spikes_from_total(z, self.timesteps, self.signed, self.limit)
+            return spikes_from_total(z, self.timesteps, self.signed, self.per_step)
 
 
-class SpikeLinear(nn.Module):
+class Snapped:
+    """Snapped weights, and what tells whether they are still those of a weight matrix.
+
+    A tensor counts how often it is changed in place, but not by way of `.data`, and it does not
+    when it was made in inference mode. So a diagonal is compared as well, which meets every row and
+    column: what could go unseen is a change of a few single weights in such a way.
+    """
+
+    def __init__(self, weight: Tensor, spike_value: Tensor, kind: torch.dtype, most: int) -> None:
+        self.of, self.version = weight, self._version_of(weight)
+        # a view from the first row on downwards, and begun anew where it leaves the matrix; as long
+        # as it is held, no other tensor can come to lie where the weights lie
+        self.diagonal = weight.detach().flatten()[:: weight.shape[1] + 1]
+        self.diagonal_then = self.diagonal.clone()
+        self.spike_value = spike_value.detach().clone()
+        scaled = weight.detach().float() * spike_value.detach()
+        self.weight = snap_weights(scaled.to(kind), most)
+
+    @staticmethod
+    def _version_of(weight: Tensor) -> int:
+        return 0 if weight.is_inference() else weight._version
+
+    def is_of(self, weight: Tensor, spike_value: Tensor) -> bool:
+        """Whether they are what would be made of these."""
+        return (
+            weight is self.of
+            and self._version_of(weight) == self.version
+            and weight.data_ptr() == self.diagonal.data_ptr()
+            and same(self.diagonal_then, self.diagonal)
+            and same(self.spike_value, spike_value)
+        )
+
+
+class SpikeLinear(Keeping):
     """Synapses from one layer of coding neurons to the membranes of the next.
 
     Integrates spikes to the value ``sum_i weight_ji spike_value_i n_i + bias_j``; a membrane that
     phase-coded spikes drive doubles each step. In eval mode the weights are snapped so that counts
-    and steps agree exactly (`coding.snap_weights`).
+    and steps agree exactly (`coding.snap_weights`), once, and kept until they or the spike values
+    change. They are no part of a state dict or of a copy.
 
     most, coding: the largest count of the neurons in front, and how they send it.
     """
@@ -133,15 +208,24 @@ class SpikeLinear(nn.Module):
 
     def scaled_weight(self, spike_value: Tensor) -> Tensor:
         """Weights with the presynaptic spike values folded in, (out, in), float32 or, where only
-        that makes sums exact, float64."""
-        scaled = self.weight.float() * spike_value
-        return scaled if self.training else snap_weights(scaled.to(self.exact), self.most)
+        that makes sums exact, float64. They have a gradient in training mode alone."""
+        if self.training:
+            return self.weight.float() * spike_value
+        if self._kept is None or not self._kept.is_of(self.weight, spike_value):
+            self._kept = None  # before there is another of its size
+            with lasting():
+                self._kept = Snapped(self.weight, spike_value, self.exact, self.most)
+        return self._kept.weight
+
+    def train(self, mode: bool = True) -> Self:
+        self._kept = None  # much memory, and of no use in training
+        return super().train(mode)
 
     def forward(self, spikes: Tensor, spike_value: Tensor, steps: bool = False) -> Tensor:
         """Spikes in counts or steps form to membrane values (..., out_features)."""
         weight = self.scaled_weight(spike_value)
         if not steps:
-            return F.linear(spikes.to(weight.dtype), weight).float() + self.bias.float()
+            return F.linear(spikes.to(weight.dtype), weight).float().add_(self.bias.float())
         membrane = torch.zeros((), device=spikes.device, dtype=weight.dtype)
         for spike in spikes.to(weight.dtype):
             membrane = membrane * self.gain + F.linear(spike, weight)

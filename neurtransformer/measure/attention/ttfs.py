@@ -7,7 +7,8 @@ from torch.utils.hooks import RemovableHandle
 
 from neurtransformer.codes import COARSE, EVEN, REACH
 from neurtransformer.measure.counts import LayerSpikes, Ops, Part, Shape
-from neurtransformer.spiking.attention.ttfs import RaceAttention, TokenNeurons, levels_of
+from neurtransformer.spiking.attention.race import levels_of
+from neurtransformer.spiking.attention.ttfs import RaceAttention, TokenNeurons
 
 
 def listen(attention: RaceAttention, events: dict[str, float]) -> list[RemovableHandle]:

@@ -10,6 +10,7 @@ heads share keys and values, their query neurons have the same thresholds.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from neurtransformer.codes import MEAN_BITS, RECIPROCALS
 from neurtransformer.families.base import Sizes
 from neurtransformer.recipe import Code
-from neurtransformer.spiking.neuron import CodingNeuron, SpikeLinear
+from neurtransformer.spiking.neuron import CodingNeuron, Keeping, SpikeLinear, lasting
 from neurtransformer.spiking.rotary import Rotation, rotate
 
 State = tuple[Tensor, ...]
@@ -47,7 +48,7 @@ class QueryNeuron(CodingNeuron):
         return heads.flatten(2).flatten(0, 1)
 
 
-class SpikingSelfAttention(nn.Module, ABC):
+class SpikingSelfAttention(Keeping, ABC):
     """The dense attention with softmax replaced by a core of spiking neurons.
 
     `c_attn` and `c_proj` keep GPT-2's names; `c_attn` has the rows of all queries, then keys, then
@@ -241,10 +242,20 @@ def normalise(read: Tensor, bits: int) -> Tensor:
     with MEAN_BITS fraction bits; every intermediate fits 24 bits. The reciprocal is `RECIPROCALS`
     at the leading 8 bits of the sum, right to 1/256.
     """
-    mantissa, exponent = torch.frexp(read[..., -1:] + 1)
-    index = torch.floor(mantissa * 256).long() - 128
-    reciprocal = torch.tensor(RECIPROCALS, dtype=read.dtype, device=read.device)[index]
+    divisor = read[..., -1:] + 1
+    # a float32 is made of sign, exponent and digits, the first of which a number of 1 or more lacks
+    bits_of = divisor.view(torch.int32)
+    index = (bits_of >> 16) & 0x7F
+    # 2^(15 - the bits of the divisor)
+    unit = ((127 + 141) * 2**23 - (bits_of & 0x7F800000)).view(torch.float32)
     limit = float(2**15 - 1)
-    scaled = torch.floor(torch.ldexp(read[..., :-1], 15 - exponent) + 0.5)
-    product = scaled.clamp_(-limit, limit) * reciprocal
-    return torch.floor(product * 2.0 ** (MEAN_BITS - 22 + bits) + 0.5)
+    scaled = (read[..., :-1] * unit).add_(0.5).floor_().clamp_(-limit, limit)
+    product = scaled.mul_(reciprocals(read.device)[index])
+    return product.mul_(2.0 ** (MEAN_BITS - 22 + bits)).add_(0.5).floor_()
+
+
+@cache
+def reciprocals(device: torch.device) -> Tensor:
+    """`RECIPROCALS` in float32."""
+    with lasting():
+        return torch.tensor(RECIPROCALS, dtype=torch.float32, device=device)
