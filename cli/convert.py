@@ -14,12 +14,24 @@ _BEST_PHASE = 8
 
 @click.command()
 @click.argument("model")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.")
-@click.option("--config", type=click.Path(path_type=Path), help="A recipe, see configs/.")
-@click.option("--attention", help="ttfs, the default: a race of neurons. linear: fast weights.")
-@click.option("--coding", type=click.Choice(["rate", "phase"]), help="One code for all of it.")
-@click.option("--timesteps", type=int, help="T of the code, 1 to 64; 1 to 8 of phase coding.")
-@click.option("--text", help="Text to calibrate on: a file, - or a hub data set.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The folder to write.  [default: a free one in ./runs]",
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="A YAML file of settings; the rest is the default.",
+)
+@click.option("--attention", help="ttfs, a race of neurons (the default), or linear, fast weights.")
+@click.option(
+    "--coding", type=click.Choice(["rate", "phase"]), help="One code for the whole network."
+)
+@click.option(
+    "--timesteps", type=int, help="Time steps of a value: 1 to 64, or 1 to 8 phase coded."
+)
+@click.option("--text", help="Text to fit thresholds to: a file, - or a hub data set.")
 @click.option("--force", is_flag=True, help="Replace a run that stands at --out.")
 @json_option
 def command(
@@ -35,13 +47,18 @@ def command(
 ) -> None:
     """Turn the dense language model MODEL into a spiking run.
 
-    MODEL is a short name (`neurtx models`), a hub id, a local folder or a GGUF file, of a GPT-2 or
-    a Llama. Softmax attention becomes spiking self-attention in every layer: a race of token
-    neurons in phase-coded spikes, or with
-    `--attention linear` fast weights. The feed-forward blocks are rate coded, or with `--coding
-    phase` all is phase coded but the keys, queries and values of fast weights. Thresholds are
-    calibrated on text; nothing is trained yet (`neurtx finetune`). At the end the run is measured
-    beside MODEL, on about a thousand tokens that calibration has not seen.
+    MODEL is a GPT-2 or a Llama: a short name (`neurtx models` lists them), a hub id, a local folder
+    or a GGUF file.
+
+    Softmax attention becomes spiking self-attention in every layer. By default that is a race of
+    neurons, one for each past token, and `--attention linear` makes it fast weights. By default the
+    attention is phase coded (spikes are binary digits) and the feed-forward blocks are rate coded
+    (spikes are counted). `--coding phase` phase codes the whole network, but for the keys, queries
+    and values of fast weights.
+
+    The thresholds of the neurons are fitted to text. Left out, the model writes it itself. Nothing
+    is trained: `neurtx finetune` does that. At the end the run is compared with MODEL, on about a
+    thousand tokens that the fit has not seen.
     """
     from neurtransformer import api, runs
 

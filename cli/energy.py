@@ -29,8 +29,9 @@ _FORMS = ("dense", "spiking", "graded")
 def command(run: str | None, text: str | None, limit: int, as_json: bool) -> None:
     """Estimate the energy per token of RUN beside the dense model it was made from.
 
-    Operations are counted, with spikes measured on held-out text, and multiplied by published
-    energies of 45 nm silicon. Nothing is measured on a chip.
+    This is an estimate: nothing is measured on a chip. The operations of both networks are counted,
+    those of RUN with the spikes that it sends on held-out text, and multiplied by published
+    energies of 45 nm silicon. The energy of memory traffic is estimated separately.
     """
     from neurtransformer import runs
 

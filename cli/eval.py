@@ -15,7 +15,7 @@ from .output import answer, json_option, rows_table, teacher_option
     type=click.IntRange(min=2),
     default=8192,
     show_default=True,
-    help="Tokens to evaluate on.",
+    help="Tokens to measure on.",
 )
 @click.option(
     "--block",
@@ -36,9 +36,14 @@ def command(
 ) -> None:
     """Compare RUN with the dense model it was made from, on the same tokens.
 
-    `--mode steps` simulates every time step with SpikingJelly's neurons; its numbers equal those of
-    `counts`, T times slower. Losses by position, up to twice the context of the model, are measured
-    in counts and drawn by `neurtx report`.
+    ppl_ratio is the perplexity of RUN divided by that of the dense model. cosine_similarity
+    compares the hidden states in front of the LM head. token_agreement is how often both predict
+    the same next token.
+
+    `--mode counts` computes the number of each neuron's spikes at once. `--mode steps` simulates
+    every time step with SpikingJelly's neurons; that takes longer, and the numbers are equal. The
+    loss by position, up to twice the context of the model, is measured too; `neurtx report` draws
+    it.
     """
     from neurtransformer import api
 

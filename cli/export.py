@@ -19,10 +19,14 @@ from .output import answer, json_option, teacher_option
     metavar="[binary|graded]",
     default="binary",
     show_default=True,
-    help="A count as T binary spikes, or as one graded spike (Loihi 2).",
+    help="Send a count as T spikes of one bit, or as one spike that carries it.",
 )
 @click.option("--text", help="Text to measure the integers on: a file, - or a hub data set.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the netlist.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The folder to write.  [default: a free one in ./netlists]",
+)
 @click.option("--force", is_flag=True, help="Replace a netlist that stands at --out.")
 @teacher_option
 @json_option
@@ -38,12 +42,14 @@ def command(
 ) -> None:
     """Write RUN as a netlist for Loihi 2, or what NIR can hold of it as NIR graphs.
 
-    Weights become 8-bit integers, states 24-bit ones. For Loihi 2 each projection becomes a netx
-    file that stock Lava loads; what the integers cost is measured on a little held-out text, and
-    `neurtx simulate` runs the netlist and checks it. NIR holds the feed-forward chains, but no
-    product of two signals: no attention, no LayerNorm. For Loihi 2 RUN may also be a plastic
-    transformer, such as omniglot-plastic. A model that does not read English wants --text, or
-    nothing is measured.
+    A netlist is a folder with the network in integers: weights of 8 bits, and states of at most 24.
+    Each projection becomes a file in netx, Lava's format, which stock Lava loads. The command
+    measures on a little held-out text what the integers cost; for a model that does not read
+    English give some with --text. `neurtx simulate` runs the netlist and checks it. RUN may also be
+    a plastic transformer, such as omniglot-plastic.
+
+    `--target nir` writes the parts that NIR, an exchange format, can hold: the chains of linear
+    layers and neurons. It has no product of two signals, so attention and LayerNorm are left out.
     """
     from neurtransformer import api, runs
 

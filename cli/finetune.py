@@ -10,15 +10,23 @@ from .output import answer, json_option, teacher_option
 @click.command()
 @click.argument("run", required=False)
 @click.option("--text", help="Text to train on: a file, - or a hub data set.")
-@click.option("--steps", type=click.IntRange(min=1), help="Optimisation steps in all.")
-@click.option("--train", type=click.Choice(["ssa", "blocks"]), help="What is trained.")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    help="Optimisation steps in all.  [default: as in the recipe]",
+)
+@click.option(
+    "--train",
+    type=click.Choice(["ssa", "blocks"]),
+    help="Train the attention and all thresholds, or all of every block.",
+)
 @click.option(
     "--spikes-budget",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Share of the run's synaptic operations to keep, up to 1.",
+    help="Share of its synaptic operations that the run may keep.",
 )
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @teacher_option
 @json_option
@@ -36,14 +44,17 @@ def command(
 ) -> None:
     """Train RUN to follow its dense teacher.
 
-    It learns the teacher's next-token distribution. A `linear` attention first learns each layer's
-    attention output; a `ttfs` one is near it from the start, and its recipe leaves that stage out
-    (`match_share: 0`). With `--spikes-budget 0.7` RUN also learns to do with 70 % of its synaptic
-    operations. The run's weights are replaced when training has ended; until then only
-    RUN/checkpoint changes.
+    The teacher is the dense model that RUN was made from. RUN learns to predict the next token as
+    the teacher does. Fast weights (attention `linear`) first learn the output of each of the
+    teacher's attention layers; a race (`ttfs`) is close to it from the start, and its recipe leaves
+    that stage out (`match_share: 0`). With `--spikes-budget 0.7` RUN also learns to do with 70 % of
+    its synaptic operations.
+
+    The weights of RUN are replaced when training has ended. Until then only RUN/checkpoint changes,
+    and `--resume` goes on from there.
 
     In several processes (`torchrun --nproc-per-node 8 -m neurtx.main finetune`, or `accelerate
-    launch`) each takes batches of its own; one of them writes and prints.
+    launch`) each process takes batches of its own, and one of them writes and prints.
     """
     from neurtransformer import api, runs
 

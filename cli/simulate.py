@@ -15,14 +15,14 @@ from .output import answer, json_option, utf8
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="For a plastic transformer: the folder of Omniglot's archives.",
+    help="The folder of Omniglot's archives, for a netlist that reads drawings.",
 )
 @click.option(
     "--backend",
     type=click.Choice(["lava", "integer"]),
     default="lava",
     show_default=True,
-    help="lava: Lava against the integer model. integer: its time steps against its counts.",
+    help="Compare Lava with the integer model, or that model's time steps with its counts.",
 )
 @click.option(
     "--tokens",
@@ -42,13 +42,15 @@ def command(
     tokens: int,
     as_json: bool,
 ) -> None:
-    """Run a prompt or drawings through NETLIST in Lava, in fixed point, and the integer model.
+    """Run a prompt through NETLIST in Lava, and compare every spike and state.
 
-    All of the network runs, from the token's spike to the logits. Every spike and state of every
-    time step is compared, and the text that follows. Exit code 1 if any differs.
+    The whole network runs in Lava's fixed-point simulation, from the spike of a token to the
+    logits. Every spike and state of every time step is compared with the integer model, and so is
+    the text that follows the prompt. The exit code is 1 if anything differs.
 
-    A plastic transformer reads drawings: of one character each, with labels, and one more drawing
-    without. Its synapses learn the labels in Lava's learning engine while it runs.
+    A plastic transformer (such as omniglot-plastic) reads drawings in place of a prompt: some
+    characters with labels, and one more drawing without. Its synapses learn the labels in Lava's
+    learning engine while it runs.
     """
     from neurtransformer import api
 
