@@ -90,6 +90,6 @@ def _advice(values: Mapping[str, Any]) -> str:
         ways.append(f"--timesteps {_BEST_PHASE}")
     ways += ["more text (calibration.tokens in a --config, or --text)", "neurtx finetune"]
     return (
-        f"on text it has not seen its perplexity is {values['ppl_ratio']:.2f} times that of the "
-        f"dense model. What helps: {'; '.join(ways)}"
+        f"on text that the fit has not seen, the perplexity is {values['ppl_ratio']:.2f} times "
+        f"that of the dense model. This may help: {'; '.join(ways)}"
     )

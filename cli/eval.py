@@ -59,5 +59,5 @@ def command(
         for name, value in values.items()
         if name not in drawn
     ]
-    title = "spiking beside dense"
+    title = "the spiking network compared with the dense model"
     answer(values, as_json=as_json, table=lambda: rows_table(("", ""), rows, title=title))

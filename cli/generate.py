@@ -50,7 +50,10 @@ def command(
         except UserError as error:
             if teacher is not None:
                 raise
-            click.echo(f"neurtx: no dense text beside it in the report: {error}", err=True)
+            click.echo(
+                f"neurtx: the report will not show the dense model's text beside it: {error}",
+                err=True,
+            )
         else:
             provenance |= {"teacher": found.source, "teacher_sha256": found.sha256}
             values["dense_text"] = generate(
@@ -59,4 +62,6 @@ def command(
         runs.update_report(folder, "generate", values, provenance)
     click.echo(text)
     if run is None:
-        click.echo(f"neurtx: written by {folder}, the last run made here", err=True)
+        click.echo(
+            f"neurtx: this was written by {folder}, the last run that was made here", err=True
+        )

@@ -113,6 +113,6 @@ def _tables(values: Mapping[str, Any]) -> Any:
         rows_table(
             ("layer", "of them", "cores", "a core is full of", *resources),
             rows,
-            title="how full its cores are, in the first block",
+            title="how full the cores of each layer are, in the first block",
         ),
     )

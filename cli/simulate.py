@@ -65,7 +65,10 @@ def command(
     values = api.simulate(
         netlist, prompt, data=data, backend=backend, tokens=tokens, progress=progress
     )
-    titles = {"lava": "Lava beside the integer model", "integer": "time steps beside counts"}
+    titles = {
+        "lava": "Lava compared with the integer model",
+        "integer": "time steps of the integer model compared with its counts",
+    }
     answer(values, as_json=as_json, title=titles[backend])
     if values["mismatches"] or not values.get("same_text", True):
         ctx.exit(1)
