@@ -1,6 +1,7 @@
 """What README, docs and model cards tell people to type, and where they say that things are."""
 
 import ast
+import inspect
 import re
 import shlex
 from collections.abc import Iterator
@@ -249,6 +250,19 @@ def test_python_page_names_every_public_function() -> None:
     page = (ROOT / "docs" / "python-api.md").read_text(encoding="utf-8")
     for name in neurtransformer.__all__:
         assert f"`{name}(" in page or f"neurtransformer.{name}" in page, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_python_in_the_docs_is_python(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for code in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        for called in ast.walk(ast.parse(code)):
+            if isinstance(called, ast.Call) and isinstance(called.func, ast.Attribute):
+                of = called.func.value
+                if isinstance(of, ast.Name) and of.id == "neurtransformer":
+                    function = getattr(neurtransformer, called.func.attr)
+                    names = {keyword.arg: None for keyword in called.keywords}
+                    inspect.signature(function).bind(*called.args, **names)
 
 
 # --- which package imports which ---
