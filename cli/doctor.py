@@ -89,7 +89,10 @@ class Check:
 @json_option
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:
-    """What is installed, what is missing, and what to type. Exit code 0 if all is well, else 1."""
+    """Say what is installed, what is missing, and what to type.
+
+    The exit code is 0 if all is well, and else 1.
+    """
     # side by side, for each import takes seconds
     pinned = _pinned()
     absent = {

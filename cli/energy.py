@@ -29,8 +29,9 @@ _FORMS = ("dense", "spiking", "graded")
 def command(run: str | None, text: str | None, limit: int, as_json: bool) -> None:
     """Estimate the energy per token of RUN beside the dense model it was made from.
 
-    Operations are counted, with spikes measured on held-out text, and multiplied by published
-    energies of 45 nm silicon. Nothing is measured on a chip.
+    This is an estimate: nothing is measured on a chip. The operations of both networks are counted,
+    those of RUN with the spikes that it sends on held-out text, and multiplied by published
+    energies of 45 nm silicon. The energy of memory traffic is estimated separately.
     """
     from neurtransformer import runs
 
@@ -85,12 +86,12 @@ def _tables(values: Mapping[str, Any]) -> Any:
         rows_table(
             columns,
             rows("memory_"),
-            title="ESTIMATED energy of memory traffic beside it: everything in SRAM at "
+            title="ESTIMATED energy of memory traffic, which comes on top: everything in SRAM at "
             f"{used['sram_pj_per_64_bits']:g} pJ per 64 bits",
         ),
         rows_table(
             (
-                "arithmetic priced as",
+                "energies of",
                 "pJ a MAC",
                 "pJ an AC",
                 "attention %",
@@ -98,7 +99,7 @@ def _tables(values: Mapping[str, Any]) -> Any:
                 "model %",
             ),
             [tuple(row.values()) for row in values["alternatives"]],
-            title="what spiking saves at other prices of the same source",
+            title="what spikes save with other energies per operation from the same source",
         ),
         f" {values['run']}\n {used['source']}.\n"
         f" Spikes counted on {values['tokens']:,} tokens of text. Graded spikes"

@@ -10,9 +10,15 @@ from .output import teacher_option, utf8
 @click.command()
 @click.argument("run", required=False)
 @click.option("--prompt", required=True, help="The text to continue.", callback=utf8)
-@click.option("--tokens", type=click.IntRange(min=1), default=60, show_default=True)
 @click.option(
-    "--backend", type=click.Choice(["torch", "integer"]), default="torch", show_default=True
+    "--tokens", type=click.IntRange(min=1), default=60, show_default=True, help="Tokens to write."
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["torch", "integer"]),
+    default="torch",
+    show_default=True,
+    help="Which form of the network writes.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @teacher_option
@@ -22,10 +28,10 @@ def command(
     """Continue a prompt with RUN, sampled at temperature 0.8 from the 40 likeliest tokens, which
     are written as they come.
 
-    What is kept of the text depends on the attention: for `linear` one matrix a head, so memory
-    stays the same however long the text gets; for `ttfs` a token neuron a head and token, with key
-    and value, so it grows like a key-value cache. What the dense model makes of the same prompt
-    stands beside it in `neurtx report`.
+    How much memory the text takes depends on the attention. Fast weights (`linear`) keep one matrix
+    for each head, however long the text gets. A race (`ttfs`) keeps a neuron for each head and
+    token, so that its memory grows as a key-value cache does. `neurtx report` shows what the dense
+    model makes of the same prompt beside it.
     """
     from neurtransformer import runs
     from neurtransformer.errors import UserError
@@ -56,7 +62,10 @@ def command(
         except UserError as error:
             if teacher is not None:
                 raise
-            click.echo(f"neurtx: no dense text beside it in the report: {error}", err=True)
+            click.echo(
+                f"neurtx: the report will not show the dense model's text beside it: {error}",
+                err=True,
+            )
         else:
             provenance |= {"teacher": found.source, "teacher_sha256": found.sha256}
             values["dense_text"] = generate(
@@ -64,4 +73,6 @@ def command(
             )
         runs.update_report(folder, "generate", values, provenance)
     if run is None:
-        click.echo(f"neurtx: written by {folder}, the last run made here", err=True)
+        click.echo(
+            f"neurtx: this was written by {folder}, the last run that was made here", err=True
+        )

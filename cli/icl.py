@@ -1,80 +1,123 @@
 """`neurtx icl`: what is learnt in context, and what of it survives."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from .output import json_option, teacher_option
 
-# which options each task has; its function in the file of its name takes just these
-TASKS: dict[str, set[str]] = {
-    "induction": {"run", "text", "limit", "picture", "teacher"},
-    "regression": {"picture"},
-    "omniglot": {"run", "data", "ways", "shots", "episodes"},
-}
-_ALL = {"task", "force", "as_json"}
+_TASKS = ("induction", "regression", "omniglot")
 
 
-@click.command()
-@click.argument("task", type=click.Choice(list(TASKS)))
+class _Tasks(click.Group):
+    """A group of the three tasks, in this order."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_TASKS)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # options used to be taken before the task as well as behind it, and still are
+        at = next((i for i, word in enumerate(args) if word in _TASKS), 0)
+        if args:
+            args = [args[at], *args[:at], *args[at + 1 :]]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Tasks, no_args_is_help=False, subcommand_metavar="TASK [ARGS]...")
+def command() -> None:
+    """Measure in-context learning, form by form.
+
+    A language model predicts later tokens of a text better than earlier ones, although its weights
+    stay as they are: it learns from the context. Each task measures that in another way, and how
+    much of it is left in spikes, in integers and in Lava.
+    """
+
+
+_picture = click.option("--picture", type=click.Path(path_type=Path), help="An SVG file to write.")
+_force = click.option("--force", is_flag=True, help="Replace a file that stands at --picture.")
+
+
+@command.command()
 @click.argument("run", required=False)
-@click.option("--text", help="induction: held-out text, a file, - or a hub data set.")
+@click.option("--text", help="Held-out text: a file, - or a hub data set.")
 @click.option(
     "--limit",
     type=click.IntRange(min=2),
     default=4096,
     show_default=True,
-    help="induction: tokens of it.",
+    help="Tokens to measure on.",
 )
+@_picture
+@_force
+@teacher_option
+@json_option
+@click.pass_context
+def induction(ctx: click.Context, **options: Any) -> None:
+    """Measure induction heads of RUN, and its gain from the context.
+
+    An induction head attends to the token that followed an earlier occurrence of the present one.
+    The first measure is the share of attention that the best head puts there, on random tokens that
+    repeat. The second is how much the loss falls from token 50 to token 500 of a text. Both are
+    measured for the dense teacher, the network as it was converted, RUN and its integer network.
+    """
+    _measure(ctx, options)
+
+
+@command.command()
+@_picture
+@_force
+@json_option
+@click.pass_context
+def regression(ctx: click.Context, **options: Any) -> None:
+    """Compare attention with a step of gradient descent.
+
+    One layer of attention without softmax, given examples of a linear function in its context,
+    predicts what one step of gradient descent on them would. The command measures how far the two
+    are apart in floats, in integers and in Lava's learning engine. It also says which algorithm
+    trained attention layers are closest to. It needs no run.
+    """
+    _measure(ctx, options)
+
+
+@command.command()
+@click.argument("run", required=False)
 @click.option(
-    "--picture",
-    type=click.Path(path_type=Path),
-    help="induction, regression: an SVG to write.",
+    "--data", type=click.Path(path_type=Path), help="The folder with Omniglot's archives."
 )
-@click.option("--force", is_flag=True, help="Replace a file that stands at --picture.")
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="omniglot: the folder of its archives."
-)
-@click.option("--ways", type=click.IntRange(min=2), help="omniglot: characters of an episode.")
-@click.option("--shots", type=click.IntRange(min=1), help="omniglot: drawings of each in context.")
+@click.option("--ways", type=click.IntRange(min=2), help="Characters of an episode.")
+@click.option("--shots", type=click.IntRange(min=1), help="Drawings of each in the context.")
 @click.option(
     "--episodes",
     type=click.IntRange(min=1),
     default=2000,
     show_default=True,
-    help="omniglot: how many of each setting.",
+    help="Episodes of each setting.",
 )
-@teacher_option
 @json_option
 @click.pass_context
-def command(ctx: click.Context, task: str, force: bool, as_json: bool, **options: Any) -> None:
-    """Measure in-context learning. TASK is one of three.
+def omniglot(ctx: click.Context, **options: Any) -> None:
+    """Tell characters apart that the network has never seen.
 
-    induction: attention heads of RUN that find what followed an earlier occurrence of a token, and
-    how much the loss falls along the context, for the dense teacher, the naive conversion, RUN and
-    its integer network.
+    A small transformer, whose attention is a plastic connection, reads a few drawings with labels
+    and says what one more drawing is. The command measures its accuracy in floats, in integers and
+    in the arithmetic of Loihi 2's learning engine, and that of three controls. RUN is a folder of
+    your own training; left out, it is omniglot-plastic, which ships with the package.
 
-    regression: attention as a step of gradient descent on examples, in floats, in integers and in
-    Lava's learning engine, and what trained attention layers do instead. It needs no RUN.
-
-    omniglot: characters of unseen alphabets told from a few drawings in the context, by a small
-    transformer whose attention is a plastic connection, in float, in integers and in the learning
-    engine, and by controls. RUN is a folder of your own training, left out omniglot-plastic.
-    Without --ways and --shots in three settings, and in the official one-shot runs where
-    all_runs.zip is in the folder.
+    Without --ways and --shots three settings are measured, and the official one-shot runs too if
+    all_runs.zip is in the folder. Without --data the drawings are fetched from the hub.
     """
-    import importlib
+    _measure(ctx, options)
 
-    for name in ctx.params.keys() - TASKS[task] - _ALL:
-        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            shown = "RUN" if name == "run" else f"--{name}"
-            raise click.UsageError(f"icl {task} takes no {shown}", ctx)
-    if options["picture"] is not None:
+
+def _measure(ctx: click.Context, options: dict[str, Any]) -> None:
+    """Call the function of the task's own file, which loads what it needs."""
+    force = options.pop("force", False)
+    if options.get("picture") is not None:
         options["picture"] = _free(options["picture"].expanduser(), force)
-    measure = getattr(importlib.import_module(f".icl_{task}", __package__), task)
-    measure(**{name: options[name] for name in TASKS[task]}, as_json=as_json)
+    task = str(ctx.command.name)
+    getattr(importlib.import_module(f".icl_{task}", __package__), task)(**options)
 
 
 def _free(picture: Path, force: bool) -> Path:

@@ -57,7 +57,7 @@ def omniglot(
                 note(f"{w}-way {s}-shot in Lava")
                 found[-1]["lava"] = evaluation.in_lava(setting, IN_LAVA)
                 if found[-1]["lava"] is None:
-                    click.echo(f"{w}-way {s}-shot is too large to be run in Lava", err=True)
+                    click.echo(f"neurtx: {w}-way {s}-shot is too large to be run in Lava", err=True)
         if one_shot is not None:
             note("the official runs")
             inks, queries = one_shot
@@ -88,7 +88,7 @@ def _has_lava() -> bool:
     try:
         import neurtransformer.loihi.lava_compat  # noqa: F401
     except UserError as missing:
-        click.echo(f"neurtx: no episode runs in Lava itself: {missing}", err=True)
+        click.echo(f"neurtx: the episodes are not run in Lava: {missing}", err=True)
         return False
     return True
 

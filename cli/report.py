@@ -9,13 +9,15 @@ from .output import answer, rows_table
 
 @click.command()
 @click.argument("run", required=False)
-@click.option("--out", type=click.Path(path_type=Path), help="The page; default RUN/report.html.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The file to write.  [default: RUN/report.html]"
+)
 @click.option("--force", is_flag=True, help="Replace a file that stands at --out.")
 def command(run: str | None, out: Path | None, force: bool) -> None:
     """Gather what is known of RUN in one HTML page that needs nothing else to be read.
 
-    What has not been measured yet is named there, with the command that measures it. What was
-    measured on earlier weights, before a training, is left out and named.
+    The page names what has not been measured yet, with the command that measures it. It leaves out
+    what was measured on earlier weights, before a training, and says so.
     """
     from neurtransformer import runs
     from neurtransformer.errors import UserError

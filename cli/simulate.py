@@ -1,15 +1,12 @@
 """`neurtx simulate`: a prompt through a netlist, checked integer for integer."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Literal
 
 import click
 from click.core import ParameterSource
 
 from .output import answer, json_option, utf8
-
-if TYPE_CHECKING:
-    from neurtransformer.loihi.simulate import Backend
 
 
 @click.command()
@@ -18,14 +15,14 @@ if TYPE_CHECKING:
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="For a plastic transformer: the folder of Omniglot's archives.",
+    help="The folder of Omniglot's archives, for a netlist that reads drawings.",
 )
 @click.option(
     "--backend",
     type=click.Choice(["lava", "integer"]),
     default="lava",
     show_default=True,
-    help="lava: Lava against the integer model. integer: its time steps against its counts.",
+    help="Compare Lava with the integer model, or that model's time steps with its counts.",
 )
 @click.option(
     "--tokens",
@@ -41,19 +38,23 @@ def command(
     netlist: str | None,
     prompt: str | None,
     data: Path | None,
-    backend: "Backend",
+    backend: Literal["lava", "integer"],
     tokens: int,
     as_json: bool,
 ) -> None:
-    """Run a prompt or drawings through NETLIST in Lava, in fixed point, and the integer model.
+    """Run a prompt through NETLIST in Lava, and compare every spike and state.
 
-    All of the network runs, from the token's spike to the logits. Every spike and state of every
-    time step is compared, and the text that follows. Exit code 1 if any differs.
+    The whole network runs in Lava's fixed-point simulation, from the spike of a token to the
+    logits. Every spike and state of every time step is compared with the integer model, and so is
+    the text that follows the prompt. The exit code is 1 if anything differs.
 
-    A plastic transformer reads drawings: of one character each, with labels, and one more drawing
-    without. Its synapses learn the labels in Lava's learning engine while it runs.
+    A plastic transformer (such as omniglot-plastic) reads drawings in place of a prompt: some
+    characters with labels, and one more drawing without. Its synapses learn the labels in Lava's
+    learning engine while it runs.
     """
-    from neurtransformer import runs
+    from neurtransformer import api
+
+    from . import progress
 
     if (prompt is None) == (data is None):
         raise click.UsageError(
@@ -61,64 +62,13 @@ def command(
         )
     if data and ctx.get_parameter_source("tokens") is ParameterSource.COMMANDLINE:
         raise click.UsageError("--tokens is for --prompt: drawings have one answer", ctx)
-    folder = runs.resolve("netlist", netlist)
-    if backend == "lava":
-        import neurtransformer.loihi.lava_compat  # noqa: F401  (says so if Lava is missing)
-    if prompt is not None:
-        values = _prompt(folder, prompt, backend, tokens)
-    elif data is not None:
-        values = _drawings(folder, data, backend)
-    titles = {"lava": "Lava beside the integer model", "integer": "time steps beside counts"}
-    answer({"netlist": folder, **values}, as_json=as_json, title=titles[backend])
+    values = api.simulate(
+        netlist, prompt, data=data, backend=backend, tokens=tokens, progress=progress
+    )
+    titles = {
+        "lava": "Lava compared with the integer model",
+        "integer": "time steps of the integer model compared with its counts",
+    }
+    answer(values, as_json=as_json, title=titles[backend])
     if values["mismatches"] or not values.get("same_text", True):
         ctx.exit(1)
-
-
-def _prompt(folder: Path, prompt: str, backend: "Backend", tokens: int) -> dict[str, Any]:
-    from neurtransformer import runs
-    from neurtransformer.loihi.netlist import read_text
-    from neurtransformer.loihi.simulate import prompt_ids, simulate
-    from neurtransformer.provenance import stamp
-
-    from .progress import bar
-
-    loaded = read_text(folder)
-    ids = prompt_ids(loaded, prompt, tokens)
-    exported = loaded.manifest.run_sha256
-    networks = len(loaded.manifest.networks)
-    with bar(f"simulating ({backend})", networks, "networks") as advance:
-        values = simulate(
-            loaded, ids, backend, tokens=tokens, on_network=lambda name: advance(1, name)
-        )
-    if backend == "lava" and loaded.manifest.run is not None:
-        run = Path(loaded.manifest.run)
-        if runs.is_one("run", run):
-            runs.update_report(run, "simulate", values, stamp(weights_sha256=exported))
-    return values
-
-
-def _drawings(folder: Path, data: Path, backend: "Backend") -> dict[str, Any]:
-    """One episode of as many characters as the netlist has labels, or as there are."""
-    from neurtransformer.errors import UserError
-    from neurtransformer.icl import omniglot, plastic
-    from neurtransformer.loihi.episode import simulate_episode
-    from neurtransformer.loihi.netlist import read_plastic
-
-    from .progress import status
-
-    config = (loaded := read_plastic(folder)).model.config
-    if config.side != omniglot.SIDE:
-        raise UserError(f"{folder} reads drawings of other sides than {omniglot.SIDE}")
-    with status(f"simulating ({backend})") as note:
-        note("reading drawings")
-        # no matter which: what is asked here is whether both do the same
-        drawings = omniglot.load_drawings(data)
-        ways = min(config.ways, drawings.size[0])
-        episode = omniglot.draw_episodes(*drawings.size, ways, 1, 1, seed=0)
-        shown, labels = (x[0] for x in plastic.tokens(episode))
-        ink = drawings.ink.reshape(-1, omniglot.SIDE, omniglot.SIDE)[shown]
-        note(f"{len(ink)} drawings")
-        values = simulate_episode(
-            loaded, plastic.ink_counts(ink, config.timesteps), labels, backend
-        )
-    return {**values, "answer": str(episode.answer[0]), "ways": ways, "shots": 1}

@@ -1,8 +1,14 @@
-"""neurtransformer: a pretrained GPT-2 becomes a spiking network and a Loihi 2 netlist.
+"""neurtransformer: a pretrained GPT-2 or Llama becomes a spiking network and a Loihi 2 netlist.
 
-After `import neurtransformer`, run folders load with `AutoModelForCausalLM.from_pretrained`. The
-import itself loads neither torch nor transformers, which take seconds: the model registers itself
-when transformers' auto classes are imported. Where it cannot, transformers goes on without it.
+The public functions are `convert`, `finetune`, `evaluate`, `export`, `simulate` and `load`. Each
+but the last does what the command of its name does (`evaluate` that of `neurtx eval`) and returns
+what the command prints as JSON. All raise `UserError`, with one line that says how to mend it, for
+a mistake of the caller. `docs/python-api.md` shows them at work.
+
+After `import neurtransformer`, run folders also load with `AutoModelForCausalLM.from_pretrained`.
+The import itself loads neither torch nor transformers, which take seconds: the functions import
+what they need when they are called, and the model registers itself when transformers' auto classes
+are imported. Where it cannot, transformers goes on without it.
 """
 
 import importlib
@@ -12,6 +18,19 @@ import warnings
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+
+from neurtransformer.api import convert, evaluate, export, finetune, load, simulate
+from neurtransformer.errors import UserError
+
+__all__ = [
+    "UserError",
+    "convert",
+    "evaluate",
+    "export",
+    "finetune",
+    "load",
+    "simulate",
+]
 
 __version__ = "0.1.0"
 

@@ -129,8 +129,9 @@ def stamp(**known: Any) -> dict[str, Any]:
 
 def command_line(arguments: list[str]) -> str:
     """The command as it could be typed again; what is no UTF-8 in it, escaped."""
-    # the first is the path of whatever started this process
-    line = shlex.join(["neurtx", *arguments[1:]])
+    # the first is the path of whatever started this process, which may be a script of the caller
+    ours = Path(arguments[0]).name == "neurtx" or "neurtx" in sys.modules
+    line = shlex.join(["neurtx", *arguments[1:]] if ours else ["python", *arguments])
     return line.encode("utf-8", "backslashreplace").decode()
 
 

@@ -78,9 +78,10 @@ class Finetune(Section):
         return self.batch * self.accumulate
 
     def changed(self, **values: object) -> Self:
-        """With other values for what is given and not None."""
+        """With other values for what is given and not None. Raises UserError for one that does not
+        fit."""
         given = {key: value for key, value in values.items() if value is not None}
-        return self.model_validate({**self.model_dump(), **given})
+        return checked(type(self), {**self.model_dump(), **given}, None)
 
 
 class Recipe(Section):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,11 +147,32 @@ def test_a_run_that_was_only_converted_is_its_own_control(
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [("regression", "a-run"), ("omniglot", "--text", "a"), ("induction", "--ways", "5")],
+    ("arguments", "told"),
+    [
+        (("regression", "a-run"), "unexpected extra argument"),
+        (("omniglot", "--text", "a"), "No such option '?--text"),
+        (("induction", "--ways", "5"), "No such option '?--ways"),
+        (("--limit", "5", "omniglot"), "No such option '?--limit"),
+        (("--limit", "1", "induction"), "1 is not in the range"),
+        (("drawing",), "No such command"),
+        ((), "Missing command"),
+    ],
 )
-def test_an_option_of_another_task_is_a_mistake(arguments: tuple[str, ...]) -> None:
+def test_an_option_of_another_task_is_a_mistake(arguments: tuple[str, ...], told: str) -> None:
     from neurtx.main import neurtx
 
-    with pytest.raises(click.UsageError, match=f"icl {arguments[0]} takes no"):
+    with pytest.raises(click.UsageError) as error:
         neurtx.main(["icl", *arguments], standalone_mode=False)
+    assert re.search(told, error.value.format_message())
+
+
+@pytest.mark.parametrize("task", ["induction", "regression", "omniglot"])
+def test_each_task_has_help_of_its_own(task: str, capfd: pytest.CaptureFixture) -> None:
+    from neurtx.main import neurtx
+
+    neurtx.main(["icl", task, "--help"], standalone_mode=False)
+    told = capfd.readouterr().out
+    assert told.startswith(f"Usage: neurtx icl {task}") or f"icl {task} [OPTIONS]" in told
+    assert ("--ways" in told) == (task == "omniglot") and ("--text" in told) == (
+        task == "induction"
+    )
