@@ -36,6 +36,7 @@ COMMANDS = {
     "export": "Write a run as a netlist for Loihi 2, or as NIR.",
     "simulate": "Run a prompt through a netlist in Lava and check it, integer for integer.",
     "place": "Count the cores and chips that a netlist needs, against the limits of Loihi 2.",
+    "run": "Take many models, recipes, seeds and texts through all of these steps.",
     "icl": "Measure in-context learning, form by form.",
     "report": "Gather what is known of a run in an HTML page.",
     "install": "Fetch SpikingJelly and Lava, which pip alone does not install, or a real model.",
