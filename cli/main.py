@@ -36,6 +36,7 @@ COMMANDS = {
     "export": "Write a run as a netlist for Loihi 2, or as NIR graphs.",
     "simulate": "Run a prompt through a netlist in Lava, and compare every spike and state.",
     "place": "Count the cores and chips of Loihi 2 that a netlist needs.",
+    "run": "Take many models, recipes, seeds and texts through all of these steps.",
     "icl": "Measure in-context learning, form by form.",
     "report": "Gather what was measured of a run in one HTML page.",
     "install": "Fetch SpikingJelly and Lava, which pip alone does not install, or SmolLM2.",

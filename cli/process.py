@@ -19,8 +19,11 @@ KEPT = "nothing half-written was left"
 def farewell(number: int) -> str:
     """What is said when a signal has ended the program."""
     name = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
-    resumes = "finetune" in sys.argv[1:2]
-    hint = "; `neurtx finetune --resume` goes on from the last checkpoint" if resumes else ""
+    hints = {
+        "finetune": "; `neurtx finetune --resume` goes on from the last checkpoint",
+        "run": "; the same command again goes on",
+    }
+    hint = hints.get(sys.argv[1], "") if len(sys.argv) > 1 else ""
     return f"{name}: {KEPT}{hint}"
 
 

@@ -81,6 +81,20 @@ def try_lock(folder: Path, *, wait: bool) -> int | None:
     return descriptor
 
 
+def claimed(file: Path) -> int | None:
+    """The descriptor that holds `file`, which is made if need be; None if another process has it.
+    A program that inherits the descriptor holds the file too."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:
+        pass  # no locks here
+    return descriptor
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock on `folder`, where it can be had, when it is free."""

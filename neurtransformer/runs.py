@@ -8,6 +8,7 @@ import errno
 import json
 import logging
 import math
+import os
 import re
 import secrets
 import shutil
@@ -39,6 +40,9 @@ MAKER: dict[Kind, str] = {
     "netlist": "neurtx export --target loihi2",
     "nir": "neurtx export --target nir",
 }
+HOME_VARIABLE = "NEURTX_HOME"
+"""The environment variable that names the folder which `home` is."""
+
 MAX_JSON = 2**26
 """Bytes of the largest JSON file that is read, far more than any of ours has."""
 
@@ -54,13 +58,19 @@ def is_one(kind: Kind, folder: Path) -> bool:
     return all((folder / mark).is_file() for mark in MARKS[kind])
 
 
+def home() -> Path:
+    """Where folders go that nobody names a place for: NEURTX_HOME, else the current folder."""
+    named = os.environ.get(HOME_VARIABLE)
+    return Path(os.path.expanduser(named)).absolute() if named else Path.cwd()
+
+
 def default_folder(kind: Kind, name: str) -> Path:
-    """A free path for a folder made from `name` (a model name, a path): ./runs/gpt2-nano-spiking,
-    ./runs/gpt2-nano-spiking-2 and so on."""
+    """A free path for a folder made from `name` (a model name, a path): runs/gpt2-nano-spiking in
+    `home`, runs/gpt2-nano-spiking-2 and so on."""
     stem = re.sub(r"[^\w.-]+", "-", Path(name).expanduser().resolve().name).strip("-.") or "model"
     if kind == "run":
         stem += "-spiking"
-    first = Path.cwd() / HOME[kind] / stem
+    first = home() / HOME[kind] / stem
     folder, number = first, 1
     while folder.exists():
         number += 1
@@ -73,18 +83,18 @@ def remember(kind: Kind, folder: Path) -> None:
     # a convenience: a folder that cannot be written to must not fail work that is done
     with contextlib.suppress(OSError, UserError):
         note = _note(kind)
-        note.parent.mkdir(exist_ok=True)
+        note.parent.mkdir(parents=True, exist_ok=True)
         write_text(note, f"{folder.resolve()}\n")
 
 
 def latest(kind: Kind) -> Path:
-    """The last run or netlist made from the current folder, else the newest in ./runs or
-    ./netlists. Raises UserError if there is none."""
+    """The last run or netlist made in `home`, else the newest in its runs or netlists. Raises
+    UserError if there is none."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         noted = Path(_note(kind).read_text(errors="surrogateescape").rstrip("\n"))
         if is_one(kind, noted):
             return noted
-    found = [path for path in (Path.cwd() / HOME[kind]).glob("[!.]*") if is_one(kind, path)]
+    found = [path for path in (home() / HOME[kind]).glob("[!.]*") if is_one(kind, path)]
     if not found:
         names = " or ".join(["its folder", *bundled(kind)])
         raise UserError(f"no {kind} here yet: make one with `{MAKER[kind]}`, or name {names}")
@@ -135,7 +145,7 @@ def is_bundled(folder: Path) -> bool:
 
 
 def _note(kind: Kind) -> Path:
-    return Path.cwd() / ".neurtx" / f"last-{kind}"
+    return home() / ".neurtx" / f"last-{kind}"
 
 
 def is_plastic(run: Path) -> bool:

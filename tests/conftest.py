@@ -15,6 +15,7 @@ from hypothesis import settings
 # two test workers on two cores: more threads would only get in each other's way
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.pop("NEURTX_HOME", None)
 
 settings.register_profile("neurtx", deadline=None, max_examples=50)
 settings.load_profile("neurtx")

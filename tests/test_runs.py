@@ -158,3 +158,16 @@ def test_sections_of_a_report_are_merged(here: Path) -> None:
         "eval": {"ppl": 2.0, "tokens": 5},
         "energy": {"joule": None},
     }
+
+
+def test_a_variable_names_the_home_of_runs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(runs.HOME_VARIABLE, "elsewhere/deep")
+    folder = runs.default_folder("run", "gpt2-nano")
+    assert folder == here / "elsewhere" / "deep" / "runs" / "gpt2-nano-spiking"
+    make(folder)
+    runs.remember("run", folder)
+    assert runs.latest("run") == folder
+    assert [path.name for path in here.iterdir()] == ["elsewhere"]
+    monkeypatch.delenv(runs.HOME_VARIABLE)
+    with pytest.raises(UserError, match="no run here"):
+        runs.latest("run")

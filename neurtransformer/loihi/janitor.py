@@ -50,6 +50,12 @@ def temporary_folder() -> Iterator[Path]:
                 janitor.dismiss()
 
 
+def group() -> int:
+    """The process group that ends with the block of `temporary_folder` that we are in: for programs
+    that are started there, which do not pass through a fork of ours."""
+    return _janitors[-1].process
+
+
 def reserve(file: Path) -> None:
     """Take the room on the disk that `file` says it has, for a process that writes to a mapped
     file that has no room is killed. Raises UserError if there is too little."""
