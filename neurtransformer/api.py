@@ -112,6 +112,7 @@ def convert(
         from neurtransformer.spiking.convert import convert as spiking_form
         from neurtransformer.spiking.innate import first_token_of
         from neurtransformer.spiking.load import source_name
+        from neurtransformer.spiking.neuron import snapping_anew
 
         started = time.monotonic()
         dense, tokenizer = load_dense(name)
@@ -136,7 +137,7 @@ def convert(
         measured: dict[str, Any] = {}
         unseen = unseen_text(dense, tokenizer, text, blocks)
         if unseen is not None:
-            with counting_spikes(spiking) as counter:
+            with snapping_anew(spiking), counting_spikes(spiking) as counter:
                 measured = compare(spiking, dense, unseen, counter)
         spiking.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

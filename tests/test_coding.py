@@ -15,7 +15,7 @@ from torch import Tensor
 from neurtransformer import codes
 from neurtransformer.recipe import Coding
 from neurtransformer.spiking import coding
-from neurtransformer.spiking.neuron import CodingNeuron, SpikeLinear
+from neurtransformer.spiking.neuron import CodingNeuron, SpikeLinear, snapping_anew
 
 TIMESTEPS = st.integers(1, 64)
 SIGNED = st.booleans()
@@ -346,3 +346,13 @@ def test_snapped_weights_are_neither_saved_nor_copied() -> None:
     with torch.no_grad():
         copied.weight.mul_(2)
     assert torch.equal(copied.scaled_weight(worth), 2 * kept)
+
+
+def test_snapped_weights_are_let_go_where_memory_is_short() -> None:
+    layers = torch.nn.ModuleList(SpikeLinear(7, 7, 8) for _ in range(2)).eval()
+    spikes, worth = torch.ones(2, 7), torch.rand(7)
+    with snapping_anew(layers):
+        outputs = [layer(spikes, worth) for layer in layers]
+        assert all(layer._kept is None for layer in layers)
+    for layer, output in zip(layers, outputs, strict=True):
+        assert torch.equal(layer(spikes, worth), output) and layer._kept is not None

@@ -20,7 +20,7 @@ from neurtransformer.spiking.attention.base import SpikingSelfAttention
 from neurtransformer.spiking.feedforward import SpikingFeedForward
 from neurtransformer.spiking.innate import after_first
 from neurtransformer.spiking.model import SpikingLanguageModel
-from neurtransformer.spiking.neuron import CodingNeuron, SpikeLinear
+from neurtransformer.spiking.neuron import CodingNeuron, SpikeLinear, snapping_anew
 from neurtransformer.spiking.rotary import Rotation, rotate
 from neurtransformer.text import load_blocks, write_text
 
@@ -268,5 +268,5 @@ def calibrate(
         calibrate_feedforward(spiking.mlp, tap["mlp_in"][:, begin:], on)
         on_block()
 
-    with tapped(dense, fit):
+    with tapped(dense, fit), snapping_anew(model):
         dense(after_first(tokens, first), logits_to_keep=1)

@@ -184,6 +184,22 @@ class Snapped:
         )
 
 
+@contextmanager
+def snapping_anew(model: nn.Module) -> Iterator[None]:
+    """Inside, no layer of `model` keeps its snapped weights: they are as large as the weights."""
+
+    def forget(layer: nn.Module, *_: object) -> None:
+        layer.train(layer.training)
+
+    layers = [module for module in model.modules() if isinstance(module, SpikeLinear)]
+    hooks = [layer.register_forward_hook(forget) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 class SpikeLinear(Keeping):
     """Synapses from one layer of coding neurons to the membranes of the next.
 
