@@ -261,7 +261,7 @@ def test_python_in_the_docs_is_python(page: Path) -> None:
                 of = called.func.value
                 if isinstance(of, ast.Name) and of.id == "neurtransformer":
                     function = getattr(neurtransformer, called.func.attr)
-                    names = {keyword.arg: None for keyword in called.keywords}
+                    names = {str(keyword.arg): None for keyword in called.keywords}
                     inspect.signature(function).bind(*called.args, **names)
 
 
