@@ -65,8 +65,9 @@ def command(
     values = {"root": folder, "entries": rows, **counts}
     columns = ("entry", "status", "what failed")
     table = [(row["id"], row["status"], _why(row)) for row in rows]
-    title = f"{counts['done']} of {len(rows)} entries done, {folder}"
+    title = f"{counts['done']} of {len(rows)} entries done"
     answer(values, as_json=as_json, table=lambda: rows_table(columns, table, title=title))
+    click.echo(f"neurtx: the results are in {folder}/results.csv and results.jsonl", err=True)
     if counts["done"] < len(rows):
         ctx.exit(1)
 

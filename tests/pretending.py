@@ -36,8 +36,9 @@ def write(folder: Path, weights: str) -> None:
 
 def train(run: Path, weights: str, seed: str, resume: bool) -> str:
     checkpoint = run / "checkpoint"
-    if checkpoint.exists() != resume:
-        sys.exit("neurtx: error: a checkpoint and --resume go together")
+    if checkpoint.exists() != resume or (resume and not (checkpoint / "state").exists()):
+        print("neurtx: error: the checkpoint is damaged, or --resume is missing", file=sys.stderr)
+        sys.exit(2)
     done, at = (checkpoint / "state").read_text().split() if resume else ("0", weights)
     for number in range(int(done), TRAINING):
         at = digest(at, seed)

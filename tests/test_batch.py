@@ -227,20 +227,30 @@ def test_two_batches_never_do_one_job(batch: Callable[..., Done], tmp_path: Path
     os.close(lock)
 
 
-def test_a_damaged_checkpoint_is_no_end(batch: Callable[..., Done], tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["damaged", "trained already"])
+def test_a_training_that_was_killed_at_its_end(
+    batch: Callable[..., Done], tmp_path: Path, what: str
+) -> None:
+    """When it was removing its checkpoint, or just before: the weights are the trained ones."""
     config = {"models": ["gpt2-nano"], "steps": ["convert", "finetune"]}
     assert batch(config).returncode == 0
     before = (tmp_path / "root" / "results.csv").read_bytes()
     folder = next((tmp_path / "root" / "steps").glob("finetune-*"))
+    weights = (folder / "run" / "model.safetensors").read_bytes()
     (folder / "result.json").unlink()
-    (folder / "run" / "checkpoint").mkdir()  # of which the rest was removed already
+    (folder / "run" / "checkpoint").mkdir()
+    (folder / "run" / ".neurtx-old-0-checkpoint").mkdir()
+    (folder / "run" / ".fresh").write_text("half")
+    if what != "damaged":
+        at = (next(folder.parent.glob("convert-*")) / "run" / "model.safetensors").read_text()
+        (folder / "run" / "checkpoint" / "state").write_text(f"0 {at}")
     done = batch(config)
-    # the stand-in ends in 1: what the real command says of it is a mistake, 2
-    assert done.returncode == 1
-    assert not (folder / "result.json").exists()
-    shutil.rmtree(folder / "run" / "checkpoint")
-    assert batch(config).returncode == 0
+    assert done.returncode == 0, done.stderr
+    assert "finetune gpt2-nano.default.0: goes on" in done.stderr
+    assert ("begins again" in done.stderr) == (what == "damaged")
     assert before == (tmp_path / "root" / "results.csv").read_bytes()
+    assert weights == (folder / "run" / "model.safetensors").read_bytes()
+    assert not list((folder / "run").glob(".*"))
 
 
 @pytest.mark.parametrize(

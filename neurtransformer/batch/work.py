@@ -164,7 +164,8 @@ class Batch:
         if resumes:
             # it may have been killed when the weights were trained already, and begins with those
             # that it began with
-            shutil.rmtree(run / ".fresh-weights", ignore_errors=True)
+            for path in run.glob(".*"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
             for name in _TRAINED:
                 shutil.copyfile(source / name, run / f".{name}")
                 (run / f".{name}").replace(run / name)
