@@ -290,3 +290,21 @@ def test_weights_that_no_integers_hold(
     spoil(model)
     with pytest.raises(UserError, match=message):
         IntegerGPT2.from_spiking(model)
+
+
+@pytest.mark.parametrize("saturates", [False, True])
+def test_rows_are_quantised_alike_a_few_at_a_time(
+    saturates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    weight, bias = rng.normal(size=(37, 11)), rng.normal(size=37)
+    reach = quantise.Saturating(rng.integers(0, 3, 11), rng.uniform(1e3, 1e9, 37))
+    saturating = reach if saturates else None
+    whole = quantise.quantise_rows(
+        weight, bias, 255, snap=quantise.snapped_scale, saturating=saturating
+    )
+    monkeypatch.setattr(quantise, "PART", 50)
+    parts = quantise.quantise_apart(weight, bias, 255, saturating=saturating)
+    for name in ("weight", "bias", "scale"):
+        assert np.array_equal(getattr(parts, name), getattr(whole, name)), name
+        assert getattr(parts, name).dtype == getattr(whole, name).dtype

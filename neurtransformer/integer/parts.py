@@ -17,6 +17,10 @@ from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.recipe import Coding
 
 Tensors = Mapping[str, NDArray]
+KEPT = 2**22
+"""Weights of a projection that are kept as floats too, for products. Of larger networks, which
+that would make three times as large, they are made for each call."""
+
 Trace = dict[str, Integers]
 """`node.quantity` -> (tokens, phase, ...), nodes as in loihi/nodes.py; what is the same in all
 steps of a phase, such as the state after a token has been written, (tokens, ...)."""
@@ -61,13 +65,16 @@ class Projection:
     def of(cls, tensors: Tensors, name: str, *, saturates: bool = False) -> "Projection":
         return cls(tensors[f"{name}.weight"], integers(tensors, f"{name}.bias"), saturates)
 
-    @cached_property
     def _transposed(self) -> NDArray:
         return self.weight.T.astype(np.float64 if self.saturates else np.float32)
 
+    @cached_property
+    def _kept(self) -> NDArray:
+        return self._transposed()
+
     def synapses(self, spikes: Integers) -> Integers:
         """Spikes or counts (..., in) to what they add to the membranes, (..., out)."""
-        transposed = self._transposed
+        transposed = self._kept if self.weight.size <= KEPT else self._transposed()
         return (spikes.astype(transposed.dtype) @ transposed).astype(np.int64)
 
     def counts(self, counts: Integers) -> Integers:

@@ -12,7 +12,7 @@ behind it (`quantise_encoder`).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -36,6 +36,9 @@ Floats = NDArray[np.float64]
 Tensors = dict[str, NDArray]
 
 _SMALLEST = 1e-12
+
+PART = 2**22
+"""How many weights are quantised together, in float64."""
 
 ENCODE_LIMIT = LIMIT // 4
 """Largest magnitude of an encoder's bias; y and half a threshold fit beside it."""
@@ -135,6 +138,28 @@ def quantise_rows(
         if (excess <= 1).all():
             return Rows(integers.astype(np.int16), bias_integers.astype(np.int32), scale)
         scale = snap(np.where(excess > 1, scale * np.maximum(excess, 1.05), scale))
+
+
+def quantise_apart(
+    weight: Floats,
+    bias: Floats,
+    most: int,
+    active: int | None = None,
+    saturating: "Saturating | None" = None,
+) -> Rows:
+    """`quantise_rows` with snapped scales, a few rows at a time: what it has of them in float64, of
+    a whole vocabulary at once, would be more memory than the network."""
+    count = max(1, PART // weight.shape[1])
+    parts = []
+    for start in range(0, len(weight), count):
+        rows = slice(start, start + count)
+        some = saturating and replace(saturating, reach=saturating.reach[rows])
+        parts.append(
+            quantise_rows(
+                weight[rows], bias[rows], most, snap=snapped_scale, active=active, saturating=some
+            )
+        )
+    return Rows(*(np.concatenate(x) for x in zip(*map(astuple, parts), strict=True)))
 
 
 def quantise_threshold(spike_value: Floats, unit: Floats | float, most: int) -> Floats:
@@ -255,9 +280,7 @@ def quantise_stream(
     """A projection that writes the stream, and the tensors of the accumulator behind it."""
     if config.model == "gpt2":
         weight, bias = centred(weight, bias)
-    rows = quantise_rows(
-        weight, bias, most, snap=snapped_scale, active=active, saturating=saturating
-    )
+    rows = quantise_apart(weight, bias, most, active, saturating)
     return rows, _accumulator(rows, config.stream_bits)
 
 
@@ -289,16 +312,15 @@ def quantise_head(
     spike_value = np.maximum(reach, _SMALLEST) / most
     zero = np.zeros_like(spike_value)
     encoder, spike_value = quantise_encoder(norm, spike_value, zero, most, config)
-    weight = _floats(model.lm_head.weight) * spike_value
-    into_logits = Saturating.of(weight, logits, config, coding)
-    rows = quantise_rows(
-        weight, np.zeros(len(weight)), most, snap=snapped_scale, saturating=into_logits
-    )
+    weight = _floats(model.lm_head.weight)
     first: Tensors = {}
     if config.first_token is not None:
-        answer = _floats(model.lm_head.weight) @ _floats(model.first_hidden)
+        answer = weight @ _floats(model.first_hidden)
         answer = np.rint(answer * 2.0**arithmetic.LOGIT_BITS).clip(-LIMIT, LIMIT)
         first = {"head.first_logits": answer.astype(np.int32)}
+    weight *= spike_value
+    into_logits = Saturating.of(weight, logits, config, coding)
+    rows = quantise_apart(weight, np.zeros(len(weight)), most, saturating=into_logits)
     return {
         **(into_logits.tensors("head.encode") if into_logits else {}),
         **first,
