@@ -64,7 +64,10 @@ def commands(page: str, text: str) -> Iterator[Typed]:
 
 
 def _words(line: str) -> tuple[str, ...]:
-    return tuple(shlex.split(_OPTIONAL.sub(r"\1", line))[1:])
+    line = _OPTIONAL.sub(r"\1", line).strip()
+    if line.count("'") % 2:  # of what is around it, as in sbatch --wrap '...'
+        line = line.removesuffix("'")
+    return tuple(shlex.split(line)[1:])
 
 
 FOUND = [

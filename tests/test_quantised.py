@@ -298,7 +298,7 @@ def test_rows_are_quantised_alike_a_few_at_a_time(
 ) -> None:
     rng = np.random.default_rng(0)
     weight, bias = rng.normal(size=(37, 11)), rng.normal(size=37)
-    reach = quantise.Saturating(rng.integers(0, 3, 11), rng.uniform(1e3, 1e9, 37))
+    reach = quantise.Saturating(rng.integers(0, 3, 11, np.int32), rng.uniform(1e3, 1e9, 37))
     saturating = reach if saturates else None
     whole = quantise.quantise_rows(
         weight, bias, 255, snap=quantise.snapped_scale, saturating=saturating

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from neurtransformer import stop
+from neurtransformer import janitor, stop
 from neurtransformer.errors import UserError
-from neurtransformer.loihi import janitor
 
 needs_proc = pytest.mark.skipif(
     not Path("/proc/self/task").exists(), reason="looks at processes in /proc, which is Linux's"
@@ -31,7 +30,7 @@ def eventually(holds: Callable[[], bool], seconds: float = 60) -> bool:
 
 WORKS = """
 import os, signal, time
-from neurtransformer.loihi.janitor import temporary_folder
+from neurtransformer.janitor import temporary_folder
 # a shell's background job starts with SIGINT ignored, one of nohup's with SIGHUP
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -1,7 +1,7 @@
 """Does the jobs of a batch, each as a process of its own: `neurtx <step> ... --json`.
 
 A process that crashes or runs out of memory takes no other along. When this one ends, however it
-does, so do they: they are in the group of a janitor (`loihi/janitor.py`). A job is claimed by a
+does, so do they: they are in the group of a janitor (`neurtransformer/janitor.py`). A job is claimed by a
 lock that its process inherits, so that two batches on one disk, or a batch that was killed and
 started again while a process of it was still there, never do one job at once.
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from neurtransformer import stop
+from neurtransformer import janitor, stop
 from neurtransformer.batch.plan import Entry, Job, jobs_of
 from neurtransformer.batch.results import (
     MADE,
@@ -38,7 +38,6 @@ from neurtransformer.batch.results import (
 from neurtransformer.errors import UserError, shortened
 from neurtransformer.folders import new_folder
 from neurtransformer.lock import claimed
-from neurtransformer.loihi import janitor
 from neurtransformer.runs import HOME_VARIABLE, plain
 
 PROGRAM = [sys.executable, "-P", "-m", "neurtx.main"]

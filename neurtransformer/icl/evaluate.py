@@ -60,8 +60,8 @@ class Evaluation:
         Returns `episodes`, and how many integers were `compared` and are `mismatches`; None for
         episodes that are too large to be compared. Raises UserError without Lava, LavaFailed.
         """
+        from neurtransformer.janitor import temporary_folder
         from neurtransformer.loihi.episode import is_comparable, simulate_episode
-        from neurtransformer.loihi.janitor import temporary_folder
         from neurtransformer.loihi.netlist import read_plastic, write
 
         total = {"episodes": number, "compared": 0, "mismatches": 0}

@@ -21,7 +21,7 @@ from typing import Any
 from unittest import mock
 
 from neurtransformer.errors import UserError
-from neurtransformer.loihi.janitor import MemoryManager
+from neurtransformer.janitor import MemoryManager
 
 MISSING = "Lava is not installed: type `neurtx install lava`"
 

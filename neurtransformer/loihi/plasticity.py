@@ -43,8 +43,8 @@ from lava.proc.io.source import RingBuffer
 from neurtransformer.codes import NO_FORGETTING
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import Integers
+from neurtransformer.janitor import temporary_folder
 from neurtransformer.loihi import runner
-from neurtransformer.loihi.janitor import temporary_folder
 from neurtransformer.loihi.learning import (
     FRACTION_BITS,
     SHIFTS,

@@ -35,9 +35,9 @@ from neurtransformer.codes import COARSE, COARSE_STEPS, END_BITS, FINE_STEPS, RE
 from neurtransformer.errors import UserError
 from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.integer.attention.ttfs import RaceAttention, key_synapses
+from neurtransformer.janitor import temporary_folder
 from neurtransformer.loihi import runner
 from neurtransformer.loihi.attention.ttfs import RACE_STEPS
-from neurtransformer.loihi.janitor import temporary_folder
 from neurtransformer.loihi.learning import PRODUCT_SHIFT
 from neurtransformer.loihi.microcode import Clock, Microcode, Words
 from neurtransformer.loihi.plastic_synapses import hebbian_rule, plastic_synapses

@@ -28,7 +28,7 @@ from lava.utils.weightutils import SignMode
 from neurtransformer import stop
 from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.integer.parts import Trace
-from neurtransformer.loihi.janitor import reserve, temporary_folder
+from neurtransformer.janitor import reserve, temporary_folder
 from neurtransformer.loihi.lava_runtime import LavaFailed, LavaRuntime, no_resources
 from neurtransformer.loihi.netlist import Netlist
 from neurtransformer.loihi.network import Network
