@@ -1,9 +1,9 @@
 """Does the jobs of a batch, each as a process of its own: `neurtx <step> ... --json`.
 
 A process that crashes or runs out of memory takes no other along. When this one ends, however it
-does, so do they: they are in the group of a janitor (`neurtransformer/janitor.py`). A job is claimed by a
-lock that its process inherits, so that two batches on one disk, or a batch that was killed and
-started again while a process of it was still there, never do one job at once.
+does, so do they: they are in the group of a janitor (`neurtransformer/janitor.py`). A job is
+claimed by a lock that its process inherits, so that two batches on one disk, or a batch that was
+killed and started again while a process of it was still there, never do one job at once.
 
 A job that was begun and not finished leaves a folder without result.json. What is in it goes before
 the next try, but for the checkpoint of a training, from which that goes on.
