@@ -133,12 +133,12 @@ def test_the_race_that_is_drawn_is_the_one_that_is_run(
         model(torch.tensor([ids]))
     hook.remove()
     ((spikes, running),) = raced
-    fired = spikes[:, 0, found["head"], -1]
+    fired = spikes[:, found["head"], -1]
     first = int(fired.any(-1).nonzero()[0])
     times = [x.nonzero().flatten().tolist() for x in fired.T]
     assert found["step"] == [time[0] - first if time else None for time in times]
-    one_hot = torch.eye(len(ids)).expand(1, 2, -1, -1)
-    *weights, number = listen(spikes, running, one_hot)[0, found["head"], -1].tolist()
+    one_hot = torch.eye(len(ids)).expand(2, -1, -1)
+    *weights, number = listen(spikes, running, one_hot)[found["head"], -1].tolist()
     assert found["share"] == pytest.approx([weight / number for weight in weights])
 
     config = read_json(tiny_race_run / "config.json")

@@ -76,7 +76,8 @@ def forget(state: Tensor, shift: Tensor) -> Tensor:
 
     state: (..., heads, value, key). shift: (heads,), 0 (forget all) to NO_FORGETTING.
     """
-    return state - torch.floor(state * torch.exp2(-shift.to(state.dtype))[:, None, None] + 0.5)
+    lost = (state * torch.exp2(-shift.to(state.dtype))[:, None, None]).add_(0.5).floor_()
+    return torch.sub(state, lost, out=lost)
 
 
 def ssa_token(
@@ -98,18 +99,18 @@ def ssa_token(
     """
     shift, present = forgetting
     limit = float(2 ** (STATE_BITS - 1) - 1)
-    scale = torch.exp2(write_shift(timesteps, shift).to(state.dtype))[:, None, None]
-    written = value.unsqueeze(-1) * key.unsqueeze(-2) * scale
+    scale = torch.exp2(write_shift(timesteps, shift).to(state.dtype))[:, None]
+    written = (value * scale).unsqueeze(-1) * key.unsqueeze(-2)
     # a quarter of a product that was not shifted left is no integer, but the state is
-    share = torch.floor(present[:, None, None] * written)
-    visible = (state + share).clamp_(-limit, limit)
+    share = (present[:, None, None] * written).floor_()
     unit = torch.exp2(read_shift(query.sum(0)).to(state.dtype))[..., None, None]
     most = 2.0 ** (STATE_BITS - 1) / unit - 1
-    visible = torch.floor(visible / unit + 0.5).clamp_(-most, most)
+    visible = share.add_(state).clamp_(-limit, limit)
+    visible.div_(unit).add_(0.5).floor_().clamp_(-most, most)
     membrane = torch.zeros_like(value)
     for spikes in query:
-        membrane = membrane + torch.einsum("bhvk,bhk->bhv", visible, spikes)
-    return membrane, (forget(state, shift) + written).clamp_(-limit, limit)
+        membrane = membrane + (visible @ spikes.unsqueeze(-1)).squeeze(-1)
+    return membrane, forget(state, shift).add_(written).clamp_(-limit, limit)
 
 
 def ssa_recurrent(
