@@ -269,4 +269,4 @@ def calibrate(
         on_block()
 
     with tapped(dense, fit), snapping_anew(model):
-        dense(after_first(tokens, first), logits_to_keep=1)
+        dense(after_first(tokens, first), logits_to_keep=1, use_cache=False)

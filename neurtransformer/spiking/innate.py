@@ -37,7 +37,7 @@ def give_birth(model: SpikingLanguageModel, dense: PreTrainedModel) -> None:
         return
     token = torch.tensor([[model.config.first_token]], device=dense.device)
     with tapped(dense) as taps:
-        output = dense(token, output_hidden_states=True)
+        output = dense(token, output_hidden_states=True, use_cache=False)
     model.first_hidden.copy_(output.hidden_states[-1][0, 0])
     sizes = model.config.sizes
     for block, theirs, tap in zip(model.blocks, family_of(dense).blocks(dense), taps, strict=True):
@@ -65,7 +65,7 @@ def dense_output(dense: PreTrainedModel, ids: Tensor, first: int | None) -> tupl
     Rows of ids that begin with it already are taken as they are.
     """
     if first is None:
-        output = dense(ids, output_hidden_states=True)
+        output = dense(ids, output_hidden_states=True, use_cache=False)
         return output.logits, output.hidden_states[-1]
     begins = ids[:, 0] == first
     if bool(begins.any()) and not bool(begins.all()):
@@ -74,6 +74,6 @@ def dense_output(dense: PreTrainedModel, ids: Tensor, first: int | None) -> tupl
         logits, hidden = (torch.cat(part)[order] for part in zip(*parts, strict=True))
         return logits, hidden
     whole = ids if bool(begins.all()) else after_first(ids, first)
-    output = dense(whole, output_hidden_states=True)
+    output = dense(whole, output_hidden_states=True, use_cache=False)
     length = ids.shape[1]
     return output.logits[:, -length:], cast(Tensor, output.hidden_states[-1])[:, -length:]
