@@ -90,7 +90,7 @@ def test_evaluating_a_model_against_itself(tiny_run: Path) -> None:
 def _as_dense(model: Any) -> Any:
     """The spiking model with the one output that `evaluate` asks of a dense one."""
 
-    def forward(chunk: Tensor, output_hidden_states: bool) -> Any:
+    def forward(chunk: Tensor, output_hidden_states: bool, use_cache: bool) -> Any:
         output = model(chunk)
         output.hidden_states = (output.last_hidden_state,)
         return output
