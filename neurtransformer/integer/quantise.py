@@ -47,9 +47,9 @@ FINAL_REACH = 8.0
 """How many standard deviations of the stream the neurons in front of the LM head can tell at
 least."""
 
-FINAL_ROOM = 1.5
-"""How many times the largest value seen they can tell: some channels of a real model are far beyond
-FINAL_REACH on every text."""
+FINAL_ROOM: dict[Coding, float] = {"rate": 1.5, "phase": 4.0}
+"""How many times the largest value seen they can tell, by their code: some channels of a real model
+are far beyond FINAL_REACH on every text, and farther on real text than on random tokens."""
 
 MEMBRANE_ROOM = 8
 """How many times the largest value seen a membrane can tell that saturates."""
@@ -307,8 +307,8 @@ def quantise_head(
     that is the dense model's hidden state before the LM head, computed here once for all texts."""
     norm = model.transformer["ln_f"]
     gain, bias = _norm(norm)
-    reach = np.maximum(FINAL_REACH * np.abs(gain) + np.abs(bias), FINAL_ROOM * largest)
     most, coding = config.final_code.most, config.final_code.coding
+    reach = np.maximum(FINAL_REACH * np.abs(gain) + np.abs(bias), FINAL_ROOM[coding] * largest)
     spike_value = np.maximum(reach, _SMALLEST) / most
     zero = np.zeros_like(spike_value)
     encoder, spike_value = quantise_encoder(norm, spike_value, zero, most, config)
