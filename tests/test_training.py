@@ -13,6 +13,7 @@ from torch import Tensor
 
 from neurtransformer.errors import UserError
 from neurtransformer.recipe import Finetune, load_recipe
+from neurtransformer.runs import read_json, write_json
 from neurtransformer.spiking import finetune as training
 from neurtransformer.spiking.calibrate import tapped
 from neurtransformer.spiking.finetune import Distiller, finetune, rate_at, trainable, training_text
@@ -155,6 +156,22 @@ def test_a_checkpoint_of_another_seed_or_text_is_refused(
     trained_run(tiny_run, RECIPE.changed(steps=1), checkpoint=folder)
     with pytest.raises(UserError, match="other settings"):
         trained_run(tiny_run, RECIPE.changed(steps=1), checkpoint=folder, resume=True, **other)
+
+
+def test_a_checkpoint_from_before_batches_added_up_goes_on(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 1)
+    folder = tmp_path / "checkpoint"
+    trained_run(tiny_run, RECIPE.changed(steps=1), checkpoint=folder)
+    report = read_json(folder / "report.json")
+    del report["plan"]["recipe"]["accumulate"]
+    write_json(folder / "report.json", report)
+    _, steps = trained_run(tiny_run, RECIPE.changed(steps=1), checkpoint=folder, resume=True)
+    assert len(steps) == 1
+    with pytest.raises(UserError, match="other settings"):
+        recipe = RECIPE.changed(steps=1, accumulate=2)
+        trained_run(tiny_run, recipe, checkpoint=folder, resume=True)
 
 
 def test_each_stage_has_moments_of_its_own(

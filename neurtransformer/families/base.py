@@ -144,14 +144,15 @@ class DenseBlock(ABC):
         """The projection of the hidden neurons."""
 
     @abstractmethod
-    def look_at(
+    def share(
         self,
         qkv: "Tensor | None",
         attn_out: "Tensor | None",
         up: "Tensor | None",
         down: "Tensor | None",
     ) -> None:
-        """Give up weights for views of tensors (out, in) that hold the same, where one is given."""
+        """Put views of these weights (out, in), which hold the same numbers, in the place of the
+        block's own. None: it keeps its own."""
 
     @abstractmethod
     def taps(self) -> "dict[str, tuple[nn.Module, bool]]":

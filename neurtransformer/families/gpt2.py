@@ -166,7 +166,7 @@ class _Block(DenseBlock):
     def down(self) -> Rows:
         return _rows(self.block.mlp.c_proj)
 
-    def look_at(
+    def share(
         self,
         qkv: "Tensor | None",
         attn_out: "Tensor | None",

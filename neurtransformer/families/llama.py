@@ -180,7 +180,7 @@ class _Block(DenseBlock):
     def down(self) -> Rows:
         return _stacked(self.block.mlp.down_proj)
 
-    def look_at(
+    def share(
         self,
         qkv: "Tensor | None",
         attn_out: "Tensor | None",

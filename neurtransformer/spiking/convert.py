@@ -142,12 +142,9 @@ def _carry_block(ours: SpikingBlock, theirs: DenseBlock, sizes: Sizes, shared: b
     for layer, rows in layers.items():
         # calibration changes biases, and weights never
         layer.bias = nn.Parameter(rows.bias.clone())
-        weight = rows.weight.contiguous() if shared else _copy(rows.weight)
+        form = torch.contiguous_format
+        weight = rows.weight.contiguous() if shared else rows.weight.clone(memory_format=form)
         layer.weight = nn.Parameter(weight.detach())
     if shared:
-        own, *rest = (layer.weight.detach() for layer in layers)
-        theirs.look_at(own if qkv.weight is dense_qkv.weight else None, *rest)
-
-
-def _copy(weight: Tensor) -> Tensor:
-    return weight.clone(memory_format=torch.contiguous_format)
+        ours_qkv, *rest = (layer.weight.detach() for layer in layers)
+        theirs.share(ours_qkv if qkv.weight is dense_qkv.weight else None, *rest)

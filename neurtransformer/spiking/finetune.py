@@ -224,8 +224,8 @@ def finetune(
     `resume` training goes on from it. The caller removes it when all is saved. One that cannot be
     written is a warning, and the one before it stays.
     Under torchrun or `accelerate launch` every process has batches of its own, and all return the
-    same: what one process would with batches of as many blocks as all of them together. The main
-    one writes checkpoints.
+    same: what one process would with batches of as many blocks as all of them together (the match
+    stage and a `spikes_budget` look at each batch by itself). The main one writes checkpoints.
     Raises UserError if there is nothing to resume or the checkpoint belongs to other settings.
     """
     # thresholds of the feed-forward blocks take no part in the first stage
@@ -319,8 +319,11 @@ def read_checkpoint(
     """Put model and optimizer where the checkpoint left them; returns the steps done by then."""
     report = read_json(folder / "report.json")
     was = report.get("plan")
-    # checkpoints of earlier versions do not say which teacher they had
-    known = {"teacher_sha256": plan["teacher_sha256"], **was} if isinstance(was, dict) else was
+    known = was
+    if isinstance(was, dict) and isinstance(was.get("recipe"), dict):
+        # checkpoints of earlier versions do not say which teacher they had, nor add up batches
+        recipe = {"accumulate": 1, **was["recipe"]}
+        known = {"teacher_sha256": plan["teacher_sha256"], **was, "recipe": recipe}
     if known != plan:
         raise UserError(
             "the checkpoint was made with other settings, text, teacher or processes: "
