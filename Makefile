@@ -23,7 +23,7 @@ help:
 
 setup: $(READY)
 
-$(READY): pyproject.toml setup.py constraints.txt cli/install.py
+$(READY): pyproject.toml setup.py constraints.txt cli/install.py neurtransformer/spiking/fused.c
 	@$(PYTHON) -c "" 2>/dev/null || { \
 	  echo "make: $(PYTHON) is missing: install Python 3.11, or name it: make PYTHON=/path/to/python3.11" >&2; \
 	  exit 2; }

@@ -101,7 +101,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
         if any(version(package) is None for package in packages)
     }
     probes = {name: _start(code) for name, (code, _) in _PROBES.items() if name not in absent}
-    checks = [_system(), _python(), *_dependencies(), *pinned, _model(), _disk()]
+    checks = [_system(), _python(), *_dependencies(), *pinned, _model(), _compiled(), _disk()]
     checks += [_finish(name, process) for name, process in probes.items()]
     device = next((c.found for c in checks if c.name == "torch works" and c.ok), None)
     ok = all(check.ok for check in checks)
@@ -178,6 +178,18 @@ def _model() -> Check:
         )
     fix = None if found else "git checkout neurtransformer/models (or install the wheel again)"
     return Check("gpt2-nano", "bundled model", "there" if found else None, found, fix)
+
+
+def _compiled() -> Check:
+    """Whether fused.c was compiled; all works without it."""
+    spec = importlib.util.find_spec("neurtransformer")
+    there = (
+        spec is not None
+        and spec.origin is not None
+        and any(Path(spec.origin).parent.glob("spiking/_fused.*"))
+    )
+    found = "yes" if there else "no, so generating text is slower; pip needs a C compiler for it"
+    return Check("compiled code", "yes", found, True)
 
 
 def _disk() -> Check:

@@ -36,6 +36,9 @@ from neurtransformer.recipe import Coding
 FLOAT32_BITS = 24
 CURRENT_BITS = 14
 
+PART = 2**17
+"""Neurons that are simulated together: what they hold stays in a processor's cache."""
+
 
 def counts_from_total(z: Tensor, most: int, signed: bool) -> Tensor:
     """Spike counts of rate-coding neurons; no gradient.
@@ -71,12 +74,7 @@ def limited_counts_from_total(z: Tensor, timesteps: int, spikes: int, signed: bo
 
 
 def soft_reset_neuron() -> Any:
-    """A neuron with soft reset and a threshold of 1, which steps are made of: see `if_node`."""
-    return if_node(1.0, None)
-
-
-def if_node(threshold: float, reset: float | None) -> Any:
-    """SpikingJelly's `IFNode`. reset: to what, None for soft reset.
+    """SpikingJelly's `IFNode` with soft reset and a threshold of 1, which steps are made of.
 
     SpikingJelly is imported here and nowhere else: counts, all of training among them, do without.
     Raises UserError if it is not installed.
@@ -90,7 +88,7 @@ def if_node(threshold: float, reset: float | None) -> Any:
             "SpikingJelly, which simulates time steps, is not installed: type "
             "`neurtx install spikingjelly`"
         ) from error
-    return IFNode(v_threshold=threshold, v_reset=reset, step_mode="s")
+    return IFNode(v_threshold=1.0, v_reset=None, step_mode="s")
 
 
 def spikes_from_total(z: Tensor, timesteps: int, signed: bool, per_step: int = 1) -> Tensor:
@@ -102,13 +100,18 @@ def spikes_from_total(z: Tensor, timesteps: int, signed: bool, per_step: int = 1
     Raises UserError without SpikingJelly.
     """
     if signed:
-        positive = spikes_from_total(z, timesteps, signed=False)
-        return positive - spikes_from_total(-z, timesteps, signed=False)
+        # the neuron of the other sign starts below its threshold, and nothing drives it
+        return spikes_from_total(z.abs(), timesteps, signed=False).mul_(z.sign())
     neuron = soft_reset_neuron()
-    neuron.v = z + 0.5
-    silence = torch.zeros_like(z)
-    spikes = torch.stack([neuron(silence) for _ in range(timesteps * per_step)])
-    return spikes.unflatten(0, (timesteps, per_step)).sum(1)
+    spikes = z.new_empty(timesteps, z.numel())
+    for total, sent in zip(z.flatten().split(PART), spikes.split(PART, dim=1), strict=True):
+        neuron.v = total + 0.5
+        silence = torch.zeros_like(total)
+        for step in sent:
+            step.copy_(neuron(silence))
+            for _ in range(per_step - 1):
+                step.add_(neuron(silence))
+    return spikes.view(timesteps, *z.shape)
 
 
 def phase_spikes_from_total(
@@ -121,21 +124,22 @@ def phase_spikes_from_total(
     spikes (T, *z.shape): 0, 1, or -1 too for a pair. Raises UserError without SpikingJelly.
     """
     if signed:
-        positive = phase_spikes_from_total(z, timesteps, False, limit)
-        return positive - phase_spikes_from_total(-z, timesteps, False, limit)
+        # the neuron of the other sign never reaches its threshold: see `spikes_from_total`
+        return phase_spikes_from_total(z.abs(), timesteps, False, limit).mul_(z.sign())
     neuron = soft_reset_neuron()
-    # a neuron that fires in every step, 2^T - 1, is full
-    neuron.v = (z + 0.5).clamp(max=2.0**timesteps - 0.5) * 2.0 ** (1 - timesteps)
-    silence = torch.zeros_like(z)
-    spikes, sent = [], torch.zeros_like(z)
-    for _ in range(timesteps):
-        fired = neuron(silence)
-        if limit is not None:
-            fired = fired * (sent < limit)
-            sent = sent + fired
-        spikes.append(fired)
-        neuron.v = neuron.v * 2
-    return torch.stack(spikes)
+    spikes = z.new_empty(timesteps, z.numel())
+    for total, sent in zip(z.flatten().split(PART), spikes.split(PART, dim=1), strict=True):
+        # a neuron that fires in every step, 2^T - 1, is full
+        neuron.v = (total + 0.5).clamp(max=2.0**timesteps - 0.5) * 2.0 ** (1 - timesteps)
+        silence, so_far = torch.zeros_like(total), torch.zeros_like(total)
+        for step in sent:
+            fired = neuron(silence)
+            if limit is not None:
+                fired = fired * (so_far < limit)
+                so_far += fired
+            step.copy_(fired)
+            neuron.v = neuron.v * 2
+    return spikes.view(timesteps, *z.shape)
 
 
 def spikes_in(counts: Tensor, coding: Coding, timesteps: int) -> Tensor:

@@ -32,6 +32,7 @@ from neurtransformer.spiking.config import (
 )
 from neurtransformer.spiking.feedforward import SpikingFeedForward
 from neurtransformer.spiking.float32 import NORMS, Embedding, Linear
+from neurtransformer.spiking.neuron import unchanging
 from neurtransformer.spiking.rotary import Rotation, rotation
 
 log = logging.getLogger(__name__)
@@ -359,7 +360,8 @@ class SpikingLanguageModel(PreTrainedModel, GenerationMixin):
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
-            return super().generate(*args, **kwargs)
+            with unchanging(self):
+                return super().generate(*args, **kwargs)
         finally:
             for module in training:
                 module.training = True

@@ -9,7 +9,7 @@ membranes and states are whole numbers that a half has no room for.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from neurtransformer.codes import largest_count
 from neurtransformer.recipe import Coding
+from neurtransformer.spiking import fused
 from neurtransformer.spiking.coding import (
     counts_from_total,
     exact_type,
@@ -27,6 +28,8 @@ from neurtransformer.spiking.coding import (
     spikes_from_total,
     surrogate_counts,
 )
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -47,9 +50,47 @@ class Keeping(nn.Module):
     saved with it nor copied."""
 
     _kept: Any = None
+    _unchanging = _sure = False
+
+    def keep(self, valid: Callable[[Any], bool], make: Callable[[], T]) -> T:
+        """What was kept, made anew where there is nothing or it is no longer valid."""
+        if self._kept is None or not (self._sure or valid(self._kept)):
+            self._kept = None  # before there is another of its size
+            with lasting():
+                self._kept = make()
+        self._sure = self._unchanging
+        return cast("T", self._kept)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: x for name, x in self.__dict__.items() if name != "_kept"}
+        left = ("_kept", "_unchanging", "_sure")
+        return {name: x for name, x in self.__dict__.items() if name not in left}
+
+
+@contextmanager
+def unchanging(model: nn.Module) -> Iterator[None]:
+    """Inside, no parameter of `model` changes: what was kept is compared once, not at each call."""
+    modules = [module for module in model.modules() if isinstance(module, Keeping)]
+    for module in modules:
+        module._unchanging, module._sure = True, False
+    try:
+        yield
+    finally:
+        for module in modules:
+            module._unchanging = module._sure = False
+
+
+class Curve(NamedTuple):
+    """What a layer's counts follow from, and that from which it was made, to compare.
+
+    spike_value, divisor: (channels,); the divisor is what a spike is worth, or for analogue neurons
+    the threshold. offset: the center, (channels,), None where it is 0.
+    """
+
+    threshold: Tensor
+    center: Tensor
+    spike_value: Tensor
+    divisor: Tensor
+    offset: Tensor | None
 
 
 class CodingNeuron(Keeping):
@@ -102,12 +143,22 @@ class CodingNeuron(Keeping):
         In eval mode it has no gradient, and is the same tensor as long as the thresholds are the
         same; training or not, it is not to be changed.
         """
-        if self.training:
-            return self._spike_value()
-        if self._kept is None or not same(self._kept[0], self.threshold):
-            with lasting():
-                self._kept = self.threshold.detach().clone(), self._spike_value()
-        return self._kept[1]
+        return self._spike_value() if self.training else self.curve.spike_value
+
+    @property
+    def curve(self) -> Curve:
+        """Of today's thresholds and centers; not in training mode."""
+
+        def valid(kept: Curve) -> bool:
+            return same(kept.threshold, self.threshold) and same(kept.center, self.center)
+
+        def make() -> Curve:
+            value, center = self._spike_value(), self.spread(self.center.float())
+            divisor = value * self.most if self.analogue else value
+            offset = center if bool(center.any()) else None
+            return Curve(self.threshold.clone(), self.center.clone(), value, divisor, offset)
+
+        return self.keep(valid, make)
 
     def _spike_value(self) -> Tensor:
         return self.spread(self.threshold.float().abs().clamp_min(1e-6) / self.most)
@@ -124,12 +175,11 @@ class CodingNeuron(Keeping):
         """Membrane total in thresholds after integrating the value x of shape (..., channels)."""
         if self.activation is not None:
             x = self.activation(x)
-        x = x - self.spread(self.center.float())
         if self.training:
-            return x / self.spike_value
-        if not self.analogue:
-            return x.div_(self.spike_value)
-        return snap_current(x.div_(self.spike_value * self.most)).mul_(self.most)
+            return (x - self.spread(self.center.float())) / self.spike_value
+        curve = self.curve
+        z = x / curve.divisor if curve.offset is None else (x - curve.offset).div_(curve.divisor)
+        return snap_current(z).mul_(self.most) if self.analogue else z
 
     def counts(self, z: Tensor) -> Tensor:
         """Membrane totals in thresholds to counts, of the same shape; no gradient."""
@@ -137,12 +187,23 @@ class CodingNeuron(Keeping):
             return limited_counts_from_total(z, self.timesteps, self.limit, self.signed)
         return counts_from_total(z, self.most, self.signed)
 
+    def fused(self, x: Tensor) -> Tensor:
+        """`counts(total(x))` in one pass of compiled code."""
+        if self.activation is not None:
+            x = self.activation(x)
+        curve = self.curve
+        return fused.counts(
+            x, curve.offset, curve.divisor, self.most, signed=self.signed, analogue=self.analogue
+        )
+
     def forward(self, x: Tensor, steps: bool = False) -> Tensor:
         """Values (..., channels) to counts (..., channels), or to spikes (T, ..., channels)."""
         if self.training:
             z = self.total(x)
             return surrogate_counts(z, self.counts(z.detach()), self.most, self.signed)
         with torch.no_grad():
+            if not steps and self.limit is None and fused.usable(x):
+                return self.fused(x)
             z = self.total(x)
             if not steps:
                 return self.counts(z)
@@ -227,11 +288,10 @@ class SpikeLinear(Keeping):
         that makes sums exact, float64. They have a gradient in training mode alone."""
         if self.training:
             return self.weight.float() * spike_value
-        if self._kept is None or not self._kept.is_of(self.weight, spike_value):
-            self._kept = None  # before there is another of its size
-            with lasting():
-                self._kept = Snapped(self.weight, spike_value, self.exact, self.most)
-        return self._kept.weight
+        return self.keep(
+            lambda kept: kept.is_of(self.weight, spike_value),
+            lambda: Snapped(self.weight, spike_value, self.exact, self.most),
+        ).weight
 
     def train(self, mode: bool = True) -> Self:
         self._kept = None  # much memory, and of no use in training

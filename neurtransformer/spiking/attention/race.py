@@ -18,7 +18,6 @@ from neurtransformer.codes import (
     REACH,
     gain_shift,
 )
-from neurtransformer.spiking.coding import if_node
 
 TILE, TILE_ROWS = 2**18, 128
 """Scores, and tokens that ask, that are computed together."""
@@ -74,33 +73,41 @@ def race_steps(score: Tensor, width: Tensor, there: Tensor) -> tuple[Tensor, Ten
     """The race step by step: the spikes of the token neurons, and the steps in which they count.
 
     score: membranes (..., heads, i, j). width: (heads,). there: as in `race_weights`.
-    The neurons are SpikingJelly's `IFNode`: that the threshold falls is the same as that a constant
-    current of one level drives all membranes. Returns spikes (FINE_STEPS, ..., heads, i, j) and
-    whether the race of a row still runs in a step, (FINE_STEPS, ..., heads, i, 1). Raises
-    UserError without SpikingJelly.
+    Returns spikes (steps, ..., heads, i, j) and whether the race of a row still runs in a step,
+    (steps, ..., heads, i, 1), both bool. There are as many steps as the longest race takes, at most
+    FINE_STEPS.
     """
-    # thresholds of wide levels need more than the 24 bits of a float32
-    level = width.double()[:, None].expand(score.shape[:-1])[..., None]
-    membrane = (score + torch.floor(level / 2)).clamp(-REACH * level, REACH * level - 1)
-    membrane = membrane.masked_fill(~there, float("-inf"))
+    # whole numbers, for thresholds of wide levels need more than the 24 bits of a float32
+    level = width.int()[:, None].expand(score.shape[:-1])[..., None]
+    membrane = (score.int() + level // 2).clamp_(-REACH * level, REACH * level - 1)
+    membrane.masked_fill_(~there, -(2**31))
+    # in the coarse descent some neuron reaches the threshold when the highest membrane does
+    highest = membrane.amax(-1, keepdim=True)
     base = torch.full_like(level, -REACH)
     found = torch.zeros_like(level, dtype=torch.bool)
     for start in range(REACH - COARSE, -REACH - 1, -COARSE):
-        reached = (membrane >= start * level).any(-1, keepdim=True) & ~found
-        base = torch.where(reached, base.new_tensor(float(start)), base)
+        reached = (highest >= start * level) & ~found
+        base = torch.where(reached, start, base)
         found = found | reached
-    neuron = if_node(0.0, -1e30)
-    neuron.v = membrane - (base + COARSE) * level
-    current = level.expand_as(membrane)
-    sent = torch.zeros_like(level)
+    threshold = (base + COARSE) * level
+    before = torch.zeros_like(membrane, dtype=torch.bool)
+    sent = torch.zeros_like(level, dtype=score.dtype)
     spikes, runs = [], []
     for step in range(FINE_STEPS):
         running = (sent < 2.0**END_BITS) & found
-        fired = (neuron(current) * running).to(score.dtype)
-        heard = heard_in(step, sent, fired.sum(-1, keepdim=True, dtype=sent.dtype))
+        if not bool(running.any()):
+            break
+        threshold = torch.where(running, threshold - level, threshold)
+        # a neuron fires once, when the threshold has fallen to its membrane
+        reached = membrane >= threshold
+        fired = reached ^ before
+        before = reached
+        heard = heard_in(step, sent, fired.sum(-1, keepdim=True).to(sent.dtype))
         sent = torch.where(running, heard, sent)
         spikes.append(fired)
         runs.append(running)
+    if not spikes:
+        return before[None][:0], found[None][:0]
     return torch.stack(spikes), torch.stack(runs)
 
 
@@ -118,7 +125,8 @@ def listen(spikes: Tensor, running: Tensor, value: Tensor) -> Tensor:
     value = torch.cat([value, one], dim=-1)
     read = value.new_zeros(*spikes.shape[1:-1], value.shape[-1])
     for step, (fired, runs) in enumerate(zip(spikes, running, strict=True)):
-        read = torch.where(runs, heard_in(step, read, fired @ value), read)
+        heard = fired.to(value.dtype) @ value
+        read = torch.where(runs, heard_in(step, read, heard), read)
     return read
 
 

@@ -51,7 +51,14 @@ from neurtransformer.codes import (
 from neurtransformer.errors import UserError
 from neurtransformer.families.base import Sizes
 from neurtransformer.recipe import Code
-from neurtransformer.spiking.attention.base import SpikingSelfAttention, State, decoded, normalise
+from neurtransformer.spiking import fused
+from neurtransformer.spiking.attention.base import (
+    SpikingSelfAttention,
+    State,
+    decoded,
+    normalise,
+    reciprocals,
+)
 from neurtransformer.spiking.attention.race import (
     Race,
     causal,
@@ -63,7 +70,7 @@ from neurtransformer.spiking.attention.race import (
     rounded,
     tiles,
 )
-from neurtransformer.spiking.neuron import lasting, same
+from neurtransformer.spiking.neuron import same
 
 
 class Gains(NamedTuple):
@@ -126,12 +133,13 @@ class RaceAttention(SpikingSelfAttention):
         integers in floats; in training mode with gradients to the thresholds they come from."""
         if self.training:
             return self._gains()
-        query, key, kept = self.query.spike_value, self.key.spike_value, self._kept
-        # in eval mode spike values of the same thresholds are the same tensors
-        known = kept is not None and kept.query is query and kept.key is key
-        if not known or not same(kept.scaling, self.scaling):
-            with lasting():
-                kept = self._kept = Gains(query, key, self.scaling.clone(), *self._gains())
+        query, key = self.query.spike_value, self.key.spike_value
+
+        def valid(kept: Gains) -> bool:
+            # in eval mode spike values of the same thresholds are the same tensors
+            return kept.query is query and kept.key is key and same(kept.scaling, self.scaling)
+
+        kept = self.keep(valid, lambda: Gains(query, key, self.scaling.clone(), *self._gains()))
         return kept.gain, kept.width
 
     def _gains(self) -> tuple[Tensor, Tensor]:
@@ -221,13 +229,23 @@ class RaceAttention(SpikingSelfAttention):
             key, value = decoded(key, self.qkv), decoded(value, self.qkv)
         gain, width = self.gains()
         batch, _, length, dim = key.shape
-        new = mask.bool() if mask is not None else torch.ones_like(key[:, 0, :, 0]).bool()
+        new = key.new_ones(batch, length, dtype=torch.bool) if mask is None else mask.bool()
         written_keys = key_synapses(key, gain, self.key.most).to(torch.int8)
         state = (
             torch.cat([state[0], written_keys], dim=-2),
             torch.cat([state[1], value.to(self.value_type)], dim=-2),
             torch.cat([state[2], new.view(batch, length)], dim=-1),
         )
+        if length == 1 and not steps and self.fusible(query):
+            mean = fused.races(
+                query.view(batch, self.kv_heads, self.shared, dim),
+                *state[:2],
+                width,
+                state[2],
+                reciprocals(key.device),
+                level_bits(self.value.most),
+            )
+            return mean.view(query.shape), state
         # heads of all texts one after the other: (..., batch * kv_heads, shared, length, dim)
         query = query.unflatten(-3, (self.kv_heads, self.shared)).flatten(-5, -4)
         synapses, values = (part.flatten(0, 1).float() for part in state[:2])
@@ -247,6 +265,15 @@ class RaceAttention(SpikingSelfAttention):
                 steps,
             ).unflatten(-2, (self.shared, -1))
         return mean.view(batch, self.heads, length, dim), state
+
+    def fusible(self, query: Tensor) -> bool:
+        """Whether compiled code can answer queries of one token. What listens to the token neurons
+        wants their spikes, which it does not keep."""
+        return (
+            fused.usable(query)
+            and query.shape[-1] <= fused.MOST_DIM
+            and not self.neurons._forward_hooks
+        )
 
     def answered(
         self,
