@@ -63,6 +63,7 @@ class Finetune(Section):
     steps: Annotated[int, Field(ge=1)]
     batch: Annotated[int, Field(ge=1)]
     accumulate: Annotated[int, Field(ge=1)] = 1
+    gradient_checkpointing: bool = False
     block: Annotated[int, Field(ge=2)]
     match_rate: Rate
     distil_rate: Rate

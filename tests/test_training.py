@@ -165,7 +165,8 @@ def test_a_checkpoint_from_before_batches_added_up_goes_on(
     folder = tmp_path / "checkpoint"
     trained_run(tiny_run, RECIPE.changed(steps=1), checkpoint=folder)
     report = read_json(folder / "report.json")
-    del report["plan"]["recipe"]["accumulate"]
+    for key in ("accumulate", "gradient_checkpointing"):
+        del report["plan"]["recipe"][key]
     write_json(folder / "report.json", report)
     _, steps = trained_run(tiny_run, RECIPE.changed(steps=1), checkpoint=folder, resume=True)
     assert len(steps) == 1
@@ -204,6 +205,28 @@ def test_gradients_of_several_batches_add_up_to_those_of_one(tiny_run: Path) -> 
     for name, p in whole[0].named_parameters():
         # as above: noise has a sign
         assert ((ours[name] - p).abs() > 1e-5).float().mean() < 0.02, name
+
+
+def test_what_is_computed_anew_for_the_gradients_is_the_same(tiny_run: Path) -> None:
+    kept: list[int] = []
+    runs = []
+    for anew in (False, True):
+        count = 0
+
+        def pack(x: torch.Tensor) -> torch.Tensor:
+            nonlocal count
+            count += x.numel()
+            return x
+
+        recipe = RECIPE.changed(match_share=0, gradient_checkpointing=anew)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            runs.append(trained_run(tiny_run, recipe))
+        kept.append(count)
+    assert [s.loss for s in runs[0][1]] == [s.loss for s in runs[1][1]]
+    for a, b in zip(runs[0][0].parameters(), runs[1][0].parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert not runs[1][0].is_activation_checkpointing
+    assert kept[0] != kept[1]  # else there was no difference to be seen
 
 
 @given(st.integers(1, 30), st.integers(1, 5), st.integers(1, 4), st.integers(0, 20))

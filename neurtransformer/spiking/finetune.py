@@ -234,6 +234,8 @@ def finetune(
     groups = trainable(model, recipe)
     budget = recipe.spikes_budget
     distiller = accelerator.prepare(Distiller(model, teacher, count=budget is not None))
+    if recipe.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
     plan = {
         "recipe": recipe.model_dump(),
@@ -287,6 +289,7 @@ def finetune(
             # libraries put what the system says into errors of their own
             except (OSError, SafetensorError, UserError) as error:
                 log.warning("no checkpoint at step %s, training goes on: %s", len(done), error)
+    model.activation_checkpointing_disable()
     model.requires_grad_(False).eval()
     return done
 
@@ -322,7 +325,7 @@ def read_checkpoint(
     known = was
     if isinstance(was, dict) and isinstance(was.get("recipe"), dict):
         # checkpoints of earlier versions do not say which teacher they had, nor add up batches
-        recipe = {"accumulate": 1, **was["recipe"]}
+        recipe = {"accumulate": 1, "gradient_checkpointing": False, **was["recipe"]}
         known = {"teacher_sha256": plan["teacher_sha256"], **was, "recipe": recipe}
     if known != plan:
         raise UserError(

@@ -20,6 +20,7 @@ from transformers import (
     GenerationMixin,
     PreTrainedModel,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -81,7 +82,7 @@ class SpikingOutput(CausalLMOutputWithPast):
     last_hidden_state: Tensor | None = None
 
 
-class SpikingBlock(nn.Module):
+class SpikingBlock(GradientCheckpointingLayer):
     """One transformer block on the residual stream."""
 
     def __init__(self, config: SpikingConfig) -> None:
@@ -122,6 +123,7 @@ class SpikingLanguageModel(PreTrainedModel, GenerationMixin):
     base_model_prefix = "transformer"
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # noqa: RUF012
     _is_stateful = True
+    supports_gradient_checkpointing = True
     accepts_loss_kwargs = True
     """For transformers' Trainer: `forward` takes num_items_in_batch."""
 
