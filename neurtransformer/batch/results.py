@@ -35,7 +35,7 @@ _RESULT, _FAILED = "result.json", "failed.json"
 
 # where things are and how long they took is another matter on the next machine
 _PLACES = {"run", "netlist", "model", "text", "picture"}
-_TIMES = {"seconds", "integer_seconds"}
+_TIMES = {"seconds", "backend_seconds", "integer_seconds"}
 _KEYS = ("id", "model", "recipe", "seed", "text", "status", "failed")
 
 

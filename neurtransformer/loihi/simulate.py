@@ -83,9 +83,9 @@ def simulate(
     done.
     Returns `backend`, `steps`, `tokens` (all that went through), `compared`, `mismatches`,
     `max_abs_difference`, `first_mismatch`, `text` and `same_text` (what the backend puts after the
-    prompt, greedy, and whether the integer model's counts do), `seconds` and `integer_seconds` (all
-    of it, and what the integer model's counts took). A prompt that begins with the innate token is
-    sent without it.
+    prompt, greedy, and whether the integer model's counts do), `seconds`, `backend_seconds` and
+    `integer_seconds` (all of it, what Lava took, and what the integer model's counts took). A
+    prompt that begins with the innate token is sent without it.
     """
     began = time.monotonic()
     model = netlist.model
@@ -93,7 +93,7 @@ def simulate(
     sent = _sent(model, ids)
     ids_in, continuation = continued[len(ids) - len(sent) : -1], continued[len(ids) :]
     integer_seconds = time.monotonic() - began
-    tally, steps = Tally(), 0
+    tally, steps, backend_seconds = Tally(), 0, 0.0
     x: Integers = ids_in
     for network in netlist.manifest.networks:
         ours = model.networks[network.name].steps(x, network.phase, network.slots)
@@ -101,7 +101,9 @@ def simulate(
         if backend == "lava":
             from neurtransformer.loihi.runner import run_network
 
+            started = time.monotonic()
             theirs, took = run_network(netlist, network, ours)
+            backend_seconds += time.monotonic() - started
             steps += took
             for key, mine, lavas in pairs(network, ours, theirs):
                 tally.add(f"{network.name}.{key}", mine, lavas)
@@ -123,6 +125,7 @@ def simulate(
         "text": netlist.tokenizer.decode(chosen.tolist()),
         "same_text": chosen.tolist() == continuation.tolist(),
         "seconds": time.monotonic() - began,
+        "backend_seconds": backend_seconds,
         "integer_seconds": integer_seconds,
     }
 
