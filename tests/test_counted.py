@@ -8,6 +8,7 @@ and update is counted. The results have to be the network's own, and the counts 
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,13 +71,20 @@ class Ledger:
     def add(self, what: str, number: int) -> None:
         self.counts[self.block, self.layer, what] += number
 
+    def of(self, block: int, layer: str, *what: str) -> int:
+        return sum(self.counts[block, layer, name] for name in what)
+
     # --- neurons and the synapses between them ---
 
     def entering(self, block: int, name: str) -> Callable[..., None]:
         def hear(module: Any, args: tuple[Any, ...]) -> None:
             self.block, self.layer, self.begun = block, name, False
             self.doubles = isinstance(module, SpikeLinear) and module.gain == 2
-            if name in ("attn.encode", "attn.merged", "mlp.encode"):  # of a value, and not of spikes
+            if name in (
+                "attn.encode",
+                "attn.merged",
+                "mlp.encode",
+            ):  # of a value, and not of spikes
                 self.add("integrated", args[0].numel())
 
         return hear
@@ -229,7 +237,7 @@ def dense(request: pytest.FixtureRequest, tiny_dense_folder: Path, tiny_llama_fo
 def converted(folder: Path, kind: str, coding: Coding) -> SpikingLanguageModel:
     model = convert(
         load_dense(str(folder))[0], words(2, 24), 4, str(folder), coding=coding, attention=kind,
-        attention_code=Code(3, coding), first_token=0,
+        attention_code=Code(3, coding), first_token=0, limited=(7, 2),
     )  # fmt: skip
     model.steps = True
     return model
@@ -263,10 +271,7 @@ def test_counted_one_by_one(dense: Path, kind: str, coding: Coding) -> None:
     model = converted(dense, kind, coding)
     for shape, layers, ledger in token_by_token(model):
         for block, spikes in enumerate(layers):
-
-            def count(layer: str, *what: str, block: int = block) -> int:
-                return sum(ledger.counts[block, layer, name] for name in what)
-
+            count = partial(ledger.of, block)
             parts = {
                 "attn": spiking_attention(shape, spikes),
                 "mlp": spiking_feed_forward(shape, spikes),
@@ -288,6 +293,60 @@ def test_counted_one_by_one(dense: Path, kind: str, coding: Coding) -> None:
             core = the_race if kind == "ttfs" else the_fast_weights
             core(parts["attn"], shape, count)
     assert sum(ledger.counts.values()) > 10_000
+
+
+@pytest.mark.parametrize("coding", ["rate", "phase"])
+def test_counted_by_spikingjelly(dense: Path, coding: Coding, monkeypatch: Any) -> None:
+    """Its counter knows spikes of 0 and 1 alone. So the two neurons of a signed pair send through
+    synapses of their own, and of a staggered pair one after the other."""
+    from spikingjelly.activation_based.op_counter import DispatchCounterMode, SynOpCounter
+
+    found: Counter[str] = Counter()
+
+    def synapses(spikes: Tensor, weight: Tensor) -> Tensor:
+        arrived = torch.zeros(1)
+        for sign in (1, -1):
+            for least in (1, 2):
+                sent = (sign * spikes >= least).to(weight.dtype)
+                arrived = arrived + sign * counted(
+                    "projections", lambda x=sent: F.linear(x, weight)
+                )
+        assert torch.equal(arrived, F.linear(spikes, weight))
+        return arrived
+
+    def listen(spikes: Tensor, running: Tensor, value: Tensor) -> Tensor:
+        return counted("values", lambda: race.listen(spikes, running, value))
+
+    def counted(what: str, compute: Callable[[], Tensor]) -> Tensor:
+        counter = SynOpCounter()
+        with DispatchCounterMode([counter]):
+            result = compute()
+        found[what] += counter.get_total()
+        return result
+
+    model = converted(dense, "ttfs", coding)
+    monkeypatch.setattr(neurons, "F", SimpleNamespace(linear=synapses))
+    monkeypatch.setattr(ttfs, "listen", listen)
+    with counting_spikes(model) as counter:
+        model(words(1, 8))
+    # with the innate token, texts of 8 tokens have a context of 9
+    shape = replace(Shape.of(model.config), context=9)
+    layers = layer_spikes(model, counter, counter.spikes)
+    events: Counter[str] = Counter()
+    for spikes in layers:
+        attention, mlp = spiking_attention(shape, spikes), spiking_feed_forward(shape, spikes)
+        events["projections"] += 8 * sum(
+            part[name].events
+            for part, name in (
+                (attention, "c_attn"),
+                (attention, "c_proj"),
+                (mlp, "c_fc"),
+                (mlp, "c_proj"),
+            )
+        )
+        events["values"] += 8 * attention["values"].events
+    assert found == pytest.approx(events)
+    assert min(events.values()) > 1000
 
 
 Count = Callable[..., int]
