@@ -206,8 +206,8 @@ def test_race_by_hand() -> None:
         "write": (8, 6 + 5 + 7),
         # a query spike reaches 3 token neurons; 2 heads of 3 are doubled in 3 of 4 steps
         "scores": (0, 6 * 3 + 3 * 6),
-        # 90 comparisons; 30 steps in which a threshold falls; in those of the fine race 4 values and
-        # the witness take 65 operations each
+        # 90 comparisons; 30 steps in which a threshold falls; in the fine race 4 values and the
+        # witness take 65 operations each
         "race": (0, 90 + 30 + 65 * 5),
         "values": (0, 5 * 5),
         "normalise": (8, 2 * 8 + 3 * 2),

@@ -169,12 +169,11 @@ def traffic(of: Lines) -> dict[str, float]:
 
 def break_even(dense: float, silent: float, today: float) -> float | None:
     """The share of today's spikes at which a spiking network needs as much as a dense one; None if
-    it would need more even if its neurons sent none.
+    it would need more even if its neurons sent none, or if they send none today.
 
     All three are joules: dense, without any spike, with today's. In between energy is linear.
     """
-    share = (dense - silent) / (today - silent)
-    return share if share > 0 else None
+    return (dense - silent) / (today - silent) if dense > silent < today else None
 
 
 def silenced(n: LayerSpikes) -> LayerSpikes:
