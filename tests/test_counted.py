@@ -301,26 +301,24 @@ def test_counted_by_spikingjelly(dense: Path, coding: Coding, monkeypatch: Any) 
     synapses of their own, and of a staggered pair one after the other."""
     from spikingjelly.activation_based.op_counter import DispatchCounterMode, SynOpCounter
 
-    found: Counter[str] = Counter()
+    found = {"projections": 0, "values": 0}
 
     def synapses(spikes: Tensor, weight: Tensor) -> Tensor:
         arrived = torch.zeros(1)
         for sign in (1, -1):
             for least in (1, 2):
                 sent = (sign * spikes >= least).to(weight.dtype)
-                arrived = arrived + sign * counted(
-                    "projections", lambda x=sent: F.linear(x, weight)
-                )
+                arrived = arrived + sign * counted("projections", F.linear, sent, weight)
         assert torch.equal(arrived, F.linear(spikes, weight))
         return arrived
 
     def listen(spikes: Tensor, running: Tensor, value: Tensor) -> Tensor:
-        return counted("values", lambda: race.listen(spikes, running, value))
+        return counted("values", race.listen, spikes, running, value)
 
-    def counted(what: str, compute: Callable[[], Tensor]) -> Tensor:
+    def counted(what: str, compute: Callable[..., Tensor], *given: Tensor) -> Tensor:
         counter = SynOpCounter()
         with DispatchCounterMode([counter]):
-            result = compute()
+            result = compute(*given)
         found[what] += counter.get_total()
         return result
 
@@ -332,18 +330,11 @@ def test_counted_by_spikingjelly(dense: Path, coding: Coding, monkeypatch: Any) 
     # with the innate token, texts of 8 tokens have a context of 9
     shape = replace(Shape.of(model.config), context=9)
     layers = layer_spikes(model, counter, counter.spikes)
-    events: Counter[str] = Counter()
+    events = {"projections": 0.0, "values": 0.0}
     for spikes in layers:
         attention, mlp = spiking_attention(shape, spikes), spiking_feed_forward(shape, spikes)
-        events["projections"] += 8 * sum(
-            part[name].events
-            for part, name in (
-                (attention, "c_attn"),
-                (attention, "c_proj"),
-                (mlp, "c_fc"),
-                (mlp, "c_proj"),
-            )
-        )
+        synaptic = [attention["c_attn"], attention["c_proj"], mlp["c_fc"], mlp["c_proj"]]
+        events["projections"] += 8 * sum(ops.events for ops in synaptic)
         events["values"] += 8 * attention["values"].events
     assert found == pytest.approx(events)
     assert min(events.values()) > 1000

@@ -12,12 +12,12 @@ batch 1.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
 from typing import Any
 
 from neurtransformer.measure.counts import LayerSpikes, Ops, Shape
 from neurtransformer.measure.operations import Forms, operations
 from neurtransformer.measure.prices import (
+    BITS,
     CORE_BYTES,
     DENSE,
     FROM_DRAM,
@@ -159,9 +159,7 @@ def traffic(of: Lines) -> dict[str, float]:
     weights, keys and values, of the sums that spikes add to, and of states."""
 
     def bits(*among: Unit) -> float:
-        return sum(
-            SPIKING.bits[unit] * counts.get(unit, 0.0) for counts in of.values() for unit in among
-        )
+        return sum(BITS[unit] * counts.get(unit, 0.0) for counts in of.values() for unit in among)
 
     found = {f"{name}_bits": bits(*COLUMNS[name]) for name in ("weights", "accumulators", "states")}
     return {**found, "total_bits": sum(found.values())}
@@ -178,8 +176,7 @@ def break_even(dense: float, silent: float, today: float) -> float | None:
 
 def silenced(n: LayerSpikes) -> LayerSpikes:
     """No spike of a coding neuron; token neurons race as they did."""
-    names = [field.name for field in fields(n) if field.name != "events"]
-    return replace(n, **dict.fromkeys(names, 0.0))
+    return LayerSpikes(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, n.events)
 
 
 FORMS = ("spiking", "graded")

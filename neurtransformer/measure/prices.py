@@ -4,11 +4,13 @@ Grades: a *published* price stands in the source as it is. A *derived* one follo
 ones, and `why` says how. An *assumed* one rests on something that nobody has published for this
 case, and `why` says on what. Nothing here was measured by us.
 
-45 nm: M. Horowitz's table of operations, the one that most papers on spiking networks use. Loihi 1:
-the figures of the chip before Loihi 2, for which none are published; its makers simulated them
-before the chip was made (23.6 pJ is called a minimum). SpikingJelly: the preset for 8-bit integers
-of its `SimpleEnergyCostConfig`. Lists are never mixed, but for the way of a spike, which the table
-of 45 nm lacks.
+- 45 nm: M. Horowitz's table of operations, the one that most papers on spiking networks use.
+- Loihi 1: the figures of the chip before Loihi 2, for which none are published; its makers
+  simulated them before the chip was made, and call 23.6 pJ a minimum. The paper was not at hand:
+  its table 2 was checked in copies that others quote; one has 4.2 pJ for a hop north or south.
+- SpikingJelly: the preset for 8-bit integers of its `SimpleEnergyCostConfig`.
+
+Lists are never mixed, but for the way of a spike, which the table of 45 nm lacks.
 """
 
 import math
@@ -49,6 +51,14 @@ SPIKINGJELLY = "SpikingJelly 2.0, op_counter.SimpleEnergyCostConfig.int8()"
 
 WEIGHT_BITS, STATE_BITS = 8, 24
 """Widths of a spiking network's integers."""
+BITS: Mapping[Unit, int] = {
+    "weight": WEIGHT_BITS,
+    "cached": WEIGHT_BITS,
+    "event": 2 * STATE_BITS,
+    "state": STATE_BITS,
+    "matrix entry": STATE_BITS,
+}
+"""What one of them moves to or from memory; an event reads a sum and writes it."""
 CORE_BYTES = 128 * 1024
 """Memory for the synapses of a core of Loihi 2, see configs/loihi2.yaml."""
 
@@ -71,12 +81,11 @@ class Price:
 @dataclass(frozen=True)
 class PriceList:
     """prices: of units. within: units whose energy is part of another unit's price, or left out by
-    the source's own rule. bits: widths of a weight and of a key or value, and of a state."""
+    the source's own rule."""
 
     name: str
     prices: Mapping[Unit, Price]
     within: frozenset[Unit]
-    bits: Mapping[Unit, int]
 
     def missing(self, counts: Mapping[Unit, float]) -> list[Unit]:
         """Units that are counted and have no price here."""
@@ -148,7 +157,7 @@ SPIKING = PriceList(
         "weight": times(LOCAL, WEIGHT_BITS),
         "cached": times(LOCAL, WEIGHT_BITS),
         "event": Price(
-            2 * STATE_BITS * SMALL.pj,
+            BITS["event"] * SMALL.pj,
             "assumed",
             HOROWITZ,
             "the sum that it adds to is read and written, 24 bits each, in 8 KiB",
@@ -160,8 +169,6 @@ SPIKING = PriceList(
         ),
     },
     frozenset({"update", "write"}),
-    {"weight": WEIGHT_BITS, "cached": WEIGHT_BITS, "event": 2 * STATE_BITS, "state": STATE_BITS}
-    | {"matrix entry": STATE_BITS},
 )
 
 REGISTERS = replace(
@@ -211,7 +218,6 @@ def dense_prices(number_format: str, memory: str) -> PriceList:
             "cached": times(LOCAL, bits),
         },
         frozenset(),
-        {"weight": bits, "cached": bits},
     )
 
 
@@ -232,7 +238,6 @@ LOIHI = PriceList(
         "message": MESSAGE,
     },
     frozenset({"addition", "weight", "cached", "state", "matrix entry"}),
-    SPIKING.bits,
 )
 _BYTE = Price(24.96, "published", SPIKINGJELLY, "3.12 pJ a bit")
 _PRESET: dict[Unit, Price] = {
@@ -247,11 +252,8 @@ PRESET = PriceList(
     "SpikingJelly",
     {**_PRESET, "state": _STATE, "matrix entry": _STATE},
     frozenset({"event", "message", "update", "write"}),
-    SPIKING.bits,
 )
-PRESET_DENSE = PriceList(
-    "SpikingJelly", _PRESET, frozenset(), {"weight": WEIGHT_BITS, "cached": WEIGHT_BITS}
-)
+PRESET_DENSE = PriceList("SpikingJelly", _PRESET, frozenset())
 
 
 def rows(lists: Mapping[str, PriceList]) -> Iterator[dict[str, str | float]]:
