@@ -14,6 +14,7 @@ def bill_tables(bill: Mapping[str, Any]) -> Iterator[Any]:
     yield _lines(bill)
     yield _totals(bill)
     yield _break_even(bill)
+    yield _verdict(bill["break_even"][0])
     yield _traffic(bill)
     yield _loihi(bill)
     yield _prices(bill)
@@ -37,7 +38,7 @@ def _lines(bill: Mapping[str, Any]) -> Any:
             line["cause"],
             _micro(dense.get(line["cause"], 0.0)),
             _micro(line["total_j"]),
-            100 * line["total_j"] / ours["total_j"],
+            round(100 * line["total_j"] / ours["total_j"], 1),
             *(_micro(line[f"{column}_j"]) for column in COLUMNS),
             _micro(graded.get(line["cause"], 0.0)),
         )
@@ -97,6 +98,21 @@ def _break_even(bill: Mapping[str, Any]) -> Any:
         ),
         [row(found) for found in bill["break_even"]],
         title="against an int8 dense model, at what spike rate does the spiking network win?",
+    )
+
+
+def _verdict(found: Mapping[str, Any]) -> str:
+    """The first row of that table in words."""
+    share = found["share"]
+    even = (
+        "Without any spike it would still need more."
+        if share is None
+        else f"It would need as much with {100 * share:.0f} % of its spikes, "
+        f"{found['break_even_rate']:.2g} a neuron and step."
+    )
+    return (
+        " Beside an int8 dense model with its weights on the chip this run needs "
+        f"{found['ratio']:.1f} times the energy.\n {even}\n"
     )
 
 

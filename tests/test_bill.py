@@ -256,7 +256,13 @@ def test_the_command_draws_and_tells(
         done = call(str(tmp_path / name))
         assert done.exit_code == 0, done.output
         assert (tmp_path / name).read_bytes().startswith(begins)
-    for shown in ("FULL BILL", "at what spike rate", "no price for a", "23.6 published"):
+    for shown in (
+        "FULL BILL",
+        "at what spike rate",
+        "of its spikes",
+        "no price for a",
+        "23.6 published",
+    ):
         assert shown in done.stdout
     for wrong in ("where.svg", "where.pdf", "no/such/place.svg"):
         assert isinstance(call(str(tmp_path / wrong)).exception, UserError)
