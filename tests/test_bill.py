@@ -259,7 +259,7 @@ def test_the_command_draws_and_tells(
     for shown in (
         "FULL BILL",
         "at what spike rate",
-        "of its spikes",
+        "Without any spike it would",
         "no price for a",
         "23.6 published",
     ):
