@@ -81,8 +81,6 @@ def _tables(values: Mapping[str, Any]) -> Any:
 
     low, high = values["paper_reduction_percent"]
     used = values["constants"]
-    columns = ("per token, microjoules", "dense", "spiking", "graded spikes", "spiking saves %")
-
     paper = {"attention": f"{low} to {high}"}
     rows = [
         (
@@ -95,7 +93,10 @@ def _tables(values: Mapping[str, Any]) -> Any:
     ]
     return Group(
         rows_table(
-            (*columns, "the paper %"),
+            (
+                "per token, microjoules",
+                *("dense", "spiking", "graded spikes", "spiking saves %", "the paper %"),
+            ),
             rows,
             title=f"ESTIMATED energy of arithmetic alone: T = {values['timesteps']}, context "
             f"{values['context']}, {used['mac_pj']} pJ a MAC, {used['ac_pj']} pJ an AC",
