@@ -1,11 +1,13 @@
 """`neurtx energy`: an estimate of a run's energy beside the dense model's."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
 
-from .output import answer, json_option, rows_table
+from .bill import bill_tables
+from .output import answer, json_option, picture_file, rows_table
 
 _PARTS = {
     "attention": "attention blocks",
@@ -25,16 +27,27 @@ _FORMS = ("dense", "spiking", "graded")
     show_default=True,
     help="Tokens to count spikes on.",
 )
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path),
+    help="A PNG or SVG file to draw in where the energy goes.",
+)
 @json_option
-def command(run: str | None, text: str | None, limit: int, as_json: bool) -> None:
+def command(
+    run: str | None, text: str | None, limit: int, picture: Path | None, as_json: bool
+) -> None:
     """Estimate the energy per token of RUN beside the dense model it was made from.
 
     This is an estimate: nothing is measured on a chip. The operations of both networks are counted,
     those of RUN with the spikes that it sends on held-out text, and multiplied by published
-    energies of 45 nm silicon. The energy of memory traffic is estimated separately.
+    energies. The first table counts arithmetic, as papers on spiking networks do. The full bill
+    below it counts everything that is done and moved, and says at what spike rate a dense model in
+    8-bit integers would need as much. docs/energy.md explains the tables.
     """
     from neurtransformer import runs
 
+    if picture is not None:
+        picture = picture_file(picture, "--picture", (".png", ".svg"))
     folder = runs.resolve("run", run)
 
     from neurtransformer.measure.energy import estimate, measure_spikes
@@ -54,40 +67,39 @@ def command(run: str | None, text: str | None, limit: int, as_json: bool) -> Non
     provenance = stamp(weights_sha256=model_sha256(model), text_sha256=text_sha256(blocks))
     runs.update_report(folder, "energy", values, provenance)
     values = {"run": folder, **values}
+    if picture is not None:
+        from neurtransformer.measure.figures import energy_bill
+
+        runs.write_bytes(picture, energy_bill(values["bill"], picture.suffix.lower()[1:]))
+        values["picture"] = picture
     answer(values, as_json=as_json, table=lambda: _tables(values))
 
 
 def _tables(values: Mapping[str, Any]) -> Any:
-    """The estimate for a person: arithmetic, memory traffic, other prices."""
+    """The estimate for a person: arithmetic, other prices, the full bill."""
     from rich.console import Group
 
     low, high = values["paper_reduction_percent"]
     used = values["constants"]
-    columns = ("per token, microjoules", "dense", "spiking", "graded spikes", "spiking saves %")
-
-    def rows(prefix: str) -> list[tuple[Any, ...]]:
-        return [
-            (
-                title,
-                *(values[part][f"{prefix}{form}_j"] * 1e6 for form in _FORMS),
-                values[part][f"{prefix}reduction_percent"],
-            )
-            for part, title in _PARTS.items()
-        ]
-
-    paper = {"attention blocks": f"{low} to {high}"}
+    paper = {"attention": f"{low} to {high}"}
+    rows = [
+        (
+            title,
+            *(values[part][f"{form}_j"] * 1e6 for form in _FORMS),
+            values[part]["reduction_percent"],
+            paper.get(part, ""),
+        )
+        for part, title in _PARTS.items()
+    ]
     return Group(
         rows_table(
-            (*columns, "the paper %"),
-            [(*row, paper.get(row[0], "")) for row in rows("")],
-            title=f"ESTIMATED energy of arithmetic: T = {values['timesteps']}, context "
+            (
+                "per token, microjoules",
+                *("dense", "spiking", "graded spikes", "spiking saves %", "the paper %"),
+            ),
+            rows,
+            title=f"ESTIMATED energy of arithmetic alone: T = {values['timesteps']}, context "
             f"{values['context']}, {used['mac_pj']} pJ a MAC, {used['ac_pj']} pJ an AC",
-        ),
-        rows_table(
-            columns,
-            rows("memory_"),
-            title="ESTIMATED energy of memory traffic, which comes on top: everything in SRAM at "
-            f"{used['sram_pj_per_64_bits']:g} pJ per 64 bits",
         ),
         rows_table(
             (
@@ -101,6 +113,7 @@ def _tables(values: Mapping[str, Any]) -> Any:
             [tuple(row.values()) for row in values["alternatives"]],
             title="what spikes save with other energies per operation from the same source",
         ),
+        *bill_tables(values["bill"]),
         f" {values['run']}\n {used['source']}.\n"
         f" Spikes counted on {values['tokens']:,} tokens of text. Graded spikes"
         " carry a count: fewer weights read, but each one multiplied.\n",

@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 import click
@@ -92,6 +93,27 @@ def utf8(_ctx: click.Context, _option: click.Parameter, value: str | None) -> st
     if value and any("\ud800" <= sign <= "\udfff" for sign in value):
         raise click.BadParameter("this is not UTF-8 text")
     return value
+
+
+def picture_file(path: Path, option: str, kinds: tuple[str, ...]) -> Path:
+    """The absolute path of a picture that is to be made. option: what named it. kinds: suffixes.
+
+    Raises UserError for another kind of file, for a folder that is not there, and for a file that
+    is.
+    """
+    from neurtransformer.errors import UserError
+
+    path = path.expanduser().resolve()
+    if path.suffix.lower() not in kinds:
+        endings = " or ".join(kinds)
+        raise UserError(
+            f"{path} is no name of a picture: {option} names a file that ends in {endings}"
+        )
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} does not exist: name a place that does")
+    if path.exists():
+        raise UserError(f"{path} exists already: name another file")
+    return path
 
 
 def answer(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .output import answer, json_option, rows_table
+from .output import answer, json_option, picture_file, rows_table
 
 if TYPE_CHECKING:
     from neurtransformer.loihi.network import Network
@@ -32,16 +32,9 @@ def command(netlist: str | None, description: Path | None, out: Path | None, as_
     have not been published and are assumed; configs/loihi2.yaml says which.
     """
     from neurtransformer import runs
-    from neurtransformer.errors import UserError
 
     if out is not None:
-        out = out.expanduser().resolve()
-        if out.suffix.lower() != ".png":
-            raise UserError(f"{out} is no name of a picture: --out names a file that ends in .png")
-        if not out.parent.is_dir():
-            raise UserError(f"{out.parent} does not exist: name a place that does")
-        if out.exists():
-            raise UserError(f"{out} exists already: name another file")
+        out = picture_file(out, "--out", (".png",))
 
     from neurtransformer.loihi.chip import Resources, load_chip
     from neurtransformer.loihi.place import place, summary, utilisation

@@ -145,7 +145,7 @@ def test_the_race_that_is_drawn_is_the_one_that_is_run(
     assert page(tiny_race_run).count("<img") == 0  # nothing forgets
     html = render({**full, "eval": {**EVAL, "race": found}}, config, "tiny")
     check_self_contained(html)
-    assert "A race" in html and html.count("<img") == 5
+    assert "A race" in html and html.count("<img") == 6
 
 
 def test_everything_measured(tiny_run: Path, full: dict[str, Any]) -> None:
@@ -153,7 +153,7 @@ def test_everything_measured(tiny_run: Path, full: dict[str, Any]) -> None:
     html = render(full, config, "tiny", (torch.full((2, 2), 3), torch.ones(2, 2)))
     check_self_contained(html)
     assert "not measured yet" not in html
-    assert html.count("<img") == 5
+    assert html.count("<img") == 6
     for said in (
         "1.100",
         "1.045",
@@ -189,7 +189,7 @@ def test_a_picture_may_be_missing(tiny_run: Path, full: dict[str, Any], name: st
     html = render({**full, name: None}, read_json(tiny_run / "config.json"), "x")
     check_self_contained(html)
     # the energy section knows spike rates too
-    assert html.count("<img") == {"eval": 3, "finetune": 3, "energy": 3}[name]
+    assert html.count("<img") == {"eval": 4, "finetune": 4, "energy": 3}[name]
 
 
 @pytest.mark.parametrize("name", ["convert", "recipe", "eval", "integer", "simulate", "generate"])
@@ -220,6 +220,9 @@ def test_the_summary_says_what_it_knows(full: dict[str, Any]) -> None:
     assert rows["mismatches on Loihi 2's stack"][0] == "0"
     assert rows["attention energy saved"][0].endswith("%")
     assert "ESTIMATE" in rows["attention energy saved"][1]
+    bill = full["energy"]["bill"]
+    over = bill["spiking"]["total_j"] / bill["dense"]["int8, on-chip"]["total_j"]
+    assert rows["energy over an int8 dense model's"][0] == f"{over:.2f}"
     # a NaN is null in report.json and makes no row
     assert summary_rows({"eval": {"ppl_ratio": None}}) == []
 

@@ -1,7 +1,7 @@
 """What an operation is, and what decides how many there are: the geometry and measured spikes."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from neurtransformer.recipe import Code
@@ -13,14 +13,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ops:
-    """Work for one token. words: 32-bit words read from or written to memory."""
+    """Work for one token.
+
+    mac, ac: multiply-accumulates and accumulates.
+    weights, states: words read from or written to memory, of weights, keys and values, and of
+    membranes, thresholds and whatever else an attention keeps.
+    events: synapses that a spike arrives through; each adds to a sum, which is one of the ACs, or
+    of the MACs where a spike carries a number.
+    updates: neurons times time steps in which one is updated. writes: synapses written.
+    """
 
     mac: float = 0.0
     ac: float = 0.0
-    words: float = 0.0
+    weights: float = 0.0
+    states: float = 0.0
+    events: float = 0.0
+    updates: float = 0.0
+    writes: float = 0.0
+
+    @property
+    def words(self) -> float:
+        """All words read from or written to memory."""
+        return self.weights + self.states
 
     def __add__(self, other: "Ops") -> "Ops":
-        return Ops(self.mac + other.mac, self.ac + other.ac, self.words + other.words)
+        return Ops(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 Part = Mapping[str, Ops]
@@ -37,7 +54,8 @@ class Shape:
     """What of a model's config decides the counts. context: longest sequence, in tokens. code,
     attention: the codes of the feed-forward blocks and of the attention. hidden_timesteps: T of the
     hidden neurons. kind: of the attention.
-    gated: SwiGLU in place of GELU. rotary: whether positions are."""
+    gated: SwiGLU in place of GELU. rotary: whether positions are. innate: whether a first token
+    stands before every text."""
 
     width: int
     heads: int
@@ -52,6 +70,7 @@ class Shape:
     kind: str
     gated: bool
     rotary: bool
+    innate: bool = False
 
     @classmethod
     def of(cls, config: "SpikingConfig") -> Self:
@@ -70,12 +89,14 @@ class Shape:
             kind=config.attention,
             gated=s.gated,
             rotary=config.rotary is not None,
+            innate=config.first_token is not None,
         )
 
     @property
     def seen(self) -> float:
-        """Tokens a causal head looks at, itself included, on average over all positions."""
-        return (self.context + 1) / 2
+        """Tokens a causal head looks at, itself included, on average over the positions of a text.
+        An innate token is always seen, and never asks."""
+        return (self.context + 1 + self.innate) / 2
 
     @property
     def qkv(self) -> tuple[int, int, int]:

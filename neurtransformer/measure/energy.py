@@ -6,7 +6,8 @@ transformers count the synapses alone; here forgetting, neuron updates and norma
 too, and what both models do alike (LayerNorm, embeddings, GELU, LM head) stands in both.
 
 The energy of arithmetic and that of memory traffic are two separate numbers: the first is what the
-paper reports, the second is ten times larger and goes another way.
+paper reports, the second is ten times larger and goes another way. `bill` adds up everything, at
+the widths that numbers have.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neurtransformer.measure.bill import bill
 from neurtransformer.measure.counts import LayerSpikes, Ops, Shape, total
 from neurtransformer.measure.operations import Forms, operations
+from neurtransformer.measure.prices import DRAM_PJ
 from neurtransformer.measure.quality import SpikeCounter, counting_spikes
 from neurtransformer.spiking.model import SpikingLanguageModel
 
@@ -27,8 +30,6 @@ PAPER_REDUCTION_PERCENT = (64.71, 85.28)
 SOURCE = "M. Horowitz, Computing's energy problem, ISSCC 2014, fig. 1.1.9 (45 nm, 0.9 V)"
 SRAM_PJ = 100.0
 """One 64-bit access to a 1 MB SRAM; the same table has 10 for 8 kB and 20 for 32 kB."""
-DRAM_PJ = 1300.0
-"""One 64-bit access to DRAM, the lower end of 1.3 to 2.6 nJ."""
 WORD_BITS = 32
 """Width of every weight, cache entry, state and membrane, in every form."""
 
@@ -145,6 +146,9 @@ def estimate(model: SpikingLanguageModel, counter: SpikeCounter) -> dict[str, An
         "alternatives": [_alternative(prices, sums) for prices in ALTERNATIVES],
         "operations": {name: _breakdown(forms) for name, forms in parts.items()},
         "spike_rate_by_layer": counter.mean_rates(),
+        "bill": bill(
+            shape, spikes, active, {"spiking": counter.mean_rate(), "graded": counter.mean_active()}
+        ),
     }
 
 

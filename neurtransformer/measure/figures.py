@@ -1,7 +1,7 @@
 """The pictures of the report page, as SVG: one width, one type size, colours told apart by all.
 
 Every picture is drawn on white and narrow enough to be read on a phone without zooming. The one
-of `neurtx place` stands alone and is a PNG.
+of `neurtx place` stands alone and is a PNG; that of `neurtx energy` may be either.
 """
 
 import io
@@ -31,6 +31,7 @@ STYLE = {
     "axes.spines.right": False,
     "axes.edgecolor": "#666666",
     "figure.constrained_layout.use": True,
+    "hatch.linewidth": 0.6,
     "svg.hashsalt": "neurtx",  # the same numbers give the same file
 }
 POPULATIONS = {
@@ -42,6 +43,19 @@ POPULATIONS = {
     "mlp.encode": "feed-forward input",
     "mlp.hidden": "feed-forward hidden",
 }
+CAUSES = {  # Okabe and Ito's
+    "projections": "#0072b2",
+    "scores": "#56b4e9",
+    "values": "#009e73",
+    "writing keys and values": "#f0e442",
+    "race steps": "#e69f00",
+    "forgetting": "#e69f00",
+    "neuron updates": "#d55e00",
+    "norms and activations": "#cc79a7",
+    "embedding and LM head": "#8c8c8c",
+    "spike transport": "#000000",
+}
+HATCHED: dict[str, Any] = {"hatch": "////", "edgecolor": "white", "linewidth": 0}
 FAR = 256  # tokens back that the picture of forgetting reaches
 MOST_COLUMNS = 600  # of the picture of cores, about what the eye parts
 
@@ -82,6 +96,52 @@ def energy_bars(energy: Mapping[str, Any]) -> bytes:
             axes.set_title(f"{title}, µJ per token")
         panels[0].legend(frameon=False, fontsize=8)
         return _svg(figure)
+
+
+def energy_bill(bill: Mapping[str, Any], kind: str = "svg") -> bytes:
+    """Where the energy of a token goes, and what it is in all. bill: what `bill.bill` returns.
+    kind: svg or png."""
+    bars = {
+        "dense int8": bill["dense"]["int8, on-chip"],
+        "spiking": bill["spiking"],
+        "spiking, graded": bill["graded"],
+    }
+    totals = {f"dense {name}": of["total_j"] for name, of in bill["dense"].items()}
+    for name, of in list(bars.items())[1:]:
+        totals[name] = of["total_j"]
+        totals[f"{name}, registers"] = of["total_j"] - of["accumulators_j"]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 5.4), dpi=200)
+        above, below = figure.subplots(2, 1, height_ratios=(1.4, 2.2))
+        drawn: dict[str, None] = {}
+        for row, of in enumerate(bars.values()):
+            left = 0.0
+            for line in of["lines"]:
+                length, sums = line["total_j"] * 1e6, line["accumulators_j"] * 1e6
+                colour = CAUSES.get(line["cause"], DENSE)
+                label = None if line["cause"] in drawn else line["cause"]
+                drawn[line["cause"]] = None
+                above.barh(row, length, 0.6, left, color=colour, label=label)
+                above.barh(row, sums, 0.6, left, color="none", **HATCHED)
+                left += length
+        above.barh(0, 0, color=DENSE, label="for sums in memory", **HATCHED)
+        above.set_yticks(range(len(bars)), list(bars))
+        above.invert_yaxis()
+        above.set_title("where it goes, µJ per token (weights on the chip)")
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=7.5)
+        ordered = sorted(totals.items(), key=lambda item: item[1])
+        colours = [DENSE if name.startswith("dense") else SPIKING for name, _ in ordered]
+        energies = [energy * 1e6 for _, energy in ordered]
+        below.barh(range(len(ordered)), energies, 0.6, color=colours)
+        for row, energy in enumerate(energies):
+            number = f"{energy:,.{1 if energy < 100 else 0}f}"
+            below.text(energy * 1.08, row, number, va="center", fontsize=7.5)
+        below.set_yticks(range(len(ordered)), [name for name, _ in ordered])
+        below.invert_yaxis()
+        below.set_xscale("log")
+        below.set_xlim(min(energies) / 2, max(energies) * 3)
+        below.set_title("in all, µJ (DRAM: of the weights; registers: of the sums)")
+        return _svg(figure) if kind == "svg" else _png(figure)
 
 
 def loss_curve(curve: Sequence[Sequence[Any]]) -> bytes:
@@ -256,9 +316,7 @@ def core_utilisation(shares: NDArray[np.float64], names: Sequence[str], per_chip
             axes.axvline(edge, color="white", linewidth=0.8)
         axes.set_xlabel(f"core, in the order of the network; {per_chip} to a chip")
         figure.colorbar(image, label="share used")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        return buffer.getvalue()
+        return _png(figure)
 
 
 _FORM_NAMES = {"dense": "dense", "spiking": "spiking", "graded": "spiking, graded"}
@@ -283,4 +341,10 @@ def _write_values(axes: Any, grid: Sequence[Sequence[float]]) -> None:
 def _svg(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -1,14 +1,17 @@
 """What one token costs in operations: the dense model's and the spiking model's, pure counts.
 
-Every multiply-accumulate (MAC), every accumulate (AC) and every 32-bit word moved to or from memory
-is counted, for one token at batch 1. Spikes are binary, T steps each (`--spikes binary`): a spike
+Every multiply-accumulate (MAC), every accumulate (AC) and every word moved to or from memory is
+counted, for one token at batch 1. Spikes are binary, T steps each (`--spikes binary`): a spike
 visits all its synapses, one AC each; -1 or 1 of a signed population at the same price. `graded`
 turns the counts into those of graded spikes.
 
 Where a choice is open, the dearer one is taken for the spiking side and the cheaper one for the
 dense side. Biases are counted on neither side: accumulators and membranes start from them. Memory
-is weights, cache, the attention's state and membranes; accumulators and activations stay in
-registers.
+is weights, cache, the attention's state, membranes and thresholds. Accumulators and activations of
+the dense model stay in registers; what a spike adds to is counted as an event (`Ops.events`), and
+the full bill (`bill`) moves it to and from memory.
+
+`tests/test_counted.py` counts the same one by one, as time steps are simulated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +20,7 @@ from dataclasses import replace
 from neurtransformer.codes import HIDDEN_SPIKES
 from neurtransformer.measure.attention import KINDS
 from neurtransformer.measure.counts import LayerSpikes, Ops, Part, Shape, total
-from neurtransformer.recipe import Code, Coding
+from neurtransformer.recipe import Code
 from neurtransformer.spiking.attention import KINDS as ATTENTIONS
 
 LAYER_NORM_MACS = 4
@@ -39,19 +42,22 @@ SOFTMAX_MACS = 2
 
 def dense_projection(inputs: int, outputs: int) -> Ops:
     """A matrix-vector product; each weight is read once."""
-    return Ops(mac=inputs * outputs, words=inputs * outputs)
+    return Ops(mac=inputs * outputs, weights=inputs * outputs)
 
 
 def dense_attention(s: Shape) -> dict[str, Ops]:
-    """Softmax attention of one block with a key-value cache, at the mean of all positions."""
-    pairs = s.width * s.seen
+    """Softmax attention of one block with a key-value cache, at the mean of all positions.
+
+    Heads that share keys and values read them together, once.
+    """
+    pairs, cached = s.width * s.seen, s.kv_width * s.seen
     return {
         "c_attn": dense_projection(s.width, s.width + 2 * s.kv_width),
         **rotary(s, s.width + s.kv_width),
-        "cache": Ops(words=2 * s.kv_width),
-        "q k": Ops(mac=pairs, words=pairs),
+        "cache": Ops(weights=2 * s.kv_width),
+        "q k": Ops(mac=pairs, weights=cached),
         "softmax": Ops(mac=SOFTMAX_MACS * s.heads * s.seen),
-        "a v": Ops(mac=pairs, words=pairs),
+        "a v": Ops(mac=pairs, weights=cached),
         "c_proj": dense_projection(s.width, s.width),
     }
 
@@ -81,11 +87,11 @@ def shared(s: Shape) -> dict[str, Ops]:
     """What both models do alike: norms and residual additions of all blocks, embeddings, head."""
     norms = 2 * s.layers + 1
     if s.rotary:  # no positions to add, and RMSNorm, with neither mean nor bias
-        embeddings = Ops(words=s.width)
-        normed = Ops(mac=norms * RMS_NORM_MACS * s.width, words=norms * s.width)
+        embeddings = Ops(weights=s.width)
+        normed = Ops(mac=norms * RMS_NORM_MACS * s.width, weights=norms * s.width)
     else:
-        embeddings = Ops(ac=s.width, words=2 * s.width)
-        normed = Ops(mac=norms * LAYER_NORM_MACS * s.width, words=norms * 2 * s.width)
+        embeddings = Ops(ac=s.width, weights=2 * s.width)
+        normed = Ops(mac=norms * LAYER_NORM_MACS * s.width, weights=norms * 2 * s.width)
     return {
         "embeddings": embeddings,
         "layer norms": normed,
@@ -99,40 +105,43 @@ def shared(s: Shape) -> dict[str, Ops]:
 
 def synapses(spikes: float, fan_out: float) -> Ops:
     """Each spike adds one weight to each neuron it reaches, and reads that weight to do so."""
-    return Ops(ac=spikes * fan_out, words=spikes * fan_out)
+    events = spikes * fan_out
+    return Ops(ac=events, weights=events, events=events)
 
 
-def neurons(
-    channels: int,
-    spikes: float,
-    timesteps: int,
-    *,
-    pairs: bool,
-    receives: Coding = "rate",
-    fires: int | None = None,
-) -> Ops:
-    """Updates of a population: T steps of integrating, then T of firing, or another number of them.
+def integrating(channels: int, arrives: Code) -> Ops:
+    """Membranes that spikes drive, T steps: per step one AC to add the synaptic current, and, where
+    phase-coded spikes arrive, in all steps but the first a shift, to double the membrane. Each step
+    reads and writes the membrane."""
+    updates = channels * arrives.timesteps
+    doublings = channels * (arrives.timesteps - 1) if arrives.coding == "phase" else 0
+    return Ops(ac=updates + doublings, states=2 * updates, updates=updates)
 
-    Per neuron one AC a step to add the synaptic current to the membrane, one a step to compare it
-    with the threshold (two in pairs, signed or staggered), and one per spike for the reset; where
-    phase-coded spikes arrive, one more a step, a shift, to double the membrane. Each of the steps
-    reads and writes the membrane.
-    """
-    fires = fires or timesteps
-    each = timesteps * (1 + (receives == "phase")) + fires * (2 if pairs else 1)
-    return Ops(ac=channels * each + spikes, words=2 * (timesteps + fires) * channels)
+
+def firing(channels: int, spikes: float, timesteps: int, *, pairs: bool) -> Ops:
+    """Neurons that fire, T steps: per step one AC to compare the membrane with the threshold (two
+    in pairs, signed or staggered), and one per spike for the reset. Each step reads and writes the
+    membrane and reads the threshold."""
+    updates = channels * timesteps
+    return Ops(ac=updates * (2 if pairs else 1) + spikes, states=3 * updates, updates=updates)
+
+
+ONCE = Code(1, "rate")
+"""How a value arrives that no spikes carry: once."""
 
 
 def spiking_attention(s: Shape, n: LayerSpikes) -> dict[str, Ops]:
     """Spiking self-attention of one block: synapses, neurons, and the core of its kind."""
-    timesteps, coding = s.attention
+    timesteps = s.attention.timesteps
     kind = ATTENTIONS[s.kind]
     own = kind.qkv_code(s.attention).timesteps
-    coded = neurons(s.width, n.encode, timesteps, pairs=True)
+    # inputs and mean values are no spikes; what c_proj drives goes to the residual stream
+    coded = integrating(2 * s.width, ONCE) + integrating(s.width, s.attention)
+    coded += firing(2 * s.width, n.encode + n.merged, timesteps, pairs=True)
     populations = zip(s.qkv, (n.query, n.key, n.value), kind.signed, strict=True)
     for channels, spikes, signed in populations:
-        coded += neurons(channels, spikes, own, pairs=signed, receives=coding)
-    coded += neurons(s.width, n.merged, timesteps, pairs=True)
+        coded += integrating(channels, s.attention)
+        coded += firing(channels, spikes, own, pairs=signed)
     return {
         "c_attn": synapses(n.encode, sum(s.qkv)),
         **rotary(s, s.qkv[0] + s.qkv[1]),
@@ -143,22 +152,26 @@ def spiking_attention(s: Shape, n: LayerSpikes) -> dict[str, Ops]:
 
 
 def spiking_feed_forward(s: Shape, n: LayerSpikes) -> dict[str, Ops]:
-    """The spiking MLP of one block; its GELU acts once on each membrane."""
-    timesteps, coding = s.code
-    coded = neurons(s.width, n.mlp_encode, timesteps, pairs=True)
-    pairs = s.gated or HIDDEN_SPIKES[coding] == 2
-    coded += neurons(
-        s.hidden, n.hidden, timesteps, pairs=pairs, receives=coding, fires=s.hidden_timesteps
-    )
-    if s.gated:  # a membrane of its own integrates the gate
-        gate = s.hidden * timesteps * (1 + (coding == "phase"))
-        coded += Ops(ac=gate, words=2 * timesteps * s.hidden)
+    """The spiking MLP of one block; its activation acts once on each membrane."""
+    # of a gated neuron a membrane of its own integrates the gate
+    membranes = (1 + s.gated) * s.hidden
+    coded = integrating(s.width, ONCE) + integrating(membranes, s.code)
+    coded += integrating(s.width, Code(s.hidden_timesteps, s.code.coding))
+    coded += firing(s.width, n.mlp_encode, s.code.timesteps, pairs=True)
+    pairs = s.gated or HIDDEN_SPIKES[s.code.coding] == 2
+    coded += firing(s.hidden, n.hidden, s.hidden_timesteps, pairs=pairs)
     return {
-        "c_fc": synapses(n.mlp_encode, (1 + s.gated) * s.hidden),
+        "c_fc": synapses(n.mlp_encode, membranes),
         **activation(s),
         "c_proj": synapses(n.hidden, s.width),
         "neurons": coded,
     }
+
+
+def spiking_shared(s: Shape) -> dict[str, Ops]:
+    """As `shared`; each neuron in front of the LM head sends it one graded spike."""
+    head = dense_projection(s.width, s.vocab)
+    return {**shared(s), "lm_head": replace(head, events=head.mac)}
 
 
 # --- graded spikes, and the sum of all blocks ---
@@ -171,7 +184,7 @@ def graded(part: Part) -> Part:
     """`part`, counted from active neurons in place of spikes, with graded spikes: a spike carries a
     count, so each synapse it visits multiplies."""
     return {
-        name: Ops(mac=ops.mac + ops.ac, words=ops.words) if name in SYNAPTIC else ops
+        name: replace(ops, mac=ops.mac + ops.ac, ac=0.0) if name in SYNAPTIC else ops
         for name, ops in part.items()
     }
 
@@ -189,8 +202,7 @@ def operations(
     the number of graded spikes.
     """
     # a graded spike carries a count, so no membrane doubles
-    once = Code(1, "rate")
-    one_step = replace(s, code=once, attention=once, hidden_timesteps=1)
+    one_step = replace(s, code=ONCE, attention=ONCE, hidden_timesteps=1)
     return {
         "attention": {
             "dense": _sum([dense_attention(s) for _ in spikes]),
@@ -202,7 +214,11 @@ def operations(
             "spiking": _sum([spiking_feed_forward(s, n) for n in spikes]),
             "graded": graded(_sum([spiking_feed_forward(one_step, n) for n in active])),
         },
-        "shared": dict.fromkeys(("dense", "spiking", "graded"), shared(s)),
+        "shared": {
+            "dense": shared(s),
+            "spiking": spiking_shared(s),
+            "graded": spiking_shared(s),
+        },
     }
 
 

@@ -71,6 +71,11 @@ class SpikeCounter:
         """The same per time step, of which each layer has its own number."""
         return self._per_token(lambda name: 1.0 / self.timesteps[name]) / self._neurons()
 
+    def mean_active(self) -> float:
+        """Share of the neurons that send any spike for a token, without token neurons."""
+        active = sum(float(a.sum()) / self.tokens[n] for n, a in self.active.items())
+        return active / self._neurons()
+
     def _per_token(self, weight: Callable[[str], float]) -> float:
         return sum(weight(n) * float(s.sum()) / self.tokens[n] for n, s in self.spikes.items())
 

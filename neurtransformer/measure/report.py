@@ -232,6 +232,14 @@ def pictures(
             "model" in energy,
             lambda: figures.energy_bars(energy),
         ),
+        (
+            "The full bill",
+            "Estimates, not measurements: all that is done and moved for one token. Hatched is what"
+            " it takes to read and write the sums that spikes add to; the dense model keeps its own"
+            " in registers. docs/energy.md explains the causes.",
+            "bill" in energy,
+            lambda: figures.energy_bill(energy["bill"]),
+        ),
     ]
     return [Picture(title, caption, draw()) for title, caption, there, draw in drawn if there]
 

@@ -108,7 +108,18 @@ def _energy(values: Mapping[str, Any]) -> list[Maybe]:
             shown(model.get("reduction_percent"), "{:.1f}%"),
             f"ESTIMATE, arithmetic only; memory traffic beside it: {memory}",
         ),
+        (
+            "energy over an int8 dense model's",
+            shown(_over_int8(section(values, "bill")), "{:.2f}"),
+            "ESTIMATE, everything done and moved, weights on the chip: below 1 is a saving",
+        ),
     ]
+
+
+def _over_int8(bill: Mapping[str, Any]) -> float | None:
+    ours = section(bill, "spiking").get("total_j")
+    dense = section(section(bill, "dense"), "int8, on-chip").get("total_j")
+    return ours / dense if ours and dense else None
 
 
 def _less_or_more(percent: Any) -> str | None:

@@ -9,12 +9,14 @@ from neurtransformer.spiking.attention.linear import LinearAttention
 
 def listen(attention: LinearAttention, events: dict[str, float]) -> list[RemovableHandle]:
     """Add up, over tokens, the key neurons that fire at all: all of them (`written`), and those in
-    heads that let a token attend to itself, u not 0 (`present`)."""
+    heads that let a token attend to itself, u not 0 (`present`). Where query heads share keys, each
+    head has a state of its own to write them to."""
 
     def hear(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
         # spikes of all steps, or counts
         fired = (output.sum(0) if output.dim() == 4 else output) > 0
-        heads = fired.flatten(0, 1).unflatten(-1, (attention.heads, -1)).sum((0, 2))
+        heads = fired.flatten(0, 1).unflatten(-1, (attention.kv_heads, -1)).sum((0, 2))
+        heads = heads.repeat_interleave(attention.shared)
         events["written"] = events.get("written", 0.0) + float(heads.sum())
         present = float(heads[attention.present != 0].sum())
         events["present"] = events.get("present", 0.0) + present
@@ -37,13 +39,22 @@ def core(s: Shape, n: LayerSpikes) -> Part:
     each), per value one product with the reciprocal and two rounding shifts.
     """
     column = s.width // s.heads + 1
-    state = column * s.qkv[1]
-    written, present = n.events.get("written", 0.0), n.events.get("present", 0.0)
+    state = column * s.qkv[0]
+    written = n.events.get("written", 0.0)
+    write, present = written * column, n.events.get("present", 0.0) * column
     visited = n.query * column
+    counted = n.key + n.value
     return {
-        "write": Ops(mac=written * (1 + column), ac=n.key + n.value, words=2 * written * column),
-        "present": Ops(mac=present * column, words=2 * present * column),
-        "forget": Ops(ac=state, words=2 * state),
-        "read": Ops(mac=visited + n.query, ac=visited + n.query + s.heads, words=visited),
-        "normalise": Ops(mac=s.width, ac=2 * s.width + 3 * s.heads, words=s.heads),
+        "write": Ops(
+            mac=written + write, ac=counted, states=2 * write, events=counted, writes=write
+        ),
+        "present": Ops(mac=present, states=2 * present),
+        "forget": Ops(ac=state, states=2 * state, writes=state),
+        "read": Ops(
+            mac=visited + n.query,
+            ac=visited + n.query + s.heads,
+            states=visited,
+            events=visited,
+        ),
+        "normalise": Ops(mac=s.width, ac=2 * s.width + 3 * s.heads, weights=s.heads),
     }

@@ -13,8 +13,9 @@ from neurtransformer.spiking.attention.ttfs import RaceAttention, TokenNeurons
 
 def listen(attention: RaceAttention, events: dict[str, float]) -> list[RemovableHandle]:
     """Add up, over heads and tokens that ask: token neurons that they see (`seen`), that fire
-    (`race`), steps until the race is over (`steps`), and those steps times the neurons seen
-    (`compared`)."""
+    (`race`), steps until the race is over (`steps`), those steps times the neurons seen
+    (`compared`), the steps of the fine race (`fine`), and what a listener does in them
+    (`heard`)."""
 
     def hear(module: TokenNeurons, args: tuple[Any, ...], output: Any) -> None:
         score, width, there = args[:3]
@@ -39,6 +40,9 @@ def listen(attention: RaceAttention, events: dict[str, float]) -> list[Removable
             ("race", fired),
             ("steps", steps),
             ("compared", steps * seen),
+            ("fine", fine),
+            # an odd level comes first, and takes two operations more than an even one
+            ("heard", 3 * fine + fine % 2),
         ):
             events[name] = events.get(name, 0.0) + float(x.sum(dtype=torch.float64))
 
@@ -52,26 +56,43 @@ def core(s: Shape, n: LayerSpikes) -> Part:
     write: counting the spikes of query, key and value costs one AC each; a key count is multiplied
     by its gain, and keys and values are written. scores: a query spike adds the synapses of its
     channel to the membranes of all token neurons, one AC each; membranes that phase-coded spikes
-    drive are doubled, a shift in each step but the first. race: in every step each token neuron
-    compares its membrane with the threshold, which falls once for the head; the listeners double,
-    take three times what they hear and add it, four ACs, in one of two steps, and in the other add
-    twice what they hear, two ACs. values: the spike of a token neuron adds its value and the
-    witness to what the listeners hear. normalise: as in the linear kind.
+    drive are doubled, a shift in each step but the first. race: in every step the threshold falls
+    once for the head, and each token neuron compares its membrane with it. In the fine race the
+    listeners double, take three times what they hear and add it, four ACs, in one of two steps, and
+    in the other add twice what they hear, two ACs. values: the spike of a token neuron adds its
+    value and the witness to what the listeners hear. normalise: as in the linear kind.
     """
     column = s.width // s.heads + 1
     pairs = s.heads * s.seen
     measured = n.events.get("seen", 0.0)
     longer = pairs / measured if measured else 0.0
     steps, compared = n.events.get("steps", 0.0), n.events.get("compared", 0.0) * longer
-    fired = n.events.get("race", 0.0) * longer
-    doublings = (s.attention.timesteps - 1) * pairs if s.attention.coding == "phase" else 0.0
+    listening, heard = n.events.get("fine", 0.0) * column, n.events.get("heard", 0.0) * column
+    fired = n.events.get("race", 0.0) * longer * column
+    scored = n.query * s.seen
+    counted = n.query + n.key + n.value
+    timesteps, coding = s.attention
+    doublings = (timesteps - 1) * pairs if coding == "phase" else 0.0
     return {
-        "write": Ops(mac=s.kv_width, ac=n.query + n.key + n.value, words=2 * s.kv_width),
-        "scores": Ops(
-            ac=n.query * s.seen + doublings,
-            words=n.query * s.seen + 2 * s.attention.timesteps * pairs,
+        "write": Ops(
+            mac=s.kv_width,
+            ac=counted,
+            weights=2 * s.kv_width,
+            events=counted,
+            writes=2 * s.kv_width,
         ),
-        "race": Ops(ac=compared + steps * (1 + 3 * column), words=compared + 2 * steps * column),
-        "values": Ops(ac=fired * column, words=fired * column),
-        "normalise": Ops(mac=s.width, ac=2 * s.width + 3 * s.heads, words=s.heads),
+        "scores": Ops(
+            ac=scored + doublings,
+            weights=scored,
+            states=2 * timesteps * pairs,
+            events=scored,
+            updates=timesteps * pairs,
+        ),
+        "race": Ops(
+            ac=compared + steps + heard,
+            states=compared + 2 * listening,
+            updates=compared + listening,
+        ),
+        "values": Ops(ac=fired, weights=fired, events=fired),
+        "normalise": Ops(mac=s.width, ac=2 * s.width + 3 * s.heads, weights=s.heads),
     }
