@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from .output import answer, json_option, rows_table
+from .options import device_option, dtype_option, reporting
+from .output import answer, rows_table
 
 _PARTS = {
     "attention": "attention blocks",
@@ -25,8 +26,12 @@ _FORMS = ("dense", "spiking", "graded")
     show_default=True,
     help="Tokens to count spikes on.",
 )
-@json_option
-def command(run: str | None, text: str | None, limit: int, as_json: bool) -> None:
+@device_option
+@dtype_option
+@reporting
+def command(
+    run: str | None, text: str | None, limit: int, device: str, dtype: str, as_json: bool
+) -> None:
     """Estimate the energy per token of RUN beside the dense model it was made from.
 
     This is an estimate: nothing is measured on a chip. The operations of both networks are counted,
@@ -34,7 +39,9 @@ def command(run: str | None, text: str | None, limit: int, as_json: bool) -> Non
     energies of 45 nm silicon. The energy of memory traffic is estimated separately.
     """
     from neurtransformer import runs
+    from neurtransformer.device import device_of, placed
 
+    device_of(device)
     folder = runs.resolve("run", run)
 
     from neurtransformer.measure.energy import estimate, measure_spikes
@@ -48,10 +55,12 @@ def command(run: str | None, text: str | None, limit: int, as_json: bool) -> Non
     blocks = load_blocks(
         text, tokenizer, min(BLOCK, model.config.context), split="heldout", limit_tokens=limit
     )
+    provenance = stamp(weights_sha256=model_sha256(model), text_sha256=text_sha256(blocks))
+    placed(model, device, dtype)
+    blocks = blocks.to(model.device)
     with bar("counting spikes", blocks.numel(), "tokens") as advance:
         counter = measure_spikes(model, blocks, on_tokens=lambda tokens: advance(tokens, ""))
     values = {"text": text, "tokens": blocks.numel(), **estimate(model, counter)}
-    provenance = stamp(weights_sha256=model_sha256(model), text_sha256=text_sha256(blocks))
     runs.update_report(folder, "energy", values, provenance)
     values = {"run": folder, **values}
     answer(values, as_json=as_json, table=lambda: _tables(values))

@@ -32,8 +32,6 @@ _TOKENIZERS = (
     ("spiece.model",),
     ("tokenizer.model",),
 )
-FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "*.model"]
-"""What a folder may need, and all that is fetched: no pickle, no code."""
 
 
 def check_folder(folder: Path) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def test_there_are_commands_in_the_docs() -> None:
         "neurtx eval --limit many",
         "neurtx icl regression --ways 5",
         "neurtx convert",
-        "neurtx generate runs/mine",
+        "neurtx simulate --tokens none",
     ],
 )
 def test_a_wrong_command_in_the_docs_is_noticed(line: str) -> None:

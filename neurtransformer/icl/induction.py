@@ -64,8 +64,8 @@ def dense_form(model: PreTrainedModel, spiking: SpikingLanguageModel) -> Form:
     around, blocks = family.around(model), family.blocks(model)
 
     def attention(ids: Tensor) -> Tensor:
-        whole = after_first(ids, first)
-        turned = spiking.rotation(torch.arange(whole.shape[1])[None])
+        whole = after_first(ids.to(model.device), first)
+        turned = spiking.rotation(torch.arange(whole.shape[1], device=whole.device)[None])
         with tapped(model) as taps:
             model(whole)
         weights = [
@@ -84,7 +84,10 @@ def dense_form(model: PreTrainedModel, spiking: SpikingLanguageModel) -> Form:
             found.append(_circuits([embedding, value, output, head], sizes.heads, sizes.kv_heads))
         return found
 
-    return Form(attention, lambda ids: dense_output(model, ids, first)[0], circuits)
+    def logits(ids: Tensor) -> Tensor:
+        return dense_output(model, ids.to(model.device), first)[0].cpu()
+
+    return Form(attention, logits, circuits)
 
 
 def spiking_form(model: SpikingLanguageModel) -> Form:
@@ -101,7 +104,7 @@ def spiking_form(model: SpikingLanguageModel) -> Form:
 
         hooks = [block.attn.register_forward_pre_hook(watch) for block in model.blocks]
         try:
-            model(ids)
+            model(ids.to(model.device))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -117,7 +120,7 @@ def spiking_form(model: SpikingLanguageModel) -> Form:
             found.append(_circuits([embedding, value, output, head], sizes.heads, sizes.kv_heads))
         return found
 
-    return Form(attention, lambda ids: model(ids).logits, circuits)
+    return Form(attention, lambda ids: model(ids.to(model.device)).logits.cpu(), circuits)
 
 
 def integer_form(model: IntegerGPT2) -> Form:
@@ -160,7 +163,7 @@ def _shares(weights: Tensor) -> Tensor:
 def _of_tokens(weights: Tensor, ids: Tensor) -> Tensor:
     """Attention (..., i, j) among the tokens of ids (batch, length), without the innate one."""
     length = ids.shape[1]
-    return weights[..., -length:, -length:]
+    return weights[..., -length:, -length:].cpu()
 
 
 def _weight(module: nn.Module) -> Tensor:

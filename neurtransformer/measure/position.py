@@ -44,10 +44,10 @@ def loss_by_position(
     first = model.config.first_token
     # the dense model is given the innate token of the spiking one
     given = {"dense": (dense, after_first(blocks, first)), "spiking": (model, blocks)}
-    losses = dict.fromkeys(given, torch.zeros(()))
+    losses = dict.fromkeys(given, torch.zeros((), device=blocks.device))
     for name, (network, ids) in given.items():
         last = model.config.sizes.context - 1 if name == "dense" else model.config.context - 1
-        positions = torch.arange(ids.shape[1]).clamp_max(last)
+        positions = torch.arange(ids.shape[1], device=ids.device).clamp_max(last)
         for chunk in ids.split(_AT_ONCE):
             # without a mask transformers takes positions that do not grow for texts of their own
             mask = torch.ones_like(chunk)

@@ -20,7 +20,7 @@ from neurtransformer.families import FAMILIES
 from neurtransformer.families.base import family_of
 from neurtransformer.provenance import model_sha256
 from neurtransformer.recipe import Coding
-from neurtransformer.runs import is_bundled, read_json, write_json
+from neurtransformer.runs import is_read_only, read_json, write_json
 from neurtransformer.spiking.attention import KINDS
 from neurtransformer.spiking.config import CONFIGS
 from neurtransformer.spiking.convert import check_limited, check_timesteps
@@ -154,7 +154,8 @@ def _is_known(model: SpikingLanguageModel, teacher: Teacher) -> bool:
     if model.config.dense_sha256 is not None:
         return bool(model.config.dense_sha256 == teacher.sha256)
     ours, theirs = (
-        cast("nn.Embedding", x.get_input_embeddings()).weight for x in (model, teacher.dense)
+        cast("nn.Embedding", x.get_input_embeddings()).weight.float().cpu()
+        for x in (model, teacher.dense)
     )
     return torch.allclose(ours, theirs, rtol=2**-7, atol=1e-6)
 
@@ -162,7 +163,7 @@ def _is_known(model: SpikingLanguageModel, teacher: Teacher) -> bool:
 def teacher_of(run: Path, model: SpikingLanguageModel, given: str | None) -> Teacher:
     """`find_teacher`, where the run remembers the place of a given teacher that was only moved."""
     teacher = find_teacher(model, given)
-    if given is not None and not is_bundled(run) and _is_known(model, teacher):
+    if given is not None and not is_read_only(run) and _is_known(model, teacher):
         remember_teacher(model, teacher)
         # nothing is lost where a run is for reading only
         with contextlib.suppress(OSError):
