@@ -71,7 +71,7 @@ def command(
     and `--resume` goes on from there. With `--out` all of that happens to a copy of RUN, which may
     then be a run that ships with the package or stands on the hub.
 
-    In several processes (`torchrun --nproc-per-node 8 -m neurtx.main finetune`, or `accelerate
+    In several processes (`torchrun --nproc-per-node 8 -m neurtx finetune`, or `accelerate
     launch`) each process takes batches of its own, and one of them writes and prints.
     """
     from neurtransformer import api, runs

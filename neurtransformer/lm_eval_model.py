@@ -25,6 +25,8 @@ class NeurtxLM(HFLM):
     Raises UserError if there is no such run.
     """
 
+    _max_length: int | None
+
     def __init__(self, pretrained: str, **options: Any) -> None:
         super().__init__(str(runs.resolve("run", pretrained)), **options)
         if self._max_length is None:
