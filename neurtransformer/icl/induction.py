@@ -20,11 +20,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from neurtransformer.families.base import family_of, tapped
 from neurtransformer.integer.model import IntegerGPT2
+from neurtransformer.loss import next_token_losses
 from neurtransformer.spiking.calibrate import softmax_weights
 from neurtransformer.spiking.innate import after_first, dense_output
 from neurtransformer.spiking.model import SpikingLanguageModel
@@ -209,8 +209,7 @@ def losses(logits: Callable[[Tensor], Tensor], blocks: Tensor) -> Tensor:
     """Mean loss at each position of blocks (n, length): (length - 1,), nats."""
     total = torch.zeros(blocks.shape[1] - 1)
     for block in blocks.split(1):
-        predicted = logits(block)[0, :-1].float()
-        total += F.cross_entropy(predicted, block[0, 1:], reduction="none")
+        total += next_token_losses(logits(block).float(), block)[0]
     return total / len(blocks)
 
 
