@@ -16,8 +16,8 @@ from neurtransformer import gguf_file, hub
 from neurtransformer.checkpoint import (
     check_config,
     check_folder,
-    check_tokenizer,
     has_tokenizer,
+    load_tokenizer,
     weight_files,
 )
 from neurtransformer.errors import UserError, shortened
@@ -112,25 +112,16 @@ def load_dense(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     folder, where = (place.parent, {"gguf_file": place.name}) if one_file else (place, {})
 
     import torch
-    from transformers import AutoTokenizer
 
     config_class, model_class = family.classes()
-    # whatever a damaged file makes these two say is the file's fault, not ours
+    # whatever a damaged file makes this say is the file's fault, not ours
     try:
         config = config_class.from_dict(
             _within({**family.default_ends, **values}, values["vocab_size"])
         )
     except Exception as error:
         raise UserError(f"{folder}/config.json is refused: {shortened(error)}") from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, **where
-        )
-        check_tokenizer(tokenizer, config.vocab_size, folder)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"the tokenizer in {folder} does not load: {shortened(error)}") from error
+    tokenizer = load_tokenizer(folder, config.vocab_size, **where)
     model, info = model_class.from_pretrained(
         folder,
         config=config,

@@ -285,9 +285,14 @@ def update_report(
     provenance: what `provenance.stamp` says of values that were measured together. They replace
     the section, unless it is of the run's present weights and they are not.
     The report of a run that ships with the package, or came from the hub, stays as it is. One that
-    cannot be written is a warning: what was measured is still to be said.
+    is damaged or cannot be written is a warning: what was measured is still to be said.
     """
     if is_read_only(run):
+        return
+    try:
+        read_json(run / "report.json")
+    except UserError as error:
+        log.warning("%s is not noted: %s", section, error)
         return
     with _opened_report(run, section) as report:
         old = report.get(section) or {}

@@ -1,5 +1,6 @@
 """The model card of a run: its README.md, which the hub shows and a colleague reads first."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import yaml
 
 from neurtransformer.dense import KNOWN
+from neurtransformer.errors import UserError
 from neurtransformer.measure.summary import section, summary_rows, trainings
 from neurtransformer.provenance import current, provenance_of, run_sha256
 from neurtransformer.runs import is_read_only, read_json, write_text
@@ -33,7 +35,8 @@ def write_card(run: Path) -> None:
 def refresh_card(run: Path) -> None:
     """`write_card` for a run that has a card; one that is for reading only stays as it is."""
     if not is_read_only(run) and (run / CARD).is_file():
-        write_card(run)
+        with contextlib.suppress(UserError):  # that its report is damaged was said
+            write_card(run)
 
 
 def card(config: Mapping[str, Any], report: Mapping[str, Any]) -> str:
