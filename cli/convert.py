@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import click
 
-from .output import answer, json_option
+from .options import device_option, reporting
+from .output import answer
 
 _POOR = 1.1
 _BEST_PHASE = 8
@@ -33,7 +34,8 @@ _BEST_PHASE = 8
 )
 @click.option("--text", help="Text to fit thresholds to: a file, - or a hub data set.")
 @click.option("--force", is_flag=True, help="Replace a run that stands at --out.")
-@json_option
+@device_option
+@reporting
 def command(
     model: str,
     out: Path | None,
@@ -43,6 +45,7 @@ def command(
     timesteps: int | None,
     text: str | None,
     force: bool,
+    device: str,
     as_json: bool,
 ) -> None:
     """Turn the dense language model MODEL into a spiking run.
@@ -72,13 +75,14 @@ def command(
         coding=coding,
         timesteps=timesteps,
         text=text,
+        device=device,
         force=force,
         progress=progress,
     )
     runs.remember("run", values["run"])
     answer(values, as_json=as_json, title="converted")
     if values.get("ppl_ratio", 1.0) > _POOR:
-        click.echo(f"neurtx: {_advice(values)}", err=True)
+        progress.remark(_advice(values))
 
 
 def _advice(values: Mapping[str, Any]) -> str:

@@ -17,7 +17,8 @@ from pathlib import Path
 import click
 
 from .install import PINS, version
-from .output import answer, json_option
+from .options import reporting
+from .output import answer, is_silent
 
 _FREE_GB = 2.0
 _REINSTALL = "pip install --force-reinstall --no-deps "
@@ -86,12 +87,12 @@ class Check:
 
 
 @click.command()
-@json_option
+@reporting
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:
     """Say what is installed, what is missing, and what to type.
 
-    The exit code is 0 if all is well, and else 1.
+    The exit code is 0 if all is well, and else 1. With `--quiet` it lists only what is missing.
     """
     # side by side, for each import takes seconds
     pinned = _pinned()
@@ -111,7 +112,8 @@ def command(ctx: click.Context, as_json: bool) -> None:
     else:
         # in plain lines, for the library that draws tables may be the one that is missing
         for check in checks:
-            click.echo(_told(check))
+            if not (check.ok and is_silent()):
+                click.echo(_told(check))
     ctx.exit(0 if ok else 1)
 
 

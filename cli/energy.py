@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from .bill import bill_tables
-from .output import answer, json_option, picture_file, rows_table
+from .options import device_option, dtype_option, reporting
+from .output import answer, picture_file, rows_table
 
 _PARTS = {
     "attention": "attention blocks",
@@ -32,9 +33,17 @@ _FORMS = ("dense", "spiking", "graded")
     type=click.Path(path_type=Path),
     help="A PNG or SVG file to draw in where the energy goes.",
 )
-@json_option
+@device_option
+@dtype_option
+@reporting
 def command(
-    run: str | None, text: str | None, limit: int, picture: Path | None, as_json: bool
+    run: str | None,
+    text: str | None,
+    limit: int,
+    picture: Path | None,
+    device: str,
+    dtype: str,
+    as_json: bool,
 ) -> None:
     """Estimate the energy per token of RUN beside the dense model it was made from.
 
@@ -45,7 +54,9 @@ def command(
     8-bit integers would need as much. docs/energy.md explains the tables.
     """
     from neurtransformer import runs
+    from neurtransformer.device import device_of, placed
 
+    device_of(device)
     if picture is not None:
         picture = picture_file(picture, "--picture", (".png", ".svg"))
     folder = runs.resolve("run", run)
@@ -61,10 +72,12 @@ def command(
     blocks = load_blocks(
         text, tokenizer, min(BLOCK, model.config.context), split="heldout", limit_tokens=limit
     )
+    provenance = stamp(weights_sha256=model_sha256(model), text_sha256=text_sha256(blocks))
+    placed(model, device, dtype)
+    blocks = blocks.to(model.device)
     with bar("counting spikes", blocks.numel(), "tokens") as advance:
         counter = measure_spikes(model, blocks, on_tokens=lambda tokens: advance(tokens, ""))
     values = {"text": text, "tokens": blocks.numel(), **estimate(model, counter)}
-    provenance = stamp(weights_sha256=model_sha256(model), text_sha256=text_sha256(blocks))
     runs.update_report(folder, "energy", values, provenance)
     values = {"run": folder, **values}
     if picture is not None:

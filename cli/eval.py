@@ -4,7 +4,8 @@ from typing import Literal
 
 import click
 
-from .output import answer, json_option, rows_table, teacher_option
+from .options import device_option, dtype_option, reporting, teacher_option
+from .output import answer, rows_table
 
 
 @click.command()
@@ -23,14 +24,18 @@ from .output import answer, json_option, rows_table, teacher_option
     help="Tokens of one text.  [default: the model's context, 1024 at most]",
 )
 @click.option("--mode", type=click.Choice(["counts", "steps"]), default="counts", show_default=True)
+@device_option
+@dtype_option
 @teacher_option
-@json_option
+@reporting
 def command(
     run: str | None,
     text: str | None,
     limit: int,
     block: int | None,
     mode: Literal["counts", "steps"],
+    device: str,
+    dtype: str,
     teacher: str | None,
     as_json: bool,
 ) -> None:
@@ -44,16 +49,28 @@ def command(
     every time step with SpikingJelly's neurons; that takes longer, and the numbers are equal. The
     loss by position, up to twice the context of the model, is measured too; `neurtx report` draws
     it.
+
+    RUN may also be a run on the Hugging Face hub, owner/name. `--json` adds what the benchmark
+    NeuroBench measures, under its names.
     """
     from neurtransformer import api
 
     from . import progress
 
     values = api.evaluate(
-        run, text=text, limit=limit, block=block, mode=mode, teacher=teacher, progress=progress
+        run,
+        text=text,
+        limit=limit,
+        block=block,
+        mode=mode,
+        device=device,
+        dtype=dtype,
+        teacher=teacher,
+        progress=progress,
     )
-    # what the report draws: rates layer by layer, losses position by position, one race
-    drawn = ("spike_rate_by_layer", "loss_by_position", "race")
+    # what the report draws: rates layer by layer, losses position by position, one race; and what
+    # other benchmarks call the rest
+    drawn = ("spike_rate_by_layer", "loss_by_position", "race", "neurobench")
     rows = [
         (f"{name}, ESTIMATE" if "energy" in name else name, value)
         for name, value in values.items()

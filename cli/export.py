@@ -5,7 +5,8 @@ from typing import Literal
 
 import click
 
-from .output import answer, json_option, teacher_option
+from .options import reporting, teacher_option
+from .output import answer
 
 
 @click.command()
@@ -29,7 +30,7 @@ from .output import answer, json_option, teacher_option
 )
 @click.option("--force", is_flag=True, help="Replace a netlist that stands at --out.")
 @teacher_option
-@json_option
+@reporting
 def command(
     run: str | None,
     target: Literal["loihi2", "nir"],

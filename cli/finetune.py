@@ -1,14 +1,22 @@
 """`neurtx finetune`: surrogate-gradient training of a run."""
 
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import click
 
-from .output import answer, json_option, teacher_option
+from .options import device_option, reporting, teacher_option
+from .output import answer
 
 
 @click.command()
 @click.argument("run", required=False)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="A folder for a copy to train; RUN stays as it is.",
+)
 @click.option("--text", help="Text to train on: a file, - or a hub data set.")
 @click.option(
     "--steps",
@@ -26,19 +34,28 @@ from .output import answer, json_option, teacher_option
     help="Share of its synaptic operations that the run may keep.",
 )
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of the text that the teacher writes, and of the order of batches.",
+)
+@click.option("--force", is_flag=True, help="Replace a run that stands at --out.")
+@device_option
 @teacher_option
-@json_option
+@reporting
 def command(
     run: str | None,
+    out: Path | None,
     text: str | None,
     steps: int | None,
     train: Literal["ssa", "blocks"] | None,
     spikes_budget: float | None,
     resume: bool,
-    device: str,
     seed: int,
+    force: bool,
+    device: str,
     teacher: str | None,
     as_json: bool,
 ) -> None:
@@ -51,9 +68,10 @@ def command(
     its synaptic operations.
 
     The weights of RUN are replaced when training has ended. Until then only RUN/checkpoint changes,
-    and `--resume` goes on from there.
+    and `--resume` goes on from there. With `--out` all of that happens to a copy of RUN, which may
+    then be a run that ships with the package or stands on the hub.
 
-    In several processes (`torchrun --nproc-per-node 8 -m neurtx.main finetune`, or `accelerate
+    In several processes (`torchrun --nproc-per-node 8 -m neurtx finetune`, or `accelerate
     launch`) each process takes batches of its own, and one of them writes and prints.
     """
     from neurtransformer import api, runs
@@ -62,8 +80,8 @@ def command(
 
     folder = runs.resolve("run", run)
     values = api.finetune(
-        # by its name: a run that ships is named so in the message that refuses it
-        folder if run is None else run,
+        folder,
+        out,
         text=text,
         steps=steps,
         train=train,
@@ -72,8 +90,9 @@ def command(
         device=device,
         seed=seed,
         teacher=teacher,
+        force=force,
         # not when it is done: by then others may have been made
-        on_start=lambda: runs.remember("run", folder),
+        on_start=partial(runs.remember, "run"),
         progress=progress,
     )
 

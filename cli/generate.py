@@ -1,17 +1,57 @@
 """`neurtx generate`: continue a prompt."""
 
 from functools import partial
+from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
-from .output import teacher_option, utf8
+from .options import device_option, dtype_option, reporting, teacher_option, utf8
+from .output import answer
+
+# what greedy decoding leaves nothing to do for
+_DRAWING = ("temperature", "top_k", "top_p", "seed")
 
 
 @click.command()
 @click.argument("run", required=False)
-@click.option("--prompt", required=True, help="The text to continue.", callback=utf8)
+@click.option("--prompt", help="The text to continue.", callback=utf8)
+@click.option(
+    "--prompt-file",
+    type=click.Path(path_type=Path),
+    help="A UTF-8 file with the text to continue, in the place of --prompt.",
+)
 @click.option(
     "--tokens", type=click.IntRange(min=1), default=60, show_default=True, help="Tokens to write."
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.8,
+    show_default=True,
+    help="What logits are divided by: below 1 likely tokens become likelier.",
+)
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=0),
+    default=40,
+    show_default=True,
+    help="Draw from so many of the likeliest tokens; 0 is all.",
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Draw from the likeliest tokens that together have this chance.",
+)
+@click.option("--greedy", is_flag=True, help="Take the likeliest token, and draw nothing.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of the random numbers; the same seed gives the same text.",
 )
 @click.option(
     "--backend",
@@ -20,13 +60,31 @@ from .output import teacher_option, utf8
     show_default=True,
     help="Which form of the network writes.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@device_option
+@dtype_option
 @teacher_option
+@reporting
+@click.pass_context
 def command(
-    run: str | None, prompt: str, tokens: int, backend: str, seed: int, teacher: str | None
+    ctx: click.Context,
+    run: str | None,
+    prompt: str | None,
+    prompt_file: Path | None,
+    tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    greedy: bool,
+    seed: int,
+    backend: str,
+    device: str,
+    dtype: str,
+    teacher: str | None,
+    as_json: bool,
 ) -> None:
-    """Continue a prompt with RUN, sampled at temperature 0.8 from the 40 likeliest tokens, which
-    are written as they come.
+    """Continue a prompt with RUN. The text is written as it comes.
+
+    The integer network (`--backend integer`) computes in NumPy on the CPU.
 
     How much memory the text takes depends on the attention. Fast weights (`linear`) keep one matrix
     for each head, however long the text gets. A race (`ttfs`) keeps a neuron for each head and
@@ -36,43 +94,69 @@ def command(
     from neurtransformer import runs
     from neurtransformer.errors import UserError
 
+    if (prompt is None) == (prompt_file is None):
+        raise click.UsageError("give --prompt TEXT or --prompt-file FILE", ctx)
+    _refuse_idle(ctx, "--greedy", greedy, _DRAWING)
+    _refuse_idle(ctx, "--backend integer", backend == "integer", ("device", "dtype"))
     folder = runs.resolve("run", run)
 
-    from neurtransformer.generate import generate
+    from neurtransformer.device import device_of, placed
+    from neurtransformer.generate import Sampling, generate
     from neurtransformer.provenance import model_sha256, stamp
     from neurtransformer.spiking.load import load_run, teacher_of
+    from neurtransformer.text import read_prompt
 
+    from . import progress
+
+    device_of(device)
+    if prompt is None:
+        assert prompt_file is not None
+        prompt = read_prompt(prompt_file)
+    sampling = Sampling(temperature, top_k, top_p, greedy)
     model, tokenizer = load_run(folder)
+    provenance = stamp(weights_sha256=model_sha256(model), seed=seed)
+    tell = (lambda _piece: None) if as_json else partial(click.echo, nl=False)
     text = generate(
-        model,
+        placed(model, device, dtype),
         tokenizer,
         prompt,
         tokens,
         backend=backend,
         seed=seed,
-        on_text=partial(click.echo, nl=False),
+        sampling=sampling,
+        on_text=tell,
     )
-    click.echo()
+    if not as_json:
+        click.echo()
+    values = {"prompt": prompt, "text": text, "backend": backend, "dense_text": None}
     # the report of a run that ships stays as it is, and only the report wants the dense text
-    if teacher is not None or not runs.is_bundled(folder):
-        provenance = stamp(weights_sha256=model_sha256(model), seed=seed)
-        values = {"prompt": prompt, "text": text, "backend": backend, "dense_text": None}
+    if teacher is not None or not runs.is_read_only(folder):
         try:
             found = teacher_of(folder, model, teacher)
         except UserError as error:
             if teacher is not None:
                 raise
-            click.echo(
-                f"neurtx: the report will not show the dense model's text beside it: {error}",
-                err=True,
-            )
+            progress.remark(f"the report will not show the dense model's text beside it: {error}")
         else:
             provenance |= {"teacher": found.source, "teacher_sha256": found.sha256}
             values["dense_text"] = generate(
-                found.dense, tokenizer, prompt, tokens, backend="torch", seed=seed
+                placed(found.dense, device, dtype),
+                tokenizer,
+                prompt,
+                tokens,
+                backend="torch",
+                seed=seed,
+                sampling=sampling,
             )
         runs.update_report(folder, "generate", values, provenance)
-    if run is None:
-        click.echo(
-            f"neurtx: this was written by {folder}, the last run that was made here", err=True
-        )
+    if as_json:
+        answer({"run": folder, **values}, as_json=True)
+    elif run is None:
+        progress.remark(f"this was written by {folder}, the last run that was made here")
+
+
+def _refuse_idle(ctx: click.Context, why: str, given: bool, idle: tuple[str, ...]) -> None:
+    """Raise a usage error for an option that was typed and would do nothing."""
+    for name in idle:
+        if given and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} is without effect for {why}", ctx)

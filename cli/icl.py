@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .output import json_option, teacher_option
+from .options import device_option, reporting, teacher_option
 
 _TASKS = ("induction", "regression", "omniglot")
 
@@ -51,8 +51,9 @@ _force = click.option("--force", is_flag=True, help="Replace a file that stands 
 )
 @_picture
 @_force
+@device_option
 @teacher_option
-@json_option
+@reporting
 @click.pass_context
 def induction(ctx: click.Context, **options: Any) -> None:
     """Measure induction heads of RUN, and its gain from the context.
@@ -60,7 +61,8 @@ def induction(ctx: click.Context, **options: Any) -> None:
     An induction head attends to the token that followed an earlier occurrence of the present one.
     The first measure is the share of attention that the best head puts there, on random tokens that
     repeat. The second is how much the loss falls from token 50 to token 500 of a text. Both are
-    measured for the dense teacher, the network as it was converted, RUN and its integer network.
+    measured for the dense teacher, the network as it was converted, RUN and its integer network,
+    which computes on the CPU.
     """
     _measure(ctx, options)
 
@@ -68,7 +70,7 @@ def induction(ctx: click.Context, **options: Any) -> None:
 @command.command()
 @_picture
 @_force
-@json_option
+@reporting
 @click.pass_context
 def regression(ctx: click.Context, **options: Any) -> None:
     """Compare attention with a step of gradient descent.
@@ -95,7 +97,7 @@ def regression(ctx: click.Context, **options: Any) -> None:
     show_default=True,
     help="Episodes of each setting.",
 )
-@json_option
+@reporting
 @click.pass_context
 def omniglot(ctx: click.Context, **options: Any) -> None:
     """Tell characters apart that the network has never seen.

@@ -12,12 +12,15 @@ def induction(
     text: str | None,
     limit: int,
     picture: Path | None,
+    device: str,
     teacher: str | None,
     as_json: bool,
 ) -> None:
     """One table of all forms of a run, and one heat map of their heads."""
     from neurtransformer import runs
+    from neurtransformer.device import device_of, placed
 
+    device_of(device)
     folder = runs.resolve("run", run)
 
     from neurtransformer.icl.induction import dense_form, integer_form, measure, spiking_form
@@ -34,7 +37,9 @@ def induction(
 
     model, tokenizer = load_run(folder)
     known = teacher_of(folder, model, teacher)
-    dense, config = known.dense, model.config
+    integer = IntegerGPT2.from_spiking(model)
+    dense, config = placed(known.dense, device), model.config
+    placed(model, device)
     block = min(BLOCK, config.context)
     blocks = load_blocks(text, tokenizer, block, split="heldout", limit_tokens=limit)
     found: dict[str, Any] = {}
@@ -43,6 +48,7 @@ def induction(
         found["dense"] = measure(dense_form(dense, model), config.vocab_size, blocks)
         note("the naive conversion")
         tokens = calibration_text(dense, tokenizer, None, load_recipe().calibration)
+        tokens = tokens.to(dense.device)
         naive = convert(
             dense,
             tokens,
@@ -58,8 +64,7 @@ def induction(
         note("the spiking network")
         found["spiking"] = measure(spiking_form(model), config.vocab_size, blocks)
         note("the integer network")
-        integer = integer_form(IntegerGPT2.from_spiking(model))
-        found["integer"] = measure(integer, config.vocab_size, blocks)
+        found["integer"] = measure(integer_form(integer), config.vocab_size, blocks)
     if picture is not None:
         heads = {name: values["prefix_matching"] for name, values in found.items()}
         runs.write_text(picture, induction_heads(heads).decode())

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import click
-
 from .output import answer, rows_table
 
 SETTINGS = ((5, 1), (5, 5), (20, 1))
@@ -33,7 +31,7 @@ def omniglot(
     from neurtransformer.icl import plastic
     from neurtransformer.icl.evaluate import Evaluation
 
-    from .progress import status
+    from .progress import remark, status
 
     folder = runs.resolve("run", run or plastic.SHIPPED.name)
     lava = _has_lava()
@@ -57,7 +55,7 @@ def omniglot(
                 note(f"{w}-way {s}-shot in Lava")
                 found[-1]["lava"] = evaluation.in_lava(setting, IN_LAVA)
                 if found[-1]["lava"] is None:
-                    click.echo(f"neurtx: {w}-way {s}-shot is too large to be run in Lava", err=True)
+                    remark(f"{w}-way {s}-shot is too large to be run in Lava")
         if one_shot is not None:
             note("the official runs")
             inks, queries = one_shot
@@ -85,10 +83,12 @@ def _has_lava() -> bool:
     """Whether episodes can run in Lava too; without, everything else goes on and this is told."""
     from neurtransformer.errors import UserError
 
+    from .progress import remark
+
     try:
         import neurtransformer.loihi.lava_compat  # noqa: F401
     except UserError as missing:
-        click.echo(f"neurtx: the episodes are not run in Lava: {missing}", err=True)
+        remark(f"the episodes are not run in Lava: {missing}")
         return False
     return True
 

@@ -10,6 +10,10 @@ import sys
 
 import click
 
+from .options import reporting
+from .output import answer
+from .progress import remark
+
 PINS = {
     "spikingjelly": {"spikingjelly": "2.0.0"},
     "lava": {"lava-nc": "0.10.0", "lava-dl": "0.6.0"},
@@ -34,7 +38,8 @@ def version(package: str) -> str | None:
     type=click.Choice([*PINS, "all", *MODELS]),
     default="all",
 )
-def command(what: str) -> None:
+@reporting
+def command(what: str, as_json: bool) -> None:
     """Install SpikingJelly and Lava into this environment with pip.
 
     Their metadata asks for packages that they do not need here, or that do not fit; those are left
@@ -49,9 +54,9 @@ def command(what: str) -> None:
     }
     missing = [f"{package}=={pin}" for package, pin in wanted.items() if version(package) != pin]
     if not missing:
-        click.echo(f"already here: {', '.join(f'{p} {pin}' for p, pin in wanted.items())}")
+        _tell("already here", wanted, as_json)
         return
-    click.echo(
+    remark(
         f"installing {', '.join(missing)} with pip --no-deps --ignore-requires-python "
         "(what they need is a dependency of neurtransformer)"
     )
@@ -62,3 +67,13 @@ def command(what: str) -> None:
             f"pip did not install {', '.join(missing)}; what it says stands above "
             "(no pip at all? type `python -m ensurepip`)"
         )
+    _tell("installed", wanted, as_json)
+
+
+def _tell(what: str, packages: dict[str, str], as_json: bool) -> None:
+    """what: what was found or done, in words."""
+    if as_json:
+        answer({"packages": packages, "outcome": what}, as_json=True)
+    else:
+        # in a plain line, for the library that draws tables may be missing
+        click.echo(f"{what}: {', '.join(f'{name} {pin}' for name, pin in packages.items())}")

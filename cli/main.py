@@ -12,8 +12,10 @@ from . import process
 if __name__ == "__main__" or os.path.basename(sys.argv[0]) == "neurtx":
     process.catch_signals()
 
+import contextlib
 import errno
 import importlib
+import json
 import signal
 import traceback
 from collections.abc import Iterator
@@ -27,7 +29,7 @@ from . import output
 # One file in this folder per command, with a click command named `command` in it. The help lines
 # stand here so that listing the commands loads none of them.
 COMMANDS = {
-    "models": "List dense models, their sizes, and where their weights come from.",
+    "models": "List the dense models that have a short name, and the runs that ship.",
     "convert": "Turn a dense language model into a spiking run.",
     "finetune": "Train a run's spiking attention to follow its dense teacher.",
     "eval": "Compare a run with its dense teacher on the same tokens.",
@@ -122,13 +124,27 @@ def main() -> NoReturn:
         code = neurtx.main(prog_name="neurtx", standalone_mode=False)
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
-        if os.environ.get("NEURTX_TRACEBACK"):
-            traceback.print_exc()
         message, code = explain(error)
+        if os.environ.get("NEURTX_TRACEBACK") or (code == 1 and _typed("--verbose", "-v")):
+            traceback.print_exc()
         if message:
             click.echo(f"neurtx: {message}", err=True)
+            if _typed("--json"):
+                _tell_json(message.removeprefix("error: "), code)
         _drop_unwritten()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _typed(*options: str) -> bool:
+    """Whether one of these was typed: what was parsed of the command may be nothing at all."""
+    return any(word in options for word in sys.argv[1:])
+
+
+def _tell_json(message: str, code: int) -> None:
+    """The answer of a command that failed; of several processes under torchrun one gives it."""
+    if os.environ.get("RANK", "0") == "0":
+        with contextlib.suppress(OSError):
+            print(json.dumps({"error": message, "exit_code": code}), flush=True)
 
 
 def _refuse_windows() -> None:
@@ -181,7 +197,7 @@ def explain(error: BaseException) -> tuple[str, int]:
             return f"error: {package} is not installed: type `neurtx install {package}`", 1
         return f"error: {package} is not installed: `neurtx doctor` says what to type", 1
     return (
-        f"error: {type(error).__name__}: {_line(error)} (NEURTX_TRACEBACK=1 shows where)",
+        f"error: {type(error).__name__}: {_line(error)} (--verbose shows where)",
         1,
     )
 

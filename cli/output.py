@@ -13,6 +13,7 @@ from typing import Any, TextIO
 import click
 
 _ANSWER = "neurtx.answer"
+_silent = False
 
 _QUIET = {
     "DATASETS_VERBOSITY": "error",
@@ -66,33 +67,54 @@ def _reserved_stdout() -> Iterator[TextIO]:
         yield answer
 
 
-def _on_json(ctx: click.Context, _option: click.Parameter, value: bool) -> bool:
-    if value and not ctx.resilient_parsing:
-        ctx.meta[_ANSWER] = ctx.with_resource(_reserved_stdout())
-    return value
+def reserve(ctx: click.Context) -> None:
+    """From here to the end of the command only `answer` writes to standard output."""
+    ctx.meta[_ANSWER] = ctx.with_resource(_reserved_stdout())
 
 
-json_option = click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
-    is_eager=True,
-    callback=_on_json,
-    help="Print one JSON object on standard output and nothing else.",
-)
-
-teacher_option = click.option(
-    "--teacher",
-    metavar="NAME_OR_FOLDER",
-    help="The dense model, if it is not where it was or is another one.",
-)
+# --- how much is said on standard error ---
 
 
-def utf8(_ctx: click.Context, _option: click.Parameter, value: str | None) -> str | None:
-    """A click callback: text that a tokenizer will read has to be text."""
-    if value and any("\ud800" <= sign <= "\udfff" for sign in value):
-        raise click.BadParameter("this is not UTF-8 text")
-    return value
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Inside, nothing is told but answers and errors."""
+    global _silent
+    with _log_level(logging.ERROR):
+        _silent = True
+        try:
+            yield
+        finally:
+            _silent = False
+
+
+def is_silent() -> bool:
+    """Whether progress and remarks are to be kept back."""
+    return _silent
+
+
+@contextlib.contextmanager
+def talkative() -> Iterator[None]:
+    """Inside, the libraries tell what they do: to be called before they are imported."""
+    for name, value in _QUIET.items():
+        if name.endswith("_VERBOSITY") and os.environ.get(name) == value:
+            os.environ[name] = "info"
+    with _log_level(logging.DEBUG), warnings.catch_warnings():
+        warnings.simplefilter("default")
+        yield
+
+
+@contextlib.contextmanager
+def _log_level(level: int) -> Iterator[None]:
+    ours = logging.getLogger("neurtransformer")
+    before = ours.level
+    ours.setLevel(level)
+    try:
+        yield
+    finally:
+        ours.setLevel(before)
+
+
+# --- answers ---
 
 
 def picture_file(path: Path, option: str, kinds: tuple[str, ...]) -> Path:

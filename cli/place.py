@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .output import answer, json_option, picture_file, rows_table
+from .options import reporting
+from .output import answer, picture_file, rows_table
 
 if TYPE_CHECKING:
     from neurtransformer.loihi.network import Network
@@ -23,7 +24,7 @@ _SHOWN = ("cores", "chips", "bottleneck", "lower_bound_chips", "bound_factor")
     help="A YAML file of what differs from configs/loihi2.yaml.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="A PNG file to draw the cores in.")
-@json_option
+@reporting
 def command(netlist: str | None, description: Path | None, out: Path | None, as_json: bool) -> None:
     """Place NETLIST on the cores of Loihi 2, and say which systems hold it.
 

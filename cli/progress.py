@@ -11,6 +11,8 @@ from datetime import timedelta
 
 import click
 
+from .output import is_silent
+
 Advance = Callable[[int, str], None]
 
 
@@ -21,9 +23,9 @@ def bar(
     """Yields `advance(amount, note)`; the note says how it goes.
 
     In a log or a batch job it is a line for every tenth of the way, and nothing if `brief`. With
-    `quiet` it is nothing anywhere.
+    `quiet`, or where the caller has typed `--quiet`, it is nothing anywhere.
     """
-    if quiet or (brief and not sys.stderr.isatty()):
+    if quiet or is_silent() or (brief and not sys.stderr.isatty()):
         yield lambda _amount, _note: None
         return
     if not sys.stderr.isatty():
@@ -82,6 +84,9 @@ def _lines(title: str, total: int, unit: str) -> Advance:
 @contextmanager
 def status(title: str) -> Iterator[Callable[[str], None]]:
     """Yields `note(text)` for work whose length is not known; the note stands behind the title."""
+    if is_silent():
+        yield lambda _text: None
+        return
     from rich.console import Console
 
     with Console(stderr=True).status(title) as shown:
@@ -90,4 +95,5 @@ def status(title: str) -> Iterator[Callable[[str], None]]:
 
 def remark(text: str) -> None:
     """A line for what the caller should know although the work goes on."""
-    click.echo(f"neurtx: {text}", err=True)
+    if not is_silent():
+        click.echo(f"neurtx: {text}", err=True)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from .options import reporting
 from .output import answer, rows_table
 
 
@@ -13,7 +14,8 @@ from .output import answer, rows_table
     "--out", type=click.Path(path_type=Path), help="The file to write.  [default: RUN/report.html]"
 )
 @click.option("--force", is_flag=True, help="Replace a file that stands at --out.")
-def command(run: str | None, out: Path | None, force: bool) -> None:
+@reporting
+def command(run: str | None, out: Path | None, force: bool, as_json: bool) -> None:
     """Gather what is known of RUN in one HTML page that needs nothing else to be read.
 
     The page names what has not been measured yet, with the command that measures it. It leaves out
@@ -25,8 +27,8 @@ def command(run: str | None, out: Path | None, force: bool) -> None:
     folder = runs.resolve("run", run)
     if runs.is_plastic(folder):
         raise UserError(f"{folder} is no spiking GPT-2: `neurtx icl omniglot` measures it")
-    # a run that ships with the package is not written to
-    own = (Path.cwd() if runs.is_bundled(folder) else folder) / "report.html"
+    # one that ships with the package, or is the hub's, is not written to
+    own = (Path.cwd() if runs.is_read_only(folder) else folder) / "report.html"
     target = (out or own).expanduser().resolve()
     if target.is_dir():
         raise UserError(f"{target} is a folder: --out names a file, such as report.html")
@@ -45,7 +47,12 @@ def command(run: str | None, out: Path | None, force: bool) -> None:
     report, config = (runs.read_json(folder / f"{name}.json") for name in ("report", "config"))
     weights = run_sha256(folder, config)
     rows = summary_rows(current(report, weights))
+    sentences = [f"{line[0].upper()}{line[1:]}." for line in remarks(report, config, weights)]
+    if as_json:
+        told = [dict(zip(("what", "number", "meaning"), row, strict=True)) for row in rows]
+        values = {"run": folder, "report": target, "summary": told, "remarks": sentences}
+        answer(values, as_json=True)
+        return
     answer({}, as_json=False, table=lambda: rows_table(("", "number", "meaning"), rows))
-    for sentence in remarks(report, config, weights):
-        click.echo(f"{sentence[0].upper()}{sentence[1:]}.")
-    click.echo(target)
+    for line in [*sentences, str(target)]:
+        click.echo(line)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .output import answer, json_option, rows_table
+from .options import reporting
+from .output import answer, rows_table
 
 if TYPE_CHECKING:
     from neurtransformer.batch.plan import Entry
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     help="Folder of the batch.  [default: batches/CONFIG in NEURTX_HOME, else here]",
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan, with estimates, and do nothing.")
-@json_option
+@reporting
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -49,6 +50,8 @@ def command(
     from neurtransformer.batch.plan import planned
     from neurtransformer.batch.work import Batch, check_root
 
+    from .progress import remark
+
     described = read_config(config)
     entries = planned(described, config)
     selected = planned(described, config, only)
@@ -57,9 +60,7 @@ def command(
     if dry_run:
         _show_plan(folder, selected, jobs, as_json)
         return
-    batch = Batch(
-        folder, selected, entries, jobs, say=lambda line: click.echo(f"neurtx: {line}", err=True)
-    )
+    batch = Batch(folder, selected, entries, jobs, say=remark)
     rows = batch.work()
     counts = {state: sum(row["status"] == state for row in rows) for state in ("done", "failed")}
     values = {"root": folder, "entries": rows, **counts}
@@ -67,7 +68,7 @@ def command(
     table = [(row["id"], row["status"], _why(row)) for row in rows]
     title = f"{counts['done']} of {len(rows)} entries done"
     answer(values, as_json=as_json, table=lambda: rows_table(columns, table, title=title))
-    click.echo(f"neurtx: the results are in {folder}/results.csv and results.jsonl", err=True)
+    remark(f"the results are in {folder}/results.csv and results.jsonl")
     if counts["done"] < len(rows):
         ctx.exit(1)
 

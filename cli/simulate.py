@@ -6,7 +6,8 @@ from typing import Literal
 import click
 from click.core import ParameterSource
 
-from .output import answer, json_option, utf8
+from .options import reporting, utf8
+from .output import answer
 
 
 @click.command()
@@ -31,7 +32,7 @@ from .output import answer, json_option, utf8
     show_default=True,
     help="How many tokens to write behind the prompt.",
 )
-@json_option
+@reporting
 @click.pass_context
 def command(
     ctx: click.Context,

@@ -76,6 +76,7 @@ def convert(
     coding: Literal["rate", "phase"] | None = None,
     timesteps: int | None = None,
     text: str | Path | None = None,
+    device: str = "cpu",
     force: bool = False,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def convert(
     there already. config: a YAML recipe; what it leaves out is as in configs/default.yaml.
     attention: "ttfs" or "linear". coding: one code for the whole network. timesteps: T of the code.
     text: what the thresholds are fitted to, see `neurtransformer.text.load_blocks`; None lets the
-    dense model write it.
+    dense model write it. device: where both networks compute, "cpu", "cuda" or "cuda:N".
 
     Returns the folder as `run`, the settings, and how near the spiking model is to the dense one
     on about a thousand tokens that the fit has not seen: `ppl_ratio`, `cosine_similarity` and
@@ -97,14 +98,17 @@ def convert(
     """
     from neurtransformer import runs
     from neurtransformer.dense import check, load_dense, locate
+    from neurtransformer.device import device_of, placed
     from neurtransformer.folders import Place, new_folder
     from neurtransformer.recipe import load_recipe
 
     name, text = str(model), _text(text)
     recipe = load_recipe(_path(config), timesteps, attention=attention, coding=coding)
     check(locate(name))
+    device_of(device)
     place = Place("run", name, _path(out))
     with new_folder(place, force=force) as folder:
+        from neurtransformer.measure.card import write_card
         from neurtransformer.measure.quality import counting_spikes
         from neurtransformer.measure.quality import evaluate as compare
         from neurtransformer.provenance import model_sha256, stamp, text_sha256
@@ -113,10 +117,12 @@ def convert(
         from neurtransformer.spiking.innate import first_token_of
         from neurtransformer.spiking.load import source_name
         from neurtransformer.spiking.neuron import snapping_anew
+        from neurtransformer.spiking.shim import auto_map, write_shim
 
         started = time.monotonic()
         dense, tokenizer = load_dense(name)
-        blocks = calibration_text(dense, tokenizer, text, recipe.calibration)
+        placed(dense, device)
+        blocks = calibration_text(dense, tokenizer, text, recipe.calibration).to(dense.device)
         source = source_name(name)
         first = first_token_of(dense) if recipe.innate_first_token else None
         layers = dense.config.num_hidden_layers
@@ -138,8 +144,10 @@ def convert(
         unseen = unseen_text(dense, tokenizer, text, blocks)
         if unseen is not None:
             with snapping_anew(spiking), counting_spikes(spiking) as counter:
-                measured = compare(spiking, dense, unseen, counter)
+                measured = compare(spiking, dense, unseen.to(dense.device), counter)
+        spiking.config.auto_map = auto_map(spiking)
         spiking.save_pretrained(folder)
+        write_shim(folder, spiking)
         tokenizer.save_pretrained(folder)
         values = {
             "model": name,
@@ -164,6 +172,7 @@ def convert(
         made = {**values, "text": text, "provenance": provenance}
         report = {"convert": made, "recipe": recipe.model_dump()}
         runs.write_json(folder / "report.json", report)
+        write_card(folder)
     return {"run": place.made, **values}
 
 
@@ -172,6 +181,7 @@ def convert(
 
 def finetune(
     run: Named = None,
+    out: str | Path | None = None,
     *,
     text: str | Path | None = None,
     steps: int | None = None,
@@ -181,15 +191,19 @@ def finetune(
     device: str = "cpu",
     seed: int = 0,
     teacher: str | Path | None = None,
-    on_start: Callable[[], None] = lambda: None,
+    force: bool = False,
+    on_start: Callable[[Path], None] = lambda run: None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Train a run with surrogate gradients to follow the dense model that it was made from.
 
+    out: a folder for a copy that is trained in the place of the run, which stays as it is; the copy
+    is made when everything was checked. force: replace a run that stands there.
     steps, train, spikes_budget: what differs from the run's recipe. text: what is trained on; None
     takes CPython's text and text that the dense model writes. resume: go on from the checkpoint in
-    the run's folder. teacher: the dense model, if it is not where it was. on_start: called in the
-    main process when everything was checked and training begins.
+    the run's folder. device: "cpu", "cuda" or "cuda:N". teacher: the dense model, if it is
+    not where it was. on_start: called in the main process, with the folder that is trained, when
+    everything was checked and training begins.
 
     The weights in the folder are replaced when training has ended. Under `torchrun` or `accelerate
     launch` each process takes batches of its own, and one of them writes.
@@ -197,44 +211,45 @@ def finetune(
     Returns the folder as `run`, the number of steps and tokens, the mean `loss` of the last ten
     steps, and the time it took.
 
-    Raises UserError if the run ships with the package, cannot be written, is in training already,
-    has a checkpoint and `resume` is False, or has none and `resume` is True.
+    Raises UserError if the run ships with the package or is the hub's and there is no `out`, cannot
+    be written, is in training already, has a checkpoint and `resume` is False, or has none and
+    `resume` is True.
     """
     from neurtransformer import runs
+    from neurtransformer.device import device_of
     from neurtransformer.errors import UserError
+    from neurtransformer.folders import check_free
     from neurtransformer.lock import training
     from neurtransformer.recipe import Recipe
 
-    folder, text = runs.resolve("run", _text(run)), _text(text)
-    if runs.is_bundled(folder):
-        raise UserError(
-            f"{run} ships with neurtx and stays as it is: make a run of your own with "
-            "`neurtx convert gpt2-nano`, or copy the folder " + str(folder)
-        )
-    # said now, and not after hours of training
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{folder} cannot be written to: copy it to a place that can")
+    source, text = runs.resolve("run", _text(run)), _text(text)
+    folder = source if out is None else Path(out).expanduser().resolve()
+    if out is not None and resume:
+        raise UserError(f"--resume goes on in the folder of the training: leave --out {out} out")
+    if out is None:
+        _check_writable(source)
+    else:
+        check_free(folder, force)
     with contextlib.ExitStack() as held:
         # of several processes one holds the run for all; whoever comes second is told at once
-        if os.environ.get("RANK", "0") == "0":
+        main = os.environ.get("RANK", "0") == "0"
+        if main and out is None:
             held.enter_context(training(folder))
-        weights = folder / "model.safetensors"
-        if weights.is_file() and shutil.disk_usage(folder).free < weights.stat().st_size:
-            raise UserError(f"no space left for the trained weights beside {weights}: free some")
-        report = runs.read_json(folder / "report.json")
-        recipe = Recipe.from_report(report, folder).finetune
+        report = runs.read_json(source / "report.json")
+        recipe = Recipe.from_report(report, source).finetune
         recipe = recipe.changed(steps=steps, train=train, spikes_budget=spikes_budget)
         checkpoint = folder / "checkpoint"
-        if checkpoint.exists() and not resume:
+        if out is None and checkpoint.exists() and not resume:
             raise UserError(
                 f"{checkpoint} is left of an unfinished training: add --resume, or delete it"
             )
         if resume and not checkpoint.is_dir():
             raise UserError(f"there is no checkpoint in {folder}: leave --resume out")
+        device_of(device)
 
-        import torch
         from accelerate import PartialState
 
+        from neurtransformer.measure.card import write_card
         from neurtransformer.provenance import model_sha256, stamp, text_sha256
         from neurtransformer.spiking.finetune import Step, training_text
         from neurtransformer.spiking.finetune import finetune as distil
@@ -245,20 +260,21 @@ def finetune(
             teacher_of,
         )
 
-        if device != "cpu" and not torch.cuda.is_available():
-            raise UserError(f"there is no {device} device here: leave --device out")
         processes = PartialState(cpu=device == "cpu")
-        model, tokenizer = load_run(folder)
+        model, tokenizer = load_run(source)
         trained_from = model_sha256(model)
-        found = teacher_of(folder, model, _text(teacher))
+        found = teacher_of(source, model, _text(teacher))
         dense = found.dense
         remember_teacher(model, found)
         recipe = recipe.changed(block=min(recipe.block, model.config.context))
         blocks = training_text(
             dense, tokenizer, text, recipe, seed, processes=processes.num_processes
         )
+        if main and out is not None:
+            _copy_run(source, folder, force)
+            held.enter_context(training(folder))
         if processes.is_main_process:
-            on_start()
+            on_start(folder)
         started = time.monotonic()
         quiet = not processes.is_main_process
         with progress.bar("fine-tuning", recipe.steps, "steps", quiet=quiet) as advance:
@@ -306,10 +322,37 @@ def finetune(
                 seed=seed,
             )
             runs.add_training(folder, {**values, "text": text, "curve": curve}, provenance)
+            write_card(folder)
             shutil.rmtree(checkpoint, ignore_errors=True)
         processes.wait_for_everyone()
         processes.destroy_process_group()
     return {"run": folder, **values}
+
+
+def _check_writable(run: Path) -> None:
+    """Raise UserError unless a run can be trained where it stands: now, and not after hours."""
+    from neurtransformer import runs
+    from neurtransformer.errors import UserError
+
+    if runs.is_read_only(run):
+        whose = "ships with neurtx" if run.parent == runs.BUNDLED else "is a copy of the hub's"
+        raise UserError(
+            f"{run.name} {whose} and stays as it is: train a copy of it with --out FOLDER"
+        )
+    if not os.access(run, os.W_OK):
+        raise UserError(f"{run} cannot be written to: train a copy of it with --out FOLDER")
+    weights = run / "model.safetensors"
+    if weights.is_file() and shutil.disk_usage(run).free < weights.stat().st_size:
+        raise UserError(f"no space left for the trained weights beside {weights}: free some")
+
+
+def _copy_run(source: Path, target: Path, force: bool) -> None:
+    """A copy of a run, without the checkpoint of a training and without what is hidden."""
+    from neurtransformer.folders import new_folder
+
+    with new_folder(target, force=force) as fresh:
+        ignored = shutil.ignore_patterns(".*", "checkpoint")
+        shutil.copytree(source, fresh, ignore=ignored, dirs_exist_ok=True)
 
 
 # --- measuring ---
@@ -322,6 +365,8 @@ def evaluate(
     limit: int = 8192,
     block: int | None = None,
     mode: Literal["counts", "steps"] = "counts",
+    device: str = "cpu",
+    dtype: str = "float32",
     teacher: str | Path | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
@@ -331,16 +376,19 @@ def evaluate(
     many tokens are read at most, 2 or more. block: tokens of one text, 2 or more; None is the
     model's context, 1024 at most. mode: "counts" computes each neuron's spike count at once,
     "steps" simulates every time step with SpikingJelly's neurons, which is slower and gives equal
-    numbers.
+    numbers. device: where both networks compute, "cpu", "cuda" or "cuda:N". dtype: the type
+    of the weights of both, "float32", "bfloat16" or "float16".
 
     Returns `ppl_dense`, `ppl_spiking`, `ppl_ratio`, `cosine_similarity`, `token_agreement`,
-    `spikes_per_token`, estimates of the energy saved in per cent, and more. They are noted in the
-    run's report.json too, unless the run ships with the package.
+    `spikes_per_token`, estimates of the energy saved in per cent, `neurobench` (the metrics of that
+    benchmark under its own names), and more. They are noted in the run's report.json too, unless
+    the run ships with the package or is the hub's.
 
     Raises UserError if the run, the text or the dense model cannot be had, and for "steps" if
     SpikingJelly is missing.
     """
     from neurtransformer import runs
+    from neurtransformer.device import device_of, dtype_of, placed
 
     _check_choice("mode", mode, ("counts", "steps"))
     _check_least("limit", limit, 2)
@@ -350,8 +398,12 @@ def evaluate(
         from neurtransformer.spiking.coding import soft_reset_neuron
 
         soft_reset_neuron()  # says so if SpikingJelly is missing
+    device_of(device)
+    dtype_of(dtype)
 
+    from neurtransformer.measure.card import refresh_card
     from neurtransformer.measure.energy import estimate
+    from neurtransformer.measure.neurobench import neurobench
     from neurtransformer.measure.position import doubled, loss_by_position
     from neurtransformer.measure.quality import counting_spikes
     from neurtransformer.measure.quality import evaluate as compare
@@ -363,14 +415,17 @@ def evaluate(
     model, tokenizer = load_run(folder)
     length = min(block or BLOCK, model.config.context)
     blocks = load_blocks(text, tokenizer, length, split="heldout", limit_tokens=limit)
-    found, long = teacher_of(folder, model, _text(teacher)), doubled(blocks)
-    dense = found.dense
+    found = teacher_of(folder, model, _text(teacher))
     provenance = stamp(
         weights_sha256=model_sha256(model),
         teacher=found.source,
         teacher_sha256=found.sha256,
         text_sha256=text_sha256(blocks),
     )
+    dense = placed(found.dense, device, dtype)
+    placed(model, device, dtype)
+    blocks = blocks.to(model.device)
+    long = doubled(blocks)
     total = blocks.numel() + long.numel()
     with progress.bar(f"evaluating ({mode})", total, "tokens") as advance:
         model.steps = mode == "steps"
@@ -387,11 +442,20 @@ def evaluate(
         f"{part}_energy_reduction_percent": energy[part]["reduction_percent"]
         for part in ("attention", "model")
     }
-    values = {"mode": mode, "text": text, **values, **saved, "loss_by_position": curve}
+    values = {
+        "mode": mode,
+        "dtype": dtype,
+        "text": text,
+        **values,
+        **saved,
+        "neurobench": neurobench(model, counter),
+        "loss_by_position": curve,
+    }
     race = one_race(model, dense, tokenizer)
     if race is not None:
         values["race"] = race
     runs.update_report(folder, "eval", values, provenance)
+    refresh_card(folder)
     return {"run": folder, **values}
 
 

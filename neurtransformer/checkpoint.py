@@ -23,6 +23,16 @@ _SWITCH = re.compile(
     r"|gradient_checkpointing|(torch_)?dtype|.*(attn|experts)_implementation.*"
 )
 
+_JSON = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+)
+
 _ADAPTER = re.compile(r"lora_|\.base_layer\.|adapter")
 
 _TOKENIZERS = (
@@ -32,8 +42,6 @@ _TOKENIZERS = (
     ("spiece.model",),
     ("tokenizer.model",),
 )
-FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "*.model"]
-"""What a folder may need, and all that is fetched: no pickle, no code."""
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
@@ -141,7 +149,36 @@ def checked_config(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not _SWITCH.fullmatch(key)}
 
 
-def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", vocabulary: int, folder: Path) -> None:
+def check_json(folder: Path) -> None:
+    """Raise UserError unless each JSON file that transformers reads in `folder` holds an object: it
+    would wait for a pipe, and read a device to its end."""
+    for name in _JSON:
+        if (folder / name).exists() or (folder / name).is_symlink():
+            read_json(folder / name)
+
+
+def load_tokenizer(folder: Path, vocabulary: int, **where: Any) -> "PreTrainedTokenizerBase":
+    """The tokenizer in `folder`. where: more arguments for transformers.
+
+    Raises UserError if it does not load, or gives a number that is none of `vocabulary` rows.
+    """
+    from transformers import AutoTokenizer
+
+    check_json(folder)
+    # whatever a damaged file makes the library say is the file's fault, not ours
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **where
+        )
+        _check_tokenizer(tokenizer, vocabulary, folder)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the tokenizer in {folder} does not load: {shortened(error)}") from error
+    return tokenizer
+
+
+def _check_tokenizer(tokenizer: "PreTrainedTokenizerBase", vocabulary: int, folder: Path) -> None:
     """Raise UserError unless every number that the tokenizer gives is one of `vocabulary` rows."""
     numbers = set(tokenizer.get_vocab().values())
     if not numbers - set(tokenizer.all_special_ids):

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from neurtransformer import gguf_file, hub
 from neurtransformer.checkpoint import (
-    FILES,
     check_config,
     check_folder,
-    check_tokenizer,
     has_tokenizer,
+    load_tokenizer,
     weight_files,
 )
 from neurtransformer.errors import UserError, shortened
@@ -113,25 +112,16 @@ def load_dense(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     folder, where = (place.parent, {"gguf_file": place.name}) if one_file else (place, {})
 
     import torch
-    from transformers import AutoTokenizer
 
     config_class, model_class = family.classes()
-    # whatever a damaged file makes these two say is the file's fault, not ours
+    # whatever a damaged file makes this say is the file's fault, not ours
     try:
         config = config_class.from_dict(
             _within({**family.default_ends, **values}, values["vocab_size"])
         )
     except Exception as error:
         raise UserError(f"{folder}/config.json is refused: {shortened(error)}") from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, **where
-        )
-        check_tokenizer(tokenizer, config.vocab_size, folder)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"the tokenizer in {folder} does not load: {shortened(error)}") from error
+    tokenizer = load_tokenizer(folder, config.vocab_size, **where)
     model, info = model_class.from_pretrained(
         folder,
         config=config,
@@ -243,40 +233,18 @@ def _from_hub(name: str, repository: str, known: Known | None = None) -> Path:
             f"{repository} --local-dir gpt2`, here `neurtx convert ./gpt2`), "
             f"or take {DEFAULT}, which is bundled"
         )
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        RepositoryNotFoundError,
-    )
-
     try:
-        # the config first: gigabytes of another kind of model need not be fetched to be refused
-        check_config(Path(hf_hub_download(repository, "config.json")))
-        log.info("fetching %s from %s", repository, hub.endpoint())
-        return Path(snapshot_download(repository, allow_patterns=FILES, ignore_patterns=["*/*"]))
-    except GatedRepoError:
-        raise UserError(f"'{repository}' wants a login: type `hf auth login` first") from None
-    except RepositoryNotFoundError:
+        return hub.fetch(repository, check_config)
+    except hub.NoRepository:
         _unknown_name(name)
-        raise UserError(f"there is no model '{repository}' on {hub.endpoint()}") from None
-    except EntryNotFoundError:
-        raise UserError(
-            f"'{repository}' has no config.json: it is no language model (merge an adapter first)"
-        ) from None
-    except (HfHubHTTPError, ConnectionError, TimeoutError) as error:
-        raise UserError(f"could not fetch '{repository}': {shortened(error)}; try again") from error
+        raise
 
 
 def _cached(repository: str) -> Path | None:
     """The folder of `repository` in the hub's local cache, if all that is needed is there."""
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(repository, "config.json")
-    if not isinstance(config, str):
+    folder = hub.cached(repository)
+    if folder is None:
         return None
-    folder = Path(config).parent
     try:
         complete = bool(weight_files(folder))
     except UserError:

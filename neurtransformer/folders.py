@@ -56,7 +56,7 @@ def new_folder(target: Path | Place, *, force: bool = False) -> Iterator[Path]:
     # a link to a folder stays a link: the folder behind it is the one that is written
     target = (place.folder or default_folder(place.kind, place.name)).expanduser().resolve()
     check_name(target)
-    _check_free(target, force)
+    check_free(target, force)
     parent = target.parent
     made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     fresh = parent / f"{_NEW}{secrets.token_hex(4)}-{target.name}"
@@ -89,7 +89,8 @@ def new_folder(target: Path | Place, *, force: bool = False) -> Iterator[Path]:
                 os.close(lock)
 
 
-def _check_free(target: Path, force: bool) -> None:
+def check_free(target: Path, force: bool) -> None:
+    """Raise UserError unless a new folder may stand at `target`, or replace what stands there."""
     if not target.exists():
         return
     if not target.is_dir():
@@ -111,7 +112,7 @@ def _check_free(target: Path, force: bool) -> None:
 
 def _put_in_place(fresh: Path, target: Path, force: bool) -> None:
     with locked(target.parent):
-        _check_free(target, force)
+        check_free(target, force)
         if not target.exists():
             fresh.rename(target)
             return

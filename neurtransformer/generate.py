@@ -1,6 +1,7 @@
 """Text from a prompt: by the spiking model, in PyTorch or in integers, or by its teacher."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,8 +11,20 @@ from neurtransformer.errors import UserError
 from neurtransformer.spiking.model import SpikingLanguageModel
 from neurtransformer.text import drawn_with, prompt_ids
 
-TEMPERATURE = 0.8
-TOP_K = 40
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn: from the `top_k` likeliest, 0 for all, and of these from the
+    likeliest that together have a chance of `top_p`, with logits divided by `temperature`. greedy:
+    the likeliest one, and nothing is drawn."""
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 1.0
+    greedy: bool = False
+
+
+USUAL = Sampling()
 
 
 class Teller:
@@ -56,11 +69,12 @@ def generate(
     *,
     backend: str,
     seed: int,
+    sampling: Sampling = USUAL,
     on_text: Callable[[str], None] = lambda piece: None,
 ) -> str:
     """The prompt and up to `tokens` more tokens. The same seed gives the same text.
 
-    on_text: called with each piece of it as soon as there is one.
+    sampling: how tokens are drawn. on_text: called with each piece of text as soon as there is one.
 
     backend: torch or, for the spiking model alone, integer. In torch both models draw the same
     random numbers, so their texts part only where their predictions do.
@@ -79,13 +93,26 @@ def generate(
         network = IntegerGPT2.from_spiking(model)
         teller.put(ids)
         network.generate(
-            ids, tokens, temperature=TEMPERATURE, top_k=TOP_K, stop=ends, on_token=teller.put
+            ids,
+            tokens,
+            temperature=sampling.temperature,
+            top_k=1 if sampling.greedy else sampling.top_k,
+            top_p=sampling.top_p,
+            stop=ends,
+            on_token=teller.put,
         )
         teller.end()
     else:
-        with drawn_with(
-            model, do_sample=True, temperature=TEMPERATURE, top_k=TOP_K, eos_token_id=ends
-        ):
+        drawn: dict[str, object] = {"do_sample": False}
+        if not sampling.greedy:
+            drawn = {
+                "do_sample": True,
+                "temperature": sampling.temperature,
+                "top_k": sampling.top_k,
+                "top_p": sampling.top_p,
+            }
+        with drawn_with(model, **drawn, eos_token_id=ends):
+            ids = ids.to(model.device)
             model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),

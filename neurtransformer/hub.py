@@ -1,13 +1,23 @@
-"""Whether the Hugging Face hub can be reached, said quickly.
+"""The Hugging Face hub: whether it can be reached, said quickly, and repositories fetched from it.
 
 The hub's own libraries retry for half a minute before they say that there is no network.
 """
 
+import logging
 import os
 import re
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from neurtransformer.errors import UserError, shortened
+
+FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "*.model"]
+"""What is fetched of a repository, at most: no pickle, no code."""
+
+log = logging.getLogger(__name__)
 
 
 def endpoint() -> str:
@@ -49,3 +59,51 @@ def reachable(seconds: float = 3.0) -> bool:
     asking.start()
     asking.join(seconds)
     return answered.is_set()
+
+
+def cached(repository: str) -> Path | None:
+    """The folder of `repository` in the hub's local cache, if its config.json is there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(repository, "config.json")
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def is_cached(folder: Path) -> bool:
+    """Whether `folder` is a snapshot in the hub's local cache, which nobody else should write to:
+    .../models--owner--name/snapshots/REVISION."""
+    return folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+
+
+def fetch(repository: str, check: Callable[[Path], object]) -> Path:
+    """The folder of `repository`, fetched into the local cache. check: called with the path of its
+    config.json before the rest is fetched; gigabytes need not be fetched to be refused.
+
+    Raises UserError if there is no such repository or it does not come, and what `check` raises.
+    """
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        check(Path(hf_hub_download(repository, "config.json")))
+        log.info("fetching %s from %s", repository, endpoint())
+        return Path(snapshot_download(repository, allow_patterns=FILES, ignore_patterns=["*/*"]))
+    except GatedRepoError:
+        raise UserError(f"'{repository}' wants a login: type `hf auth login` first") from None
+    except RepositoryNotFoundError:
+        raise NoRepository(f"there is no model '{repository}' on {endpoint()}") from None
+    except EntryNotFoundError:
+        raise UserError(
+            f"'{repository}' has no config.json: it is no language model (merge an adapter first)"
+        ) from None
+    except (HfHubHTTPError, ConnectionError, TimeoutError) as error:
+        raise UserError(f"could not fetch '{repository}': {shortened(error)}; try again") from error
+
+
+class NoRepository(UserError):
+    """The hub has no repository of that name, or does not show it to this caller."""

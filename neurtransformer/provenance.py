@@ -102,8 +102,11 @@ def run_sha256(run: Path, config: Mapping[str, Any]) -> str | None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    path = run / "model.safetensors"
+    if not path.is_file():  # whoever opens a pipe waits
+        return None
     try:
-        return weights_sha256(load_file(run / "model.safetensors"), config)
+        return weights_sha256(load_file(path), config)
     except (SafetensorError, OSError, ValueError, TypeError):
         return None
 

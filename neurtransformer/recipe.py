@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from neurtransformer.errors import UserError
+from neurtransformer.errors import UserError, shortened
 
 R = TypeVar("R", bound=BaseModel)
 MAX_TIMESTEPS = 64
@@ -19,6 +19,9 @@ MAX_PHASE_TIMESTEPS = 8
 
 MAX_LIMITED_TIMESTEPS = 16
 """Longest phase code of neurons that stop after a few spikes."""
+
+MAX_YAML = 2**20
+"""Bytes of the largest YAML file that is read."""
 
 Coding = Literal["rate", "phase"]
 
@@ -148,7 +151,7 @@ def load_recipe(
     the attention may have. coding: that of the whole network, at one T.
     Raises UserError for a file that is not there, is not YAML, or says what is not known.
     """
-    over = {} if path is None else _read(path, "default.yaml")
+    over = {} if path is None else read_yaml(path, "configs/default.yaml")
     values = settings("default.yaml", None)
     kind = attention or over.get("attention") or values["attention"]
     own = resources.files("neurtransformer.configs").joinpath(f"{kind}.yaml")
@@ -175,7 +178,7 @@ def settings(default: str, path: Path | None) -> dict[str, object]:
     text = resources.files("neurtransformer.configs").joinpath(default).read_text(encoding="utf-8")
     values: dict[str, object] = yaml.safe_load(text)
     if path is not None:
-        _merge(values, _read(path, default))
+        _merge(values, read_yaml(path, f"configs/{default}"))
     return values
 
 
@@ -192,15 +195,22 @@ def checked(model: type[R], values: object, path: Path | None) -> R:
         raise UserError(": ".join([*where, f"{what}{got}"])) from None
 
 
-def _read(path: Path, default: str) -> dict[str, object]:
+def read_yaml(path: Path, explained: str) -> dict[str, object]:
+    """The mapping in a YAML file. explained: where it is said what such a file holds.
+
+    Raises UserError if it cannot be read, is longer than MAX_YAML or holds no mapping.
+    """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(
-            f"{path} is no readable YAML file: {' '.join(str(error).split())}"
-        ) from None
+        with path.open("rb") as file:  # a device may never end
+            content = file.read(MAX_YAML + 1)
+        if len(content) > MAX_YAML:
+            raise UserError(f"{path} has more than {MAX_YAML:,} bytes: it is no file of settings")
+        values = yaml.safe_load(content.decode("utf-8"))
+    # a ValueError: a date that is none, and what is not UTF-8
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{path} is no readable YAML file: {shortened(error)}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds no mapping of settings: see configs/{default}")
+        raise UserError(f"{path} holds no mapping of settings: see {explained}")
     return values
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from neurtransformer import stop
+from neurtransformer import hub, stop
 from neurtransformer.errors import UserError, shortened
 from neurtransformer.lock import locked
 from neurtransformer.provenance import provenance_of, run_sha256
@@ -102,26 +102,72 @@ def latest(kind: Kind) -> Path:
 
 
 def resolve(kind: Kind, given: str | None) -> Path:
-    """The folder that a command's RUN or NETLIST means: a path, or the name of a run that ships
-    with the package (`gpt2-nano-spiking`); None is the last one made.
+    """The folder that a command's RUN or NETLIST means; None is the last one made here.
+
+    The name of a run that ships with the package (`gpt2-nano-spiking`) always means that one. One's
+    own of the same name is told apart by a path: `./gpt2-nano-spiking`, `runs/gpt2-nano-spiking`.
+    Anything else is a path or, for a run, a repository on the hub, `owner/name`, where there is no
+    folder `owner`.
 
     Raises UserError if there is no such folder or it is not of that kind.
     """
     if given is None:
         return latest(kind)
-    folder = Path(given).expanduser().resolve()
-    if not folder.exists() and given in bundled(kind):
+    if given in bundled(kind):
+        _tell_apart(kind, given)
         return BUNDLED / given
+    folder = Path(given).expanduser().resolve()
+    if kind == "run" and not folder.exists() and _may_be_on_hub(given):
+        return _from_hub(given)
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise UserError(f"{folder} {what}: make a {kind} with `{MAKER[kind]}`")
     for mark in MARKS[kind]:
-        if not (folder / mark).is_file():
+        # a model that was pushed to the hub without its report is a run too, for reading
+        if not (folder / mark).is_file() and not (mark == "report.json" and hub.is_cached(folder)):
             raise UserError(
                 f"{folder} is not a {kind} (no {mark} in it): make one with `{MAKER[kind]}`"
             )
     check_name(folder)
     return folder
+
+
+def _tell_apart(kind: Kind, name: str) -> None:
+    """Say so if there is a folder of one's own with the name of one that ships."""
+    for path, typed in (
+        (Path.cwd() / name, f"./{name}"),
+        (home() / HOME[kind] / name, str(Path(os.path.relpath(home() / HOME[kind] / name)))),
+    ):
+        if path.exists():
+            log.warning("%s is the %s that ships with neurtx; yours is %s", name, kind, typed)
+
+
+def _may_be_on_hub(given: str) -> bool:
+    owner, slash, _ = given.partition("/")
+    return bool(slash) and hub.may_be_id(given) and not Path(owner).exists()
+
+
+def _from_hub(repository: str) -> Path:
+    """The run in a repository of the hub, from the local cache or fetched into it."""
+
+    def check(config: Path) -> None:
+        kind = read_json(config).get("model_type")
+        if kind != PLASTIC and not str(kind).startswith("spiking_"):
+            raise UserError(
+                f"'{repository}' holds a {kind} model, not a run: "
+                f"`neurtx convert {repository}` makes one of it"
+            )
+
+    found = hub.cached(repository)
+    if found is not None and (found / "model.safetensors").is_file():
+        check(found / "config.json")
+        return found
+    if not hub.reachable():
+        raise UserError(
+            f"{Path(repository).resolve()} does not exist, and there is no network to look for "
+            f"'{repository}' on {hub.endpoint()}: make a run with `{MAKER['run']}`"
+        )
+    return hub.fetch(repository, check)
 
 
 def check_name(folder: Path) -> None:
@@ -139,9 +185,9 @@ def bundled(kind: Kind) -> list[str]:
     return sorted(folder.name for folder in BUNDLED.iterdir() if is_one(kind, folder))
 
 
-def is_bundled(folder: Path) -> bool:
-    """Whether `folder` ships with the package."""
-    return folder.parent == BUNDLED
+def is_read_only(folder: Path) -> bool:
+    """Whether `folder` is read and never written: it ships with the package, or is the hub's."""
+    return folder.parent == BUNDLED or hub.is_cached(folder)
 
 
 def _note(kind: Kind) -> Path:
@@ -238,10 +284,15 @@ def update_report(
 
     provenance: what `provenance.stamp` says of values that were measured together. They replace
     the section, unless it is of the run's present weights and they are not.
-    The report of a run that ships with the package stays as it was shipped. One that cannot be
-    written is a warning: what was measured is still to be said.
+    The report of a run that ships with the package, or came from the hub, stays as it is. One that
+    is damaged or cannot be written is a warning: what was measured is still to be said.
     """
-    if is_bundled(run):
+    if is_read_only(run):
+        return
+    try:
+        read_json(run / "report.json")
+    except UserError as error:
+        log.warning("%s is not noted: %s", section, error)
         return
     with _opened_report(run, section) as report:
         old = report.get(section) or {}

@@ -31,6 +31,7 @@ _PIECE = 1 << 16  # characters tokenised at once
 _WRITERS = 256  # documents written side by side
 _DOCUMENT = 256  # tokens of each
 _HELDOUT_SHARE = 4  # one in so many of CPython's topics
+_LONGEST_PROMPT = 1 << 20  # bytes
 _LEAST_KNOWN = 0.5  # share of a text's characters that a tokenizer has to have tokens for
 
 
@@ -115,6 +116,27 @@ def _tokens(
     if len(tokens) < 2:
         raise UserError(f"{what} is too short: 2 tokens are the least, it has {len(tokens)}")
     return tokens
+
+
+def read_prompt(path: Path) -> str:
+    """The prompt in a UTF-8 file, without the line break at its end, which editors put there.
+
+    Raises UserError if it cannot be read, is not text or is too long for any model.
+    """
+    try:
+        # a pipe that nobody writes to would be waited for, and a device may never end
+        if not path.is_file():
+            what = "is no ordinary file" if path.exists() else "does not exist"
+            raise UserError(f"{path} {what}: --prompt-file takes a file of text")
+        with path.open("rb") as file:
+            read = file.read(_LONGEST_PROMPT + 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if len(read) > _LONGEST_PROMPT:
+        raise UserError(
+            f"{path} is longer than the {_LONGEST_PROMPT:,} bytes of the longest prompt"
+        )
+    return "".join(_lines(io.BytesIO(read), str(path))).removesuffix("\n")
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
@@ -206,6 +228,7 @@ def write_text(dense: "PreTrainedModel", blocks: int, length: int, seed: int) ->
     starts = torch.randint(vocabulary, (documents, 1), generator=drawn)
     for token in (begin + end)[:1]:
         starts.fill_(token)
+    starts = starts.to(dense.device)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         with drawn_with(dense, do_sample=True, top_k=0, suppress_tokens=never or None):
@@ -220,7 +243,7 @@ def write_text(dense: "PreTrainedModel", blocks: int, length: int, seed: int) ->
                 )
                 for starting in starts.split(_WRITERS)
             ]
-    return torch.cat(parts).flatten()[: blocks * length].view(blocks, length)
+    return torch.cat(parts).cpu().flatten()[: blocks * length].view(blocks, length)
 
 
 def _within(number: int | list[int] | None, vocabulary: int) -> list[int]:

@@ -38,7 +38,7 @@ from transformers import AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
 from neurtransformer import hub
-from neurtransformer.checkpoint import FILES, check_folder
+from neurtransformer.checkpoint import check_folder
 from neurtransformer.dense import load_dense, locate
 from neurtransformer.errors import UserError, shortened
 from neurtransformer.measure.energy import PAPER_REDUCTION_PERCENT
@@ -315,7 +315,7 @@ def main(
     text = text.resolve() if text else wikitext(out / "wikitext-2-raw-test.txt")
     rows: list[Values] = []
     for model, folder in found.items():
-        files = sorted({path for pattern in FILES for path in folder.glob(pattern)})
+        files = sorted({path for pattern in hub.FILES for path in folder.glob(pattern)})
         short = re.sub(r"[^\w.-]+", "-", folder.name if Path(model).is_dir() else model)
         place = out / f"{short}-{key(source_name(model), sha256(*files))}"
         settings = Settings(text, sha256(text), limit, strides[model], steps, train_text, device)

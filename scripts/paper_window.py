@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from neurtransformer.loss import next_token_losses
 
 Logits = Callable[[Tensor], Tensor]
 """Tokens (1, n) -> logits (1, n, vocabulary)."""
@@ -56,9 +57,10 @@ def score(dense: Logits, spiking: Logits, ids: Tensor, window: Window) -> dict[s
     likeliest = []
     for name, model in ("dense", dense), ("spiking", spiking):
         logits = model(ids[None, window.begin : window.end]).float().cpu()
-        logits = logits[0, window.first - 1 - window.begin : -1]
-        sums[f"nll_{name}"] = float(F.cross_entropy(logits, target, reduction="sum"))
-        likeliest.append(logits.argmax(-1))
+        before = window.first - 1 - window.begin
+        losses = next_token_losses(logits, ids[None, window.begin : window.end])
+        sums[f"nll_{name}"] = float(losses[0, before:].sum())
+        likeliest.append(logits[0, before:-1].argmax(-1))
         sums[f"right_{name}"] = int((likeliest[-1] == target).sum())
     sums["same"] = int((likeliest[0] == likeliest[1]).sum())
     return sums

@@ -71,6 +71,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from neurtransformer.dense import load_dense
 from neurtransformer.families.base import tapped
+from neurtransformer.loss import next_token_losses
 from neurtransformer.measure.quality import counting_spikes
 from neurtransformer.recipe import Coding, load_recipe
 from neurtransformer.runs import read_json, write_json
@@ -164,7 +165,7 @@ def measure(network: Network, text: list[Expected]) -> dict[str, float]:
 def _nll(logits: Tensor, ids: Tensor) -> float:
     """Summed negative log-likelihood, nats, of logits (1, length, vocabulary) behind the first of
     ids (1, 1 + length)."""
-    return float(F.cross_entropy(logits[0, :-1], ids[0, 2:], reduction="sum"))
+    return float(next_token_losses(logits, ids[:, 1:]).sum())
 
 
 # --- Qwen2SNNRecipe ---

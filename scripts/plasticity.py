@@ -11,7 +11,6 @@ standard output.
 
 import contextlib
 import json
-import math
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -19,7 +18,6 @@ from unittest import mock
 import click
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from neurtransformer.codes import NO_FORGETTING
 from neurtransformer.errors import UserError
@@ -29,6 +27,7 @@ from neurtransformer.integer.attention.base import Innate
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.loihi import learning
 from neurtransformer.loihi.learning import FORMS, SHIFTS, Form, PlasticHeads
+from neurtransformer.loss import perplexity
 from neurtransformer.runs import resolve
 from neurtransformer.spiking.load import load_run
 from neurtransformer.text import load_blocks
@@ -146,12 +145,6 @@ def measure(
         "compared": compared,
         "mismatches": mismatches,
     }
-
-
-def perplexity(model: IntegerGPT2, blocks: torch.Tensor) -> float:
-    """Of blocks (n, length)."""
-    logits = model(blocks)[:, :-1]
-    return math.exp(F.cross_entropy(logits.flatten(0, 1), blocks[:, 1:].flatten()))
 
 
 def line(name: str, values: dict[str, float], last: str = "") -> None:

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from neurtransformer import runs
 from neurtransformer.integer import arithmetic, config, model, quantise
-from neurtransformer.integer.quality import perplexity
+from neurtransformer.loss import perplexity
 from neurtransformer.spiking.load import load_run
 from neurtransformer.text import load_blocks
 

@@ -1,5 +1,6 @@
 """What several test files need."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -233,18 +234,23 @@ def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
 
 @dataclass
 class Done:
-    """How a command ended."""
+    """How a command ended. words: what was typed."""
 
     returncode: int
     stdout: str
     stderr: str
+    words: tuple[str, ...] = ()
 
     def mistake(self) -> str:
-        """The single line of a caller's mistake."""
+        """The single line of a caller's mistake, which is a JSON object too if that is wanted."""
         assert self.returncode == 2, self.stderr
-        assert self.stdout == ""
         assert self.stderr.startswith("neurtx: error: "), self.stderr
         assert self.stderr.count("\n") == 1, self.stderr
+        line = self.stderr.removeprefix("neurtx: error: ").removesuffix("\n")
+        if "--json" in self.words:
+            assert json.loads(self.stdout) == {"error": line, "exit_code": 2}
+        else:
+            assert self.stdout == ""
         return self.stderr
 
 
@@ -265,7 +271,7 @@ def neurtx(
         with pytest.raises(SystemExit) as end:
             main()
         out, err = capfd.readouterr()
-        return Done(int(end.value.code or 0), out, err)
+        return Done(int(end.value.code or 0), out, err, args)
 
     return call
 
@@ -277,6 +283,6 @@ def neurtx_process(tmp_path: Path) -> Callable[..., Done]:
     def call(*args: str) -> Done:
         command = [sys.executable, "-m", "neurtx.main", *args]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-        return Done(done.returncode, done.stdout, done.stderr)
+        return Done(done.returncode, done.stdout, done.stderr, args)
 
     return call

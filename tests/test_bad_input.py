@@ -190,6 +190,6 @@ def test_training_for_which_there_is_no_room(
     run = shutil.copytree(tiny_run, disk(f"size={size + 100}k") / "run")
     before = contents(run)
     done = neurtx("finetune", str(run), "--text", str(text), "--steps", "2", "--json")
-    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert (done.returncode, json.loads(done.stdout)["exit_code"]) == (2, 2), done.stderr
     assert done.stderr.splitlines()[-1].startswith("neurtx: error: no space left")
     assert contents(run) == before

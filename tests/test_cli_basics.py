@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 
 from neurtransformer.errors import UserError
@@ -67,9 +68,10 @@ def test_every_command_has_help(command: str) -> None:
     with loaded.make_context(command, [], resilient_parsing=True) as context:
         assert loaded.get_help(context).startswith("Usage:")
     assert loaded.name == "command" or loaded.name == command
-    json_commands = {"models", "doctor", "convert", "finetune", "eval", "energy", "export"}
-    if command in json_commands | {"simulate", "place"}:
-        assert any("--json" in parameter.opts for parameter in loaded.params)
+    tasks = loaded.commands.values() if isinstance(loaded, click.Group) else [loaded]
+    for task in tasks:
+        taken = {name for parameter in task.params for name in parameter.opts}
+        assert {"--json", "--quiet", "-q", "--verbose", "-v"} <= taken
 
 
 def test_models_as_json(tmp_path: Path) -> None:
@@ -199,7 +201,7 @@ def test_a_silent_hub_is_given_up_within_ten_seconds(
         (KeyboardInterrupt(), "interrupted: nothing half-written was left", 130),
         (BrokenPipeError(), "", 1),
         (ModuleNotFoundError("no", name="lava.magma"), "error: lava is not installed: type", 1),
-        (ValueError("two\nlines"), "error: ValueError: two lines (NEURTX_TRACEBACK=1", 1),
+        (ValueError("two\nlines"), "error: ValueError: two lines (--verbose shows", 1),
     ],
 )
 def test_the_error_policy(error: BaseException, message: str, code: int) -> None:
@@ -217,10 +219,11 @@ def test_a_cause_deep_down_counts() -> None:
 
 PRINTS = """
 import os, sys, click
-from neurtx.output import answer, json_option
+from neurtx.options import reporting
+from neurtx.output import answer
 from neurtx import main
 @click.command()
-@json_option
+@reporting
 def command(as_json):
     print("from python")
     os.system("echo from a child")

@@ -48,7 +48,7 @@ class Ledger:
     def __init__(self, model: SpikingLanguageModel, patch: pytest.MonkeyPatch) -> None:
         self.counts: Counter[tuple[int, str, str]] = Counter()
         self.block, self.layer = 0, ""
-        self.doubles = self.begun = False
+        self.doubles = self.begun = self.pairs = False
         self.query = self.synapses = torch.empty(0)
         self.fine = 0
         self.hooks: list[Any] = []
@@ -60,7 +60,7 @@ class Ledger:
                 if isinstance(module, CodingNeuron):
                     self.hooks.append(module.register_forward_hook(self.sent))
         patch.setattr(neurons, "F", SimpleNamespace(linear=self.linear))
-        patch.setattr(codes, "if_node", self.counting_node(codes.if_node))
+        patch.setattr(codes, "soft_reset_neuron", self.counting_node(codes.soft_reset_neuron))
         patch.setattr(ttfs.RaceAttention, "answered", self.asked(ttfs.RaceAttention.answered))
         patch.setattr(ttfs, "race_steps", self.raced)
         patch.setattr(ttfs, "key_synapses", self.written(ttfs.key_synapses))
@@ -80,6 +80,7 @@ class Ledger:
         def hear(module: Any, args: tuple[Any, ...]) -> None:
             self.block, self.layer, self.begun = block, name, False
             self.doubles = isinstance(module, SpikeLinear) and module.gain == 2
+            self.pairs = isinstance(module, CodingNeuron) and module.signed
             if name in (
                 "attn.encode",
                 "attn.merged",
@@ -108,12 +109,16 @@ class Ledger:
         assert torch.equal(arrived, F.linear(spikes, weight).flatten())
         return arrived.view(*spikes.shape[:-1], -1)
 
-    def counting_node(self, if_node: Callable[..., Any]) -> Callable[..., Any]:
-        """SpikingJelly's neurons, which compare each time that they are asked."""
+    def counting_node(self, soft_reset_neuron: Callable[[], Any]) -> Callable[[], Any]:
+        """SpikingJelly's neurons, which compare each time that they are asked. Of a signed pair
+        only the one that can fire is simulated."""
 
-        def make(threshold: float, reset: float | None) -> Any:
-            node = if_node(threshold, reset)
-            node.register_forward_pre_hook(lambda _, args: self.add("compared", args[0].numel()))
+        def asked(node: Any, args: tuple[Any, ...]) -> None:
+            self.add("compared", (1 + self.pairs) * args[0].numel())
+
+        def make() -> Any:
+            node = soft_reset_neuron()
+            node.register_forward_pre_hook(asked)
             return node
 
         return make

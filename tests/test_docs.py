@@ -135,7 +135,7 @@ def test_there_are_commands_in_the_docs() -> None:
         "neurtx eval --limit many",
         "neurtx icl regression --ways 5",
         "neurtx convert",
-        "neurtx generate runs/mine",
+        "neurtx simulate --tokens none",
     ],
 )
 def test_a_wrong_command_in_the_docs_is_noticed(line: str) -> None:
@@ -274,7 +274,7 @@ APART = ("api", "generate", "nir_export")
 
 
 def part(module: str) -> str:
-    """The part of docs/how-it-works.md's table that a module of ours is of."""
+    """The part of docs/architecture.md's table that a module of ours is of."""
     first = module.split(".")[1] if "." in module else "base"
     return first if first in APART or (LIBRARY / first).is_dir() else "base"
 
@@ -290,8 +290,8 @@ def imported(file: Path) -> Iterator[str]:
 
 
 def test_packages_import_what_the_docs_say() -> None:
-    page = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
-    rows = page.partition("| part | may import")[2].partition("\n\n")[0].splitlines()[2:]
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = page.partition("| part | imports")[2].partition("\n\n")[0].splitlines()[2:]
     allowed = {}
     for row in rows:
         name, others, _ = (cell.strip() for cell in row.strip("|").split("|"))
@@ -306,3 +306,48 @@ def test_packages_import_what_the_docs_say() -> None:
             if module.split(".")[0] == "neurtransformer" and part(module) not in (ours, "base"):
                 seen[ours].add(part(module))
     assert seen == allowed
+    for at, name in enumerate(allowed):
+        upward = allowed[name] & set(list(allowed)[at + 1 :])
+        assert name == "base" or not upward, f"{name} imports {upward}, which stand above it"
+
+
+def test_no_file_imports_itself_by_whatever_way_round() -> None:
+    """By what is imported at the top of files; a function may import what it needs when called."""
+    files = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for file in LIBRARY.rglob("*.py")
+    }
+    # a package takes its own modules from itself
+    arrows = {name: {*at_the_top(file)} & files.keys() - {name} for name, file in files.items()}
+    done: set[str] = set()
+
+    def follow(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join((*way[way.index(name) :], name))
+        if name not in done:
+            for other in arrows[name]:
+                follow(other, (*way, name))
+            done.add(name)
+
+    for name in files:
+        follow(name, ())
+    assert sum(map(len, arrows.values())) > 300
+
+
+def at_the_top(file: Path) -> Iterator[str]:
+    """The modules that a file imports when it is imported, submodules that it takes by name too."""
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            taken = [f"{node.module}.{alias.name}" for alias in node.names]
+            package = (ROOT / Path(*node.module.split("."))).is_dir()
+            yield from taken if package else []
+            yield node.module
+
+
+def test_the_version_to_cite_is_this_one() -> None:
+    import yaml
+
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == neurtransformer.__version__
+    assert f"({cited['date-released']})" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -1,10 +1,13 @@
 """Dense models in GGUF files: read through transformers, refused in one line where they are not."""
 
+import contextlib
 import importlib.util
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gguf import GGUFWriter, TokenType
@@ -115,6 +118,54 @@ def test_a_damaged_file_is_one_line(
     spoil(file)
     with pytest.raises(UserError, match=said):
         dense.check(dense.locate(str(file)))
+
+
+def header(*numbers: tuple[int, int]) -> Callable[[Path], Any]:
+    """A GGUF file of version 3 with these numbers, each with its width in bytes; zeros follow."""
+    data = b"GGUF" + (3).to_bytes(4, "little")
+    data += b"".join(number.to_bytes(width, "little") for number, width in numbers)
+    return lambda file: file.write_bytes(data + bytes(4096))
+
+
+FIELD = ((0, 8), (1, 8), (1, 8), (ord("a"), 1))  # no tensors, one field, whose name is "a"
+TENSOR = ((1, 8), (0, 8), (1, 8), (ord("a"), 1))
+HOSTILE = {
+    "2^60 fields": header((0, 8), (2**60, 8)),
+    "2^60 tensors": header((2**60, 8), (0, 8)),
+    "a name of 2^60 bytes": header((0, 8), (1, 8), (2**60, 8)),
+    "a string of 2^60 bytes": header(*FIELD, (8, 4), (2**60, 8)),
+    "an array of 2^60 numbers": header(*FIELD, (9, 4), (4, 4), (2**60, 8)),
+    "an array of 2^60 strings": header(*FIELD, (9, 4), (8, 4), (2**60, 8)),
+    "arrays in arrays": header(*FIELD, *((9, 4), (9, 4), (1, 8)) * 3),
+    "a type that is none": header(*FIELD, (99, 4)),
+    "2^32 - 1 dimensions": header(*TENSOR, (2**32 - 1, 4)),
+    "a tensor of 2^120 values": header(*TENSOR, (2, 4), (2**60, 8), (2**60, 8)),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_header_that_lies_is_not_believed(tmp_path: Path, name: str) -> None:
+    """Nor does it take memory or time."""
+    file = tmp_path / "hostile.gguf"
+    HOSTILE[name](file)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="damaged, or no GGUF file") as caught:
+        dense.check(dense.locate(str(file)))
+    assert "\n" not in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_byte_of_a_header(tmp_path: Path, seed: int) -> None:
+    """A file with some wrong bytes in its header is refused, or is a model."""
+    file = written(tmp_path / "tiny.gguf")
+    data = bytearray(file.read_bytes())
+    random = np.random.default_rng(seed)
+    for at in random.integers(4, 600 if seed % 2 else 8000, size=1 + seed % 3):
+        data[at] = random.integers(256)
+    file.write_bytes(data)
+    with contextlib.suppress(UserError):
+        dense.load_dense(str(file))
 
 
 def test_other_kinds_and_other_numbers_are_refused(tmp_path: Path) -> None:

@@ -108,8 +108,27 @@ def test_a_run_of_the_package_has_a_name_and_stays_as_it_is(
     assert (shipped / "some-run" / "report.json").read_text() == before
     with pytest.raises(UserError, match="does not exist"):
         runs.resolve("run", "a-dense-model")
-    make(here / "some-run")
-    assert runs.resolve("run", "some-run") == here / "some-run"
+
+
+@pytest.mark.parametrize(("own", "typed"), [("some-run", "./some-run"), ("runs/some-run",) * 2])
+def test_a_run_that_ships_and_ones_own_are_told_apart(
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    own: str,
+    typed: str,
+) -> None:
+    """A bare name that ships is always that one, a path is one's own, and who has both is told."""
+    shipped = here / "package"
+    make(shipped / "some-run")
+    monkeypatch.setattr(runs, "BUNDLED", shipped)
+    monkeypatch.setattr(runs.log, "propagate", True)
+    assert runs.resolve("run", "some-run") == shipped / "some-run" and caplog.text == ""
+    make(here / own)
+    assert runs.resolve("run", "some-run") == shipped / "some-run"
+    assert f"some-run is the run that ships with neurtx; yours is {typed}" in caplog.text
+    assert runs.resolve("run", typed) == here / own
+    assert runs.is_read_only(shipped / "some-run") and not runs.is_read_only(here / own)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"a": "\ud800', "\0" * 9, "[" * 10**5])

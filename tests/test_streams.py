@@ -37,10 +37,11 @@ def test_a_closed_stream_leads_nowhere(tmp_path: Path, closed: str) -> None:
 
 TALKS = """
 import click
-from neurtx.output import answer, json_option
+from neurtx.options import reporting
+from neurtx.output import answer
 from neurtx import main
 @click.command()
-@json_option
+@reporting
 def command(as_json):
     for step in range(10_000):
         click.echo(f"step {step}", err=True)

@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-import yaml
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from neurtransformer.errors import UserError, shortened
-from neurtransformer.recipe import Coding, Section, checked
+from neurtransformer.recipe import Coding, Section, checked, read_yaml
 
 Step = Literal["convert", "finetune", "eval", "energy", "export", "simulate", "place"]
 STEPS: tuple[Step, ...] = get_args(Step)
@@ -139,10 +137,4 @@ class Config(Section):
 
 def read_config(path: Path) -> Config:
     """The batch that the file at `path` describes. Raises UserError if it describes none."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path} is no readable YAML file: {shortened(error)}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no mapping: see docs/batch.md for what a batch is")
-    return checked(Config, values, path)
+    return checked(Config, read_yaml(path, "docs/batch.md"), path)

@@ -30,10 +30,10 @@ from neurtransformer.batch.config import (
     Section,
     Step,
 )
-from neurtransformer.checkpoint import FILES
 from neurtransformer.dense import ALIASES, KNOWN
 from neurtransformer.errors import UserError
 from neurtransformer.gguf_file import SUFFIX
+from neurtransformer.hub import FILES
 from neurtransformer.provenance import versions
 from neurtransformer.recipe import Recipe, load_recipe
 

@@ -20,11 +20,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from neurtransformer.families.base import family_of, tapped
 from neurtransformer.integer.model import IntegerGPT2
+from neurtransformer.loss import next_token_losses
 from neurtransformer.spiking.calibrate import softmax_weights
 from neurtransformer.spiking.innate import after_first, dense_output
 from neurtransformer.spiking.model import SpikingLanguageModel
@@ -64,8 +64,8 @@ def dense_form(model: PreTrainedModel, spiking: SpikingLanguageModel) -> Form:
     around, blocks = family.around(model), family.blocks(model)
 
     def attention(ids: Tensor) -> Tensor:
-        whole = after_first(ids, first)
-        turned = spiking.rotation(torch.arange(whole.shape[1])[None])
+        whole = after_first(ids.to(model.device), first)
+        turned = spiking.rotation(torch.arange(whole.shape[1], device=whole.device)[None])
         with tapped(model) as taps:
             model(whole)
         weights = [
@@ -84,7 +84,10 @@ def dense_form(model: PreTrainedModel, spiking: SpikingLanguageModel) -> Form:
             found.append(_circuits([embedding, value, output, head], sizes.heads, sizes.kv_heads))
         return found
 
-    return Form(attention, lambda ids: dense_output(model, ids, first)[0], circuits)
+    def logits(ids: Tensor) -> Tensor:
+        return dense_output(model, ids.to(model.device), first)[0].cpu()
+
+    return Form(attention, logits, circuits)
 
 
 def spiking_form(model: SpikingLanguageModel) -> Form:
@@ -101,7 +104,7 @@ def spiking_form(model: SpikingLanguageModel) -> Form:
 
         hooks = [block.attn.register_forward_pre_hook(watch) for block in model.blocks]
         try:
-            model(ids)
+            model(ids.to(model.device))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -117,7 +120,7 @@ def spiking_form(model: SpikingLanguageModel) -> Form:
             found.append(_circuits([embedding, value, output, head], sizes.heads, sizes.kv_heads))
         return found
 
-    return Form(attention, lambda ids: model(ids).logits, circuits)
+    return Form(attention, lambda ids: model(ids.to(model.device)).logits.cpu(), circuits)
 
 
 def integer_form(model: IntegerGPT2) -> Form:
@@ -160,7 +163,7 @@ def _shares(weights: Tensor) -> Tensor:
 def _of_tokens(weights: Tensor, ids: Tensor) -> Tensor:
     """Attention (..., i, j) among the tokens of ids (batch, length), without the innate one."""
     length = ids.shape[1]
-    return weights[..., -length:, -length:]
+    return weights[..., -length:, -length:].cpu()
 
 
 def _weight(module: nn.Module) -> Tensor:
@@ -206,8 +209,7 @@ def losses(logits: Callable[[Tensor], Tensor], blocks: Tensor) -> Tensor:
     """Mean loss at each position of blocks (n, length): (length - 1,), nats."""
     total = torch.zeros(blocks.shape[1] - 1)
     for block in blocks.split(1):
-        predicted = logits(block)[0, :-1].float()
-        total += F.cross_entropy(predicted, block[0, 1:], reduction="none")
+        total += next_token_losses(logits(block).float(), block)[0]
     return total / len(blocks)
 
 

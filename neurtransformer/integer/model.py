@@ -144,6 +144,7 @@ class IntegerGPT2:
         *,
         temperature: float = 1.0,
         top_k: int = 1,
+        top_p: float = 1.0,
         stop: int | list[int] | None = None,
         on_token: Callable[["Tensor"], None] = lambda token: None,
     ) -> "Tensor":
@@ -151,7 +152,8 @@ class IntegerGPT2:
 
         on_token: called with each, (1, 1).
 
-        Sampled from the `top_k` likeliest tokens by torch's own generator (`torch.manual_seed`);
+        Sampled from the `top_k` likeliest tokens, 0 for all, and of these from the likeliest that
+        together have a chance of `top_p`, by torch's own generator (`torch.manual_seed`);
         top_k = 1 is greedy. Ends after the token `stop` or one of several.
         Returns (1, length + new tokens).
         Raises UserError when the sequence outgrows the model's positions.
@@ -165,8 +167,11 @@ class IntegerGPT2:
             if top_k == 1:  # the first of equals, as a netlist's host takes it
                 new = logits.argmax().reshape(1, 1)
             else:
-                logits, likeliest = logits.topk(min(top_k, len(logits)))
-                chosen = torch.multinomial((logits / temperature).softmax(-1), 1)
+                logits, likeliest = logits.topk(min(top_k or len(logits), len(logits)))
+                chances = (logits / temperature).softmax(-1)
+                if top_p < 1:
+                    chances[chances.cumsum(-1) - chances >= top_p] = 0
+                chosen = torch.multinomial(chances, 1)
                 new = likeliest[chosen][None]
             ids = torch.cat([ids, new], dim=1)
             on_token(new)

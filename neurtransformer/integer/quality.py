@@ -1,15 +1,14 @@
 """What the integers cost: the integer network beside the spiking and the dense one."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from neurtransformer.integer.model import IntegerGPT2
+from neurtransformer.loss import perplexity
 from neurtransformer.spiking.innate import dense_output
 from neurtransformer.spiking.model import SpikingLanguageModel
 
@@ -36,13 +35,3 @@ def evaluate_integer(
     if dense is not None:
         values["ppl_ratio"] = ppl["integer"] / ppl["dense"]
     return {**values, "tokens": ids.numel()}
-
-
-@torch.no_grad()
-def perplexity(form: Callable[[Tensor], Tensor], ids: Tensor) -> float:
-    """Of a network, ids (1, length) -> logits (1, length, vocabulary), on ids (n, length)."""
-    losses = [
-        F.cross_entropy(form(block)[0, :-1], block[0, 1:], reduction="sum")
-        for block in ids.split(1)
-    ]
-    return math.exp(float(torch.stack(losses).sum()) / ids[:, 1:].numel())

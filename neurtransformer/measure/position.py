@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from neurtransformer.loss import next_token_losses
 from neurtransformer.spiking.innate import after_first
 from neurtransformer.spiking.model import SpikingLanguageModel
 
@@ -44,17 +44,15 @@ def loss_by_position(
     first = model.config.first_token
     # the dense model is given the innate token of the spiking one
     given = {"dense": (dense, after_first(blocks, first)), "spiking": (model, blocks)}
-    losses = dict.fromkeys(given, torch.zeros(()))
+    losses = dict.fromkeys(given, torch.zeros((), device=blocks.device))
     for name, (network, ids) in given.items():
         last = model.config.sizes.context - 1 if name == "dense" else model.config.context - 1
-        positions = torch.arange(ids.shape[1]).clamp_max(last)
+        positions = torch.arange(ids.shape[1], device=ids.device).clamp_max(last)
         for chunk in ids.split(_AT_ONCE):
             # without a mask transformers takes positions that do not grow for texts of their own
             mask = torch.ones_like(chunk)
             output = network(chunk, attention_mask=mask, position_ids=positions.expand_as(chunk))
-            predicted = output.logits[:, -length:-1].transpose(1, 2)
-            wanted = chunk[:, 1 - length :]
-            each = F.cross_entropy(predicted, wanted, reduction="none")
+            each = next_token_losses(output.logits[:, -length:], chunk[:, -length:])
             losses[name] = losses[name] + each.sum(0)
             if name == "spiking":
                 on_tokens(chunk.numel())

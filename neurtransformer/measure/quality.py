@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from neurtransformer.loss import next_token_losses
 from neurtransformer.measure.attention import KINDS
 from neurtransformer.spiking.attention import SpikingSelfAttention
 from neurtransformer.spiking.coding import spikes_in
@@ -136,8 +137,8 @@ def evaluate(
     for chunk in blocks.split(batch or max(1, min(BATCH, most))):
         logits, hidden = dense_output(dense, chunk, model.config.first_token)
         ours = model(chunk)
-        nll["dense"] += _nll(logits, chunk)
-        nll["spiking"] += _nll(ours.logits, chunk)
+        nll["dense"] += float(next_token_losses(logits, chunk).sum())
+        nll["spiking"] += float(next_token_losses(ours.logits, chunk).sum())
         cosine += float(F.cosine_similarity(hidden, ours.last_hidden_state, dim=-1).sum())
         cosine_logits += float(F.cosine_similarity(logits, ours.logits, dim=-1).sum())
         agreement += float((logits.argmax(-1) == ours.logits.argmax(-1)).sum())
@@ -159,10 +160,3 @@ def evaluate(
         "spike_rate_by_layer": counter.mean_rates(),
         "tokens": seen,
     }
-
-
-def _nll(logits: Tensor, tokens: Tensor) -> float:
-    """Summed next-token negative log-likelihood, nats."""
-    return float(
-        F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
-    )

@@ -33,7 +33,7 @@ def one_race(
     if not attentions:
         return None
     try:
-        ids = torch.tensor([prompt_ids(tokenizer, SENTENCE)])
+        ids = torch.tensor([prompt_ids(tokenizer, SENTENCE)], device=model.device)
     except UserError:  # a tokenizer of another language
         return None
     if ids.shape[1] > model.config.context:
@@ -56,7 +56,10 @@ def one_race(
         ids = after_first(ids, first)
     with tapped(dense) as taps:
         dense(ids)
-    sizes, turned = model.config.sizes, model.rotation(torch.arange(ids.shape[1])[None])
+    sizes, turned = (
+        model.config.sizes,
+        model.rotation(torch.arange(ids.shape[1], device=ids.device)[None]),
+    )
     blocks = family_of(dense).blocks(dense)
     softmax = torch.stack(
         [

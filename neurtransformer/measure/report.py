@@ -246,8 +246,11 @@ def pictures(
 
 def head_forgetting(run: Path, layers: int) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Shift and present weight of every head, (layers, heads) both; None if they cannot be read."""
+    path = run / "model.safetensors"
+    if not path.is_file():  # whoever opens a pipe waits
+        return None
     try:
-        with safe_open(run / "model.safetensors", framework="pt") as weights:
+        with safe_open(path, framework="pt") as weights:
             shift, present = (
                 torch.stack(
                     [weights.get_tensor(f"transformer.h.{i}.attn.{name}") for i in range(layers)]

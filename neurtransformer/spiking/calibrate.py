@@ -258,7 +258,7 @@ def calibrate(
     """
     first = model.config.first_token
     begin = 0 if first is None else 1
-    positions = torch.arange(begin, begin + tokens.shape[1])[None]
+    positions = torch.arange(begin, begin + tokens.shape[1], device=tokens.device)[None]
     on = Basis(model.config.sizes, model.rotation(positions), tokens != first)
     dense_blocks = family_of(dense).blocks(dense)
 

@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from neurtransformer import stop
-from neurtransformer.checkpoint import check_tokenizer
+from neurtransformer.checkpoint import check_json, load_tokenizer
 from neurtransformer.dense import ALIASES, KNOWN, load_dense
-from neurtransformer.errors import UserError
+from neurtransformer.errors import UserError, shortened
 from neurtransformer.families import FAMILIES
 from neurtransformer.families.base import family_of
 from neurtransformer.provenance import model_sha256
 from neurtransformer.recipe import Coding
-from neurtransformer.runs import is_bundled, read_json, write_json
+from neurtransformer.runs import is_read_only, read_json, write_json
 from neurtransformer.spiking.attention import KINDS
 from neurtransformer.spiking.config import CONFIGS
 from neurtransformer.spiking.convert import check_limited, check_timesteps
@@ -44,6 +43,8 @@ def load_run(run: Path) -> tuple[SpikingLanguageModel, PreTrainedTokenizerBase]:
     _check_codes(run, values)
     if not (run / "model.safetensors").is_file():
         raise UserError(f"{run}/model.safetensors is missing: convert the model again")
+    check_json(run)
+    # whatever a damaged file makes the libraries say is the file's fault, not ours
     try:
         model, info = kinds[kind].from_pretrained(
             run,
@@ -52,12 +53,9 @@ def load_run(run: Path) -> tuple[SpikingLanguageModel, PreTrainedTokenizerBase]:
             use_safetensors=True,
             output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(
-            run, local_files_only=True, trust_remote_code=False
-        )
-        check_tokenizer(tokenizer, model.config.vocab_size, run)
-    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise UserError(f"{run} does not load: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        raise UserError(f"{run} does not load: {shortened(error)}") from error
+    tokenizer = load_tokenizer(run, model.config.vocab_size)
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong:
         raise UserError(f"{run}/model.safetensors does not fit its config: {wrong[0]}")
@@ -154,7 +152,8 @@ def _is_known(model: SpikingLanguageModel, teacher: Teacher) -> bool:
     if model.config.dense_sha256 is not None:
         return bool(model.config.dense_sha256 == teacher.sha256)
     ours, theirs = (
-        cast("nn.Embedding", x.get_input_embeddings()).weight for x in (model, teacher.dense)
+        cast("nn.Embedding", x.get_input_embeddings()).weight.float().cpu()
+        for x in (model, teacher.dense)
     )
     return torch.allclose(ours, theirs, rtol=2**-7, atol=1e-6)
 
@@ -162,7 +161,7 @@ def _is_known(model: SpikingLanguageModel, teacher: Teacher) -> bool:
 def teacher_of(run: Path, model: SpikingLanguageModel, given: str | None) -> Teacher:
     """`find_teacher`, where the run remembers the place of a given teacher that was only moved."""
     teacher = find_teacher(model, given)
-    if given is not None and not is_bundled(run) and _is_known(model, teacher):
+    if given is not None and not is_read_only(run) and _is_known(model, teacher):
         remember_teacher(model, teacher)
         # nothing is lost where a run is for reading only
         with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
 """Mix files of text into one that `neurtx finetune --text` takes.
 
-    python scripts/mix_text.py OUT --characters N --text FILE=SHARE ... [--cpython SHARE]
+    python scripts/pretrain/mix_text.py OUT --characters N --text FILE=SHARE ... [--cpython SHARE]
 
 OUT is passages of PASSAGE characters, each a document of its own, drawn at random from the files
 in the shares given; the same seed draws the same passages.

@@ -1,6 +1,7 @@
 """Pretrain a GPT-2 from random weights within a given time: the script behind `gpt2-nano`.
 
-    python scripts/pretrain.py --text FILE[=WEIGHT] [--text ...] --out DIR [--minutes N] [--resume]
+    python scripts/pretrain/pretrain.py --text FILE[=WEIGHT] [--text ...] --out DIR [--minutes N]
+      [--resume]
 
 Text is UTF-8; a line `<|endoftext|>` separates documents. Each row of a batch is a random window
 of one file, drawn with the probability WEIGHT / sum of weights (1 if left out). The learning rate
@@ -16,7 +17,7 @@ The bundled model. Two processes of one thread are faster than one process of tw
 cores (one meeting per step instead of one per operation), and suffer far less from other load:
 
     export OMP_NUM_THREADS=1; T=corpus/train; H=corpus/heldout
-    torchrun --standalone --nproc-per-node 2 scripts/pretrain.py --out run --minutes 105 \\
+    torchrun --standalone --nproc-per-node 2 scripts/pretrain/pretrain.py --out run --minutes 105 \\
       --text $T/classic_books.txt=.30 --text $T/english_novels.txt=.24 \\
       --text $T/openstax_textbooks.txt=.30 --text $T/us_presidential_addresses.txt=.06 \\
       --text $T/wikipedia_articles.txt=.05 --text $T/onestop_english_news.txt=.04 \\
@@ -28,7 +29,7 @@ the same (pretrain_grow.py). Without `--tokenizer`, a byte-level BPE of `--vocab
 trained on the same text.
 At real scale (GPT-2 small, one machine with 8 GPUs; the rates are a start, not tuned there):
 
-    accelerate launch --multi_gpu --num_processes 8 scripts/pretrain.py --text web.txt \\
+    accelerate launch --multi_gpu --num_processes 8 scripts/pretrain/pretrain.py --text web.txt \\
       --heldout held.txt --tokenizer openai-community/gpt2 --layers 12 --width 768 --heads 12 \\
       --context 1024 --batch-tokens 65536 --muon-lr 0.02 --adam-lr 1e-3 --out run --minutes 600
 
