@@ -32,7 +32,8 @@ def dense_model(name: str) -> PreTrainedModel:
 def converted(dense: PreTrainedModel, attention: str) -> Any:
     """`dense` by the default recipe with this attention."""
     recipe = load_recipe(attention=attention)
-    tokens = torch.randint(1, dense.config.vocab_size, (4, 256))
+    length = min(256, dense.config.max_position_embeddings - 1)
+    tokens = torch.randint(1, dense.config.vocab_size, (4, length))
     return convert(
         dense, tokens, recipe.timesteps, "", coding=recipe.coding, attention=attention,
         attention_code=recipe.attention_code, first_token=dense.config.bos_token_id,

@@ -90,3 +90,27 @@ def test_the_ladder_measures_the_rungs_it_is_asked_for(
         "ttfs": 0.0,
     }
     assert {row["seed"] for row in ladder["rows"] if "finetune" in row["rung"]} == {0, 1}
+
+
+def test_the_benchmark_compares_all_networks_in_all_cases(
+    tiny_dense_folder: Path, tmp_path: Path
+) -> None:
+    networks = ("ttfs", "linear", "steps", "integer")
+    cases = ("evaluate", "prefill", "generate", "train", "feedforward")
+    command = [sys.executable, SCRIPTS / "bench.py", tmp_path, "--model", tiny_dense_folder]
+    options = ["--batch", "1", "--context", "16", "--new", "2", "--repeats", "1"]
+    options += [word for name in networks for word in ("--network", name)]
+    options += [word for name in cases for word in ("--case", name)]
+    subprocess.run([*map(str, command), *options], capture_output=True, check=True)
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        found.setdefault(row["work"], set()).add(row["network"])
+        assert (row["ratio"] == 1) == (row["network"] == row["reference"])
+    assert list(found.values()) == [
+        *[{"dense", *networks}] * 3,
+        {"dense"}
+        | {f"{n}{more}" for n in networks[:2] for more in ("", ", gradient_checkpointing")},
+        {"SpikingJelly", "steps", "counts"},
+    ]
+    assert (tmp_path / "bench.png").stat().st_size > 1000
