@@ -1,0 +1,111 @@
+"""`evaluate`: a run beside its dense model, what `neurtx eval` does."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from neurtransformer.api.given import Named, check_choice, check_least, name_of
+from neurtransformer.progress import SILENT, Progress
+
+BUCKETS = 16
+"""Of positions, for the report's picture."""
+
+
+def evaluate(
+    run: Named = None,
+    *,
+    text: str | Path | None = None,
+    limit: int = 8192,
+    block: int | None = None,
+    mode: Literal["counts", "steps"] = "counts",
+    device: str = "cpu",
+    dtype: str = "float32",
+    teacher: str | Path | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Compare a run with the dense model that it was made from, on the same tokens.
+
+    text: a file, "-" or a hub data set; None takes the held-out part of CPython's text. limit: how
+    many tokens are read at most, 2 or more. block: tokens of one text, 2 or more; None is the
+    model's context, 1024 at most. mode: "counts" computes each neuron's spike count at once,
+    "steps" simulates every time step with SpikingJelly's neurons, which is slower and gives equal
+    numbers. device: where both networks compute, "cpu", "cuda" or "cuda:N". dtype: the type
+    of the weights of both, "float32", "bfloat16" or "float16".
+
+    Returns `ppl_dense`, `ppl_spiking`, `ppl_ratio`, `cosine_similarity`, `token_agreement`,
+    `spikes_per_token`, estimates of the energy saved in per cent, `neurobench` (the metrics of that
+    benchmark under its own names), and more. They are noted in the run's report.json too, unless
+    the run ships with the package or is the hub's.
+
+    Raises UserError if the run, the text or the dense model cannot be had, and for "steps" if
+    SpikingJelly is missing.
+    """
+    from neurtransformer import runs
+    from neurtransformer.device import device_of, dtype_of, placed
+
+    check_choice("mode", mode, ("counts", "steps"))
+    check_least("limit", limit, 2)
+    check_least("block", block, 2)
+    folder, text = runs.resolve("run", name_of(run)), name_of(text)
+    if mode == "steps":
+        from neurtransformer.spiking.coding import soft_reset_neuron
+
+        soft_reset_neuron()  # says so if SpikingJelly is missing
+    device_of(device)
+    dtype_of(dtype)
+
+    from neurtransformer.measure.card import refresh_card
+    from neurtransformer.measure.energy import estimate
+    from neurtransformer.measure.neurobench import neurobench
+    from neurtransformer.measure.position import doubled, loss_by_position
+    from neurtransformer.measure.quality import counting_spikes
+    from neurtransformer.measure.quality import evaluate as compare
+    from neurtransformer.measure.race import one_race
+    from neurtransformer.provenance import model_sha256, stamp, text_sha256
+    from neurtransformer.spiking.load import load_run, teacher_of
+    from neurtransformer.text import BLOCK, load_blocks
+
+    model, tokenizer = load_run(folder)
+    length = min(block or BLOCK, model.config.context)
+    blocks = load_blocks(text, tokenizer, length, split="heldout", limit_tokens=limit)
+    found = teacher_of(folder, model, name_of(teacher))
+    provenance = stamp(
+        weights_sha256=model_sha256(model),
+        teacher=found.source,
+        teacher_sha256=found.sha256,
+        text_sha256=text_sha256(blocks),
+    )
+    dense = placed(found.dense, device, dtype)
+    placed(model, device, dtype)
+    blocks = blocks.to(model.device)
+    long = doubled(blocks)
+    total = blocks.numel() + long.numel()
+    with progress.bar(f"evaluating ({mode})", total, "tokens") as advance:
+        model.steps = mode == "steps"
+        with counting_spikes(model) as counter:
+            values = compare(
+                model, dense, blocks, counter, on_tokens=lambda tokens: advance(tokens, "")
+            )
+        model.steps = False  # equal, and what is a witness above would only take longer here
+        curve = loss_by_position(
+            model, dense, long, BUCKETS, on_tokens=lambda tokens: advance(tokens, "")
+        )
+    energy = estimate(model, counter)
+    saved = {
+        f"{part}_energy_reduction_percent": energy[part]["reduction_percent"]
+        for part in ("attention", "model")
+    }
+    values = {
+        "mode": mode,
+        "dtype": dtype,
+        "text": text,
+        **values,
+        **saved,
+        "neurobench": neurobench(model, counter),
+        "loss_by_position": curve,
+    }
+    race = one_race(model, dense, tokenizer)
+    if race is not None:
+        values["race"] = race
+    runs.update_report(folder, "eval", values, provenance)
+    refresh_card(folder)
+    return {"run": folder, **values}
