@@ -5,6 +5,7 @@ same weights, a tensor that no language model of its family has, a token number 
 has no row for. Only headers of weight files are read here, so a mistake is answered at once.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -15,6 +16,7 @@ from neurtransformer.families.base import HEAD, Family, Shapes
 from neurtransformer.runs import read_json
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 # how somebody ran the model or stored it, and nothing of what it is
@@ -32,6 +34,9 @@ _JSON = (
     "added_tokens.json",
     "vocab.json",
 )
+
+LARGEST = 1e18
+"""The largest weight that is taken: norms square what they are given, and float32 ends at 3e38."""
 
 _ADAPTER = re.compile(r"lora_|\.base_layer\.|adapter")
 
@@ -188,6 +193,17 @@ def _check_tokenizer(tokenizer: "PreTrainedTokenizerBase", vocabulary: int, fold
             f"the tokenizer in {folder} gives token number {max(numbers)}, but the model has "
             f"{vocabulary} tokens, 0 to {vocabulary - 1}: they do not belong together"
         )
+
+
+def check_numbers(tensor: "Tensor", what: str) -> None:
+    """Raise UserError for a tensor with numbers that nothing can be computed with: not finite, or
+    beyond LARGEST. what: the tensor's name, for the message."""
+    # the largest number of one that is NaN is NaN
+    largest = float(tensor.detach().abs().max()) if tensor.numel() else 0.0
+    if not math.isfinite(largest):
+        raise UserError(f"{what} holds NaN or infinite numbers: fetch or make the model again")
+    if largest > LARGEST:
+        raise UserError(f"{what} holds a number of {largest:.0e}, whose square float32 cannot hold")
 
 
 def weight_files(folder: Path) -> list[Path]:
