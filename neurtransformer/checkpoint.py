@@ -25,9 +25,7 @@ _SWITCH = re.compile(
     r"|gradient_checkpointing|(torch_)?dtype|.*(attn|experts)_implementation.*"
 )
 
-_JSON = (
-    "config.json",
-    "generation_config.json",
+_TOKENIZER_JSON = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -154,10 +152,10 @@ def checked_config(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not _SWITCH.fullmatch(key)}
 
 
-def check_json(folder: Path) -> None:
-    """Raise UserError unless each JSON file that transformers reads in `folder` holds an object: it
-    would wait for a pipe, and read a device to its end."""
-    for name in _JSON:
+def check_json(folder: Path, *names: str) -> None:
+    """Raise UserError unless each of these files that is in `folder` holds a JSON object:
+    transformers would wait for a pipe, and read a device to its end."""
+    for name in names:
         if (folder / name).exists() or (folder / name).is_symlink():
             read_json(folder / name)
 
@@ -169,7 +167,7 @@ def load_tokenizer(folder: Path, vocabulary: int, **where: Any) -> "PreTrainedTo
     """
     from transformers import AutoTokenizer
 
-    check_json(folder)
+    check_json(folder, "config.json", *_TOKENIZER_JSON)
     # whatever a damaged file makes the library say is the file's fault, not ours
     try:
         tokenizer = AutoTokenizer.from_pretrained(

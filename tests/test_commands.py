@@ -280,7 +280,7 @@ def test_finetune_in_two_processes(
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = ["finetune", str(run), "--text", str(text), "--steps", "10", "--json"]
     done = subprocess.run(
-        [sys.executable, "-m", *launch, "-m", "neurtx.main", *words],
+        [sys.executable, "-m", *launch, "-m", "neurtx", *words],
         cwd=tmp_path,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,

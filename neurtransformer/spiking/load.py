@@ -40,7 +40,7 @@ def load_run(run: Path) -> tuple[SpikingLanguageModel, PreTrainedTokenizerBase]:
     kind = read_json(run / "config.json")["model_type"]
     if not (run / "model.safetensors").is_file():
         raise UserError(f"{run}/model.safetensors is missing: convert the model again")
-    check_json(run)
+    check_json(run, "generation_config.json")
     # whatever a damaged file makes the libraries say is the file's fault, not ours
     try:
         model, info = kinds[kind].from_pretrained(
