@@ -167,7 +167,8 @@ def load_tokenizer(folder: Path, vocabulary: int, **where: Any) -> "PreTrainedTo
     """
     from transformers import AutoTokenizer
 
-    check_json(folder, "config.json", *_TOKENIZER_JSON)
+    if "gguf_file" not in where:  # what stands beside such a file is none of its
+        check_json(folder, "config.json", *_TOKENIZER_JSON)
     # whatever a damaged file makes the library say is the file's fault, not ours
     try:
         tokenizer = AutoTokenizer.from_pretrained(
