@@ -78,6 +78,9 @@ def command(
 
     from . import progress
 
+    if force and out is None:
+        raise click.UsageError("--force is for --out: the weights of RUN are replaced anyway")
+
     folder = runs.resolve("run", run)
     values = api.finetune(
         folder,

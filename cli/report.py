@@ -42,7 +42,9 @@ def command(run: str | None, out: Path | None, force: bool, as_json: bool) -> No
     from neurtransformer.measure.report import page
     from neurtransformer.measure.summary import summary_rows
     from neurtransformer.provenance import current, remarks, run_sha256
+    from neurtransformer.spiking.load import check_config
 
+    check_config(folder)
     runs.write_text(target, page(folder))
     report, config = (runs.read_json(folder / f"{name}.json") for name in ("report", "config"))
     weights = run_sha256(folder, config)

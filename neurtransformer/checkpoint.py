@@ -5,6 +5,7 @@ same weights, a tensor that no language model of its family has, a token number 
 has no row for. Only headers of weight files are read here, so a mistake is answered at once.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -15,6 +16,7 @@ from neurtransformer.families.base import HEAD, Family, Shapes
 from neurtransformer.runs import read_json
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 # how somebody ran the model or stored it, and nothing of what it is
@@ -23,15 +25,16 @@ _SWITCH = re.compile(
     r"|gradient_checkpointing|(torch_)?dtype|.*(attn|experts)_implementation.*"
 )
 
-_JSON = (
-    "config.json",
-    "generation_config.json",
+_TOKENIZER_JSON = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
 )
+
+LARGEST = 1e18
+"""The largest weight that is taken: norms square what they are given, and float32 ends at 3e38."""
 
 _ADAPTER = re.compile(r"lora_|\.base_layer\.|adapter")
 
@@ -149,10 +152,10 @@ def checked_config(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not _SWITCH.fullmatch(key)}
 
 
-def check_json(folder: Path) -> None:
-    """Raise UserError unless each JSON file that transformers reads in `folder` holds an object: it
-    would wait for a pipe, and read a device to its end."""
-    for name in _JSON:
+def check_json(folder: Path, *names: str) -> None:
+    """Raise UserError unless each of these files that is in `folder` holds a JSON object:
+    transformers would wait for a pipe, and read a device to its end."""
+    for name in names:
         if (folder / name).exists() or (folder / name).is_symlink():
             read_json(folder / name)
 
@@ -164,7 +167,8 @@ def load_tokenizer(folder: Path, vocabulary: int, **where: Any) -> "PreTrainedTo
     """
     from transformers import AutoTokenizer
 
-    check_json(folder)
+    if "gguf_file" not in where:  # what stands beside such a file is none of its
+        check_json(folder, "config.json", *_TOKENIZER_JSON)
     # whatever a damaged file makes the library say is the file's fault, not ours
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -188,6 +192,17 @@ def _check_tokenizer(tokenizer: "PreTrainedTokenizerBase", vocabulary: int, fold
             f"the tokenizer in {folder} gives token number {max(numbers)}, but the model has "
             f"{vocabulary} tokens, 0 to {vocabulary - 1}: they do not belong together"
         )
+
+
+def check_numbers(tensor: "Tensor", what: str) -> None:
+    """Raise UserError for a tensor with numbers that nothing can be computed with: not finite, or
+    beyond LARGEST. what: the tensor's name, for the message."""
+    # the largest number of one that is NaN is NaN
+    largest = float(tensor.detach().abs().max()) if tensor.numel() else 0.0
+    if not math.isfinite(largest):
+        raise UserError(f"{what} holds NaN or infinite numbers: fetch or make the model again")
+    if largest > LARGEST:
+        raise UserError(f"{what} holds a number of {largest:.0e}, whose square float32 cannot hold")
 
 
 def weight_files(folder: Path) -> list[Path]:

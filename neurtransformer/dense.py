@@ -16,6 +16,7 @@ from neurtransformer import gguf_file, hub
 from neurtransformer.checkpoint import (
     check_config,
     check_folder,
+    check_numbers,
     has_tokenizer,
     load_tokenizer,
     weight_files,
@@ -136,8 +137,7 @@ def load_dense(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     for key in [*info["missing_keys"], *info["mismatched_keys"]]:
         raise UserError(f"transformers finds no {key} in {folder}: save the model again")
     for key, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise UserError(f"{folder}: {key} holds NaN or infinite weights: fetch the model again")
+        check_numbers(parameter, f"{folder}: {key}")
     # else it could not be saved; what it says is how the file was stored
     model.config.__dict__.pop("quantization_config", None)
     model.__dict__.pop("hf_quantizer", None)

@@ -140,7 +140,7 @@ def _tensor(**says: object) -> bytes:
     return json.dumps({"x": entry}).encode()
 
 
-SAFETENSORS: dict[str, Way] = {
+WEIGHTS: dict[str, Way] = {
     "NaN": _fill(float("nan")),
     "infinity": _fill(float("inf")),
     "one weight of 1e30": _fill(1e30),
@@ -148,6 +148,10 @@ SAFETENSORS: dict[str, Way] = {
     "another shape": _weights(_reshape),
     "integers": _weights(_integers),
     "a matrix left out": _weights(_without),
+}
+"""Of a file of weights, in floats."""
+
+HEADERS: dict[str, Way] = {
     "a header of 2^60 bytes": _header(b"{}", 2**60),
     "a tensor of 2^50 bytes": _header(_tensor(shape=[2**48], data_offsets=[0, 2**50])),
     "a tensor outside of the file": _header(_tensor(data_offsets=[2**40, 2**40 + 16])),
@@ -156,7 +160,7 @@ SAFETENSORS: dict[str, Way] = {
     "a type that is none": _header(_tensor(dtype="OBJECT")),
     "a nested header": _header(b'{"a":' * 100_000 + b"1" + b"}" * 100_000),
 }
-"""Of a file of weights. Headers that lie must neither be believed nor take memory."""
+"""Of a safetensors file: headers that lie, which must neither be believed nor take memory."""
 
 
 YAML: dict[str, Way] = {

@@ -4,8 +4,7 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,25 +119,6 @@ def test_bad_input(
 
 
 # --- a full disk ---
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """A function that mounts a small disk with the options given."""
-    place = tmp_path / "disk"
-
-    def mount(options: str) -> Path:
-        place.mkdir()
-        words = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
-        try:
-            subprocess.run(words, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"no small disk may be mounted here: {error}")
-        return place
-
-    yield mount
-    if place.is_mount():
-        subprocess.run(["umount", str(place)], check=True)
 
 
 # no folder can be made; the weights do not fit; the tokenizer does not fit behind them

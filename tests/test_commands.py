@@ -280,7 +280,7 @@ def test_finetune_in_two_processes(
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = ["finetune", str(run), "--text", str(text), "--steps", "10", "--json"]
     done = subprocess.run(
-        [sys.executable, "-m", *launch, "-m", "neurtx.main", *words],
+        [sys.executable, "-m", *launch, "-m", "neurtx", *words],
         cwd=tmp_path,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
@@ -293,7 +293,7 @@ def test_finetune_in_two_processes(
     assert values["processes"] == 2
     assert values["tokens"] == 2 * 10 * recipe["batch"] * min(recipe["block"], 64)
     assert done.stderr.count("10 of 10 steps") == 1, done.stderr
-    assert {path.name for path in run.iterdir()} == before
+    assert {path.name for path in run.iterdir()} == before | {"README.md"}
     assert len(read_json(run / "report.json")["finetune"]["curve"]) == 10
     was, now = (load_file(folder / "model.safetensors") for folder in (tiny_run, run))
     assert any(not torch.equal(was[name], now[name]) for name in was)

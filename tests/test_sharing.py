@@ -183,6 +183,7 @@ def test_finetune_out_leaves_the_run_alone(
     assert "--force" in neurtx("finetune", str(run), "--out", "trained", *options).mistake()
     again = neurtx("finetune", str(run), "--out", "trained", *options, "--force")
     assert again.returncode == 0, again.stderr
+    assert "--force is for --out" in neurtx("finetune", str(run), "--force").mistake()
     resumed = neurtx("finetune", str(run), "--out", "other", "--resume")
     assert "leave --out" in resumed.mistake()
 

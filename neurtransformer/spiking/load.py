@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from neurtransformer import stop
-from neurtransformer.checkpoint import check_json, load_tokenizer
+from neurtransformer.checkpoint import check_json, check_numbers, load_tokenizer
 from neurtransformer.dense import ALIASES, KNOWN, load_dense
 from neurtransformer.errors import UserError, shortened
 from neurtransformer.families import FAMILIES
@@ -35,15 +35,12 @@ def load_run(run: Path) -> tuple[SpikingLanguageModel, PreTrainedTokenizerBase]:
 
     Raises UserError if the folder holds no whole, finite spiking model.
     """
-    values = read_json(run / "config.json")
+    check_config(run)
     kinds = {config.model_type: MODELS[family] for family, config in CONFIGS.items()}
-    kind = values.get("model_type")
-    if not isinstance(kind, str) or kind not in kinds:
-        raise UserError(f"{run} holds a {kind} model, not a spiking one ({', '.join(kinds)})")
-    _check_codes(run, values)
+    kind = read_json(run / "config.json")["model_type"]
     if not (run / "model.safetensors").is_file():
         raise UserError(f"{run}/model.safetensors is missing: convert the model again")
-    check_json(run)
+    check_json(run, "generation_config.json")
     # whatever a damaged file makes the libraries say is the file's fault, not ours
     try:
         model, info = kinds[kind].from_pretrained(
@@ -60,9 +57,30 @@ def load_run(run: Path) -> tuple[SpikingLanguageModel, PreTrainedTokenizerBase]:
     if wrong:
         raise UserError(f"{run}/model.safetensors does not fit its config: {wrong[0]}")
     for name, tensor in model.state_dict().items():
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"{run}: {name} holds NaN or infinite values")
+        check_numbers(tensor, f"{run}: {name}")
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        given = getattr(model.generation_config, key)
+        for token in given if isinstance(given, list) else [given]:
+            if not isinstance(token, int | None):
+                raise UserError(
+                    f"{run}/generation_config.json: {key} is {shortened(given)}, not the number of "
+                    "a token"
+                )
     return model.eval(), tokenizer
+
+
+def check_config(run: Path) -> None:
+    """Raise UserError unless the config.json of a run is one of a spiking network."""
+    values = read_json(run / "config.json")
+    kinds = {config.model_type: config for config in CONFIGS.values()}
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise UserError(f"{run} holds a {kind} model, not a spiking one ({', '.join(kinds)})")
+    _check_codes(run, values)
+    try:
+        kinds[kind].from_dict(values)
+    except Exception as error:  # whatever values of other types lead to
+        raise UserError(f"{run}/config.json is refused: {shortened(error)}") from error
 
 
 def _check_codes(run: Path, values: dict[str, Any]) -> None:
