@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install lm-eval")
+pytest.importorskip(
+    "lm_eval", reason="lm-eval is not installed: pip install -c constraints.txt lm-eval"
+)
 
 TASK = """
 task: local_sentences
