@@ -297,8 +297,8 @@ def finetune(
                 if budget is not None:
                     loss = loss + price * cost
                 accelerator.backward(loss / recipe.accumulate)
-        means = accelerator.reduce(heard, "mean")
-        done.append(Step(number + 1, stage, *means.tolist(), price))
+        mean_loss, mean_cost = accelerator.reduce(heard, "mean").tolist()
+        done.append(Step(number + 1, stage, mean_loss, mean_cost, price))
         if not math.isfinite(done[-1].loss):
             raise FloatingPointError(f"the loss is {done[-1].loss} at step {number + 1}")
         nn.utils.clip_grad_norm_(trained(optimizer), GRADIENT_NORM[stage])

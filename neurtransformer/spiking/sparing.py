@@ -6,11 +6,11 @@ Three steps, on a little text:
    information, the mean square of the gradient of ``log p(token)``, tokens drawn from the dense
    model's distribution. A code of step s adds noise of variance s^2 / 12, so that it costs
    ``fisher * s^2 / 24`` nats of divergence per token.
-2. *Turn.* Within a head, queries and keys may be written in any basis, ``(A q) . (A^-T k) = q . k``,
-   and so may values, whose basis the output projection takes back. The network stays the same. In
-   the basis in which the second moments of a value and its Fisher information are equal and
-   diagonal (a balanced realisation, Moore 1981) what matters is in few channels, and most channels
-   need no spikes.
+2. *Turn.* Within a head queries and keys may be written in any basis, ``(A q) . (A^-T k)`` being
+   ``q . k``, and so may values, whose basis the output projection takes back. The network stays the
+   same. In the basis in which the second moments of a value and its Fisher information are equal
+   and diagonal (a balanced realisation, Moore 1981) what matters is in few channels, and most
+   channels need no spikes.
 3. *Spread.* A step twice as large saves half a binary digit of a count or so. All channels save at
    the same price, in nats per cost of a spike, if their steps are as ``sqrt(cost / fisher)``. One
    price is searched at which the network costs what it may.
@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from neurtransformer.spiking.attention import SpikingSelfAttention
 from neurtransformer.spiking.calibrate import fit_threshold
 from neurtransformer.spiking.coding import spikes_in
 from neurtransformer.spiking.innate import dense_output
@@ -184,32 +185,37 @@ class Spread:
     def at(self, price: float) -> None:
         """Set all thresholds, and leave out the channels of queries and keys that are worth less,
         in nats, than their spikes."""
-        for number, layers in enumerate(self.heard):
-            attention = self.model.blocks[number].attn
-            attention.load_state_dict(self.whole[number])
-            for layer, finest in zip(layers, self.fitted[number], strict=True):
+        parts = zip(self.model.blocks, self.heard, self.fitted, self.whole, strict=True)
+        for block, layers, fitted, whole in parts:
+            block.attn.load_state_dict(whole)
+            for layer, finest in zip(layers, fitted, strict=True):
                 neuron = layer.neuron
                 fisher = neuron.samples(layer.gradients).square().mean(0).clamp_min(1e-20)
                 # a step that is larger by a factor e saves 0.5 / ln 2 of a binary digit
                 step = (12 * price * self.each(layer) / (2 * math.log(2)) / fisher).sqrt()
                 threshold = torch.maximum(step * neuron.most, finest)
                 neuron.threshold.copy_(torch.minimum(threshold, SILENT * neuron.most * finest))
-            if not attention.turns:
-                continue
-            query, key = layers[4:6]
-            samples = query.neuron.samples
-            power = samples(query.values).square().mean(0)
-            power *= samples(query.gradients).square().mean(0)
-            attention.even_gains(power)
-            if self.model.config.rotary is None:
-                spent = price * (self.spent(query) + self.spent(key))
-                kept = power / 2 > spent
-                attention.leave_out(~kept)
-                for layer, finest in (
-                    (query, self.fitted[number][4]),
-                    (key, self.fitted[number][5]),
-                ):
-                    layer.neuron.threshold.copy_(torch.where(kept, layer.neuron.threshold, finest))
+            if block.attn.turns:
+                self.thin(block.attn, price, layers[4:6], fitted[4:6])
+
+    def thin(
+        self,
+        attention: SpikingSelfAttention,
+        price: float,
+        layers: list[Layer],
+        fitted: list[Tensor],
+    ) -> None:
+        """Bring the spikes of queries and keys, `layers`, together."""
+        query, key = layers
+        values, gradients = (query.neuron.samples(x).square().mean(0) for x in _both(query))
+        power = values * gradients
+        attention.even_gains(power)
+        if self.model.config.rotary is None:
+            kept = power / 2 > price * (self.spent(query) + self.spent(key))
+            attention.leave_out(~kept)
+            for layer, finest in zip(layers, fitted, strict=True):
+                threshold = layer.neuron.threshold
+                threshold.copy_(torch.where(kept, threshold, finest))
 
     def each(self, layer: Layer) -> float:
         """What a spike costs, as a share of all."""

@@ -22,6 +22,9 @@ from neurtransformer.spiking.neuron import CodingNeuron
 Cost = Tensor
 """Synaptic operations and spikes per token, (2,)."""
 
+OPERATIONS = 0.75
+"""What part of a budget synaptic operations are; the rest are the spikes themselves."""
+
 
 def soft_spikes(counts: Tensor, neuron: CodingNeuron) -> Tensor:
     """How many spikes send counts (...): exact forward, smooth backward.
@@ -62,12 +65,14 @@ def counting_costs(model: SpikingLanguageModel) -> Iterator[list[Cost]]:
 
 
 def share_of(cost: Cost, before: Cost) -> Tensor:
-    """What is left of a cost, one number: the mean of the shares of operations and of spikes.
+    """What is left of a cost, one number: for three quarters the share of operations, and for one
+    that of spikes.
 
     Operations alone would leave keys and values as they are, each of whose spikes is written to one
     synapse; spikes alone, those that reach a thousand synapses.
     """
-    return (cost / before).mean()
+    operations, spikes = (cost / before).unbind()
+    return OPERATIONS * operations + (1 - OPERATIONS) * spikes
 
 
 @torch.no_grad()

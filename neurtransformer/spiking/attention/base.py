@@ -135,6 +135,11 @@ class SpikingSelfAttention(Keeping, ABC):
         """The same for values and merged heads."""
         raise NotImplementedError
 
+    def leave_out(self, channels: Tensor) -> None:
+        """Silence queries and keys of `channels`, bool (kv_heads * dim,), for good: their weights
+        and biases are 0. Kinds that turn have it."""
+        raise NotImplementedError
+
     def even_gains(self, power: Tensor) -> None:
         """Lower thresholds of keys, where products of query and key have too unlike values for the
         core. power: (kv_heads * dim,), how much a channel matters. Kinds that turn have it."""

@@ -66,8 +66,8 @@ from neurtransformer.spiking.attention.race import (
 from neurtransformer.spiking.neuron import lasting, same
 
 GAIN_SPAN = 2.0
-"""How much more than usual a query's spike times a key's may be worth in a channel. The gain of what
-is usual is that much below GAIN_LIMIT, and its key synapses are that much coarser."""
+"""How much more than usual a query's spike times a key's may be worth in a channel. What is usual
+has a gain that much below GAIN_LIMIT, and key synapses that are as much coarser."""
 
 
 class Gains(NamedTuple):
@@ -151,10 +151,9 @@ class RaceAttention(SpikingSelfAttention):
 
     @torch.no_grad()
     def leave_out(self, channels: Tensor) -> None:
-        for part in (0, 1):
-            rows = slice(sum(self.rows[:part]), sum(self.rows[: part + 1]))
-            self.c_attn.weight[rows][channels] = 0.0
-            self.c_attn.bias[rows][channels] = 0.0
+        rows = torch.cat([self.query.spread(channels), channels]).nonzero().squeeze(-1)
+        self.c_attn.weight[rows] = 0.0
+        self.c_attn.bias[rows] = 0.0
         if self.first_key is not None:
             self.first_key[channels] = 0.0
 
