@@ -221,3 +221,27 @@ def test_a_budget_that_is_none_is_refused(neurtx: Any, tiny_run: Path, budget: s
     assert (
         "--spikes-budget" in neurtx("finetune", str(tiny_run), "--spikes-budget", budget).mistake()
     )
+
+
+def test_heads_that_share_keys_and_rotary_positions_save_spikes_too(
+    tiny_llama_folder: Path,
+) -> None:
+    tokens = torch.randint(0, 256, (4, 16), generator=torch.Generator().manual_seed(0))
+    model = convert(
+        load_dense(str(tiny_llama_folder))[0], tokens, 5, str(tiny_llama_folder), coding="phase",
+        attention="ttfs", first_token=0,
+    )  # fmt: skip
+    attention = model.blocks[0].attn
+    assert attention.shared > 1
+
+    def through_each_head() -> Tensor:
+        values = attention.c_attn.weight[-attention.rows[2] :].unflatten(
+            0, (attention.kv_heads, -1)
+        )
+        out = attention.c_proj.weight.unflatten(1, (attention.kv_heads, attention.shared, -1))
+        return torch.einsum("ohsd,hdi->hsoi", out, values).detach()
+
+    before, weights = cost_of(model, tokens), through_each_head()
+    spare(model, load_teacher(model), tokens, before, 0.6, 0)
+    assert 0.5 < float(share_of(cost_of(model, tokens), before)) <= 0.6
+    assert torch.allclose(through_each_head(), weights, atol=1e-5)
