@@ -31,7 +31,7 @@ from .output import answer
 @click.option(
     "--spikes-budget",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Share of its synaptic operations that the run may keep.",
+    help="Share of what its spikes cost that the run may keep.",
 )
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
 @click.option(
@@ -64,8 +64,11 @@ def command(
     The teacher is the dense model that RUN was made from. RUN learns to predict the next token as
     the teacher does. Fast weights (attention `linear`) first learn the output of each of the
     teacher's attention layers; a race (`ttfs`) is close to it from the start, and its recipe leaves
-    that stage out (`match_share: 0`). With `--spikes-budget 0.7` RUN also learns to do with 70 % of
-    its synaptic operations.
+    that stage out (`match_share: 0`).
+
+    With `--spikes-budget 0.6` RUN also learns to do with 60 % of what its spikes cost: synaptic
+    operations for three quarters, and for one the spikes themselves. Training then begins with
+    higher thresholds where spikes matter least, and keeps to the budget from the first step.
 
     The weights of RUN are replaced when training has ended. Until then only RUN/checkpoint changes,
     and `--resume` goes on from there. With `--out` all of that happens to a copy of RUN, which may

@@ -1,7 +1,6 @@
-"""Synaptic operations while training: what is counted, its gradient, and the budget for them."""
+"""What spikes cost while training: what is counted, and its gradient."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,13 +11,11 @@ from neurtransformer.measure.counts import Shape
 from neurtransformer.measure.energy import layer_spikes
 from neurtransformer.measure.operations import spiking_attention, spiking_feed_forward
 from neurtransformer.measure.quality import counting_spikes
-from neurtransformer.recipe import Code, Coding, Finetune, load_recipe
+from neurtransformer.recipe import Code, Coding
 from neurtransformer.spiking.convert import convert
-from neurtransformer.spiking.finetune import allowed_at, finetune
-from neurtransformer.spiking.load import load_teacher
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 from neurtransformer.spiking.neuron import CodingNeuron
-from neurtransformer.spiking.synops import counting_synops, soft_spikes
+from neurtransformer.spiking.synops import cost_of, counting_costs, share_of, soft_spikes
 
 
 def text(count: int, length: int) -> Tensor:
@@ -40,7 +37,7 @@ def test_they_are_those_that_the_energy_estimate_counts(
 ) -> None:
     """The two were written apart. Only synapses that hold weights, and the scores of the race."""
     model, tokens = converted(tiny_dense_folder, kind, coding), text(2, 16)
-    with torch.no_grad(), counting_synops(model) as found, counting_spikes(model) as counter:
+    with torch.no_grad(), counting_costs(model) as found, counting_spikes(model) as counter:
         model(tokens)
     assert len(found) == 7 * len(model.blocks)
     shape = Shape.of(model.config)
@@ -55,7 +52,18 @@ def test_they_are_those_that_the_energy_estimate_counts(
             expected += layer.query * (16 + 1) / 2 + layer.key + layer.value
         else:
             expected += (layer.query + layer.key) * (shape.width // shape.heads + 1) + layer.value
-    assert float(sum(found)) == pytest.approx(expected, rel=1e-5)
+    spikes_sent = sum(
+        n.encode + n.query + n.key + n.value + n.merged + n.mlp_encode + n.hidden for n in spikes
+    )
+    assert torch.stack(found).sum(0).tolist() == pytest.approx([expected, spikes_sent], rel=1e-5)
+    assert cost_of(model, tokens).tolist() == pytest.approx([expected, spikes_sent], rel=1e-5)
+
+
+def test_a_share_is_of_operations_first_and_of_spikes() -> None:
+    before = torch.tensor([1000.0, 10.0])
+    assert float(share_of(before, before)) == 1
+    assert float(share_of(torch.tensor([500.0, 10.0]), before)) == pytest.approx(0.625)
+    assert float(share_of(torch.tensor([1000.0, 5.0]), before)) == pytest.approx(0.875)
 
 
 @pytest.mark.parametrize("coding", ["rate", "phase"])
@@ -68,27 +76,3 @@ def test_a_larger_count_is_dearer_to_the_gradient_whatever_its_digits(coding: Co
     spikes.sum().backward()
     assert counts.grad is not None
     assert torch.equal(counts.grad.sign(), counts.detach().sign())
-
-
-def test_the_budget_is_reached_halfway() -> None:
-    assert [allowed_at(step, 8, 0.5) for step in (0, 1, 3, 7)] == pytest.approx(
-        [0.875, 0.75, 0.5, 0.5]
-    )
-
-
-def test_a_budget_is_kept_and_costs_loss(tiny_dense_folder: Path) -> None:
-    def trained(budget: float | None) -> list[Any]:
-        model = converted(tiny_dense_folder, "ttfs", "phase")
-        recipe: Finetune = load_recipe(attention="ttfs").finetune.changed(
-            steps=60, batch=2, distil_rate=0.005, spikes_budget=budget
-        )
-        return finetune(
-            model, load_teacher(model), text(16, 16), recipe, seed=0, device="cpu",
-            checkpoint=None, resume=False, on_step=lambda step: None,
-        )  # fmt: skip
-
-    free, bound = trained(None), trained(0.6)
-    assert {step.synops for step in free} == {0.0}
-    share = [step.synops / bound[0].synops for step in bound]
-    assert 0.5 < sum(share[-5:]) / 5 < 0.65 and min(share[:5]) > 0.9
-    assert bound[-1].loss > free[-1].loss

@@ -207,7 +207,10 @@ def test_gradients_of_several_batches_add_up_to_those_of_one(tiny_run: Path) -> 
         assert ((ours[name] - p).abs() > 1e-5).float().mean() < 0.02, name
 
 
-def test_what_is_computed_anew_for_the_gradients_is_the_same(tiny_run: Path) -> None:
+@pytest.mark.parametrize("budget", [None, 0.7])
+def test_what_is_computed_anew_for_the_gradients_is_the_same(
+    tiny_run: Path, budget: float | None
+) -> None:
     kept: list[int] = []
     runs = []
     for anew in (False, True):
@@ -218,7 +221,7 @@ def test_what_is_computed_anew_for_the_gradients_is_the_same(tiny_run: Path) -> 
             count += x.numel()
             return x
 
-        recipe = RECIPE.changed(match_share=0, gradient_checkpointing=anew)
+        recipe = RECIPE.changed(match_share=0, gradient_checkpointing=anew, spikes_budget=budget)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             runs.append(trained_run(tiny_run, recipe))
         kept.append(count)

@@ -141,8 +141,8 @@ def finetune(
             "seconds": time.monotonic() - started,
         }
         if recipe.spikes_budget is not None:
-            share = sum(step.synops for step in last) / len(last) / history[0].synops
-            values |= {"spikes_budget": recipe.spikes_budget, "synops_share": share}
+            share = sum(step.share for step in last) / len(last)
+            values |= {"spikes_budget": recipe.spikes_budget, "spikes_share": share}
         if processes.is_main_process:
             replace_weights(folder, model.cpu())
             curve = [[step.number, step.stage, step.loss] for step in history]

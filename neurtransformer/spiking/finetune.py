@@ -8,9 +8,10 @@ what the teacher's attention is fed with, learns the teacher's attention output 
 errors relative to the output's variance). *distil*: the whole spiking network learns the teacher's
 next-token distribution (Kullback-Leibler). The order follows Hedgehog (arXiv 2402.04347).
 
-With a `spikes_budget` the synaptic operations of a token (`synops.py`) may be no more than that
-share of what they were in the first step: PENALTY times what is above it, as a share, is added to
-the loss. What is allowed falls evenly over the first half of the steps.
+With a `spikes_budget` the spikes of a token may cost no more than that share of what they cost
+before (`synops.py`). Training begins with thresholds that cost just that much (`sparing.py`), and
+their cost, times a price, is added to the loss of the *distil* stage. The price follows what is
+spent: it rises in a step that costs more than the budget, and falls in one that costs less.
 
 What happens in a step depends on the seed and the number of the step alone, so a run that was
 stopped and resumed ends with the same weights as one that was not.
@@ -19,7 +20,7 @@ stopped and resumed ends with the same weights as one that was not.
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -42,7 +43,8 @@ from neurtransformer.runs import read_json, write_json
 from neurtransformer.spiking.innate import after_first, dense_output
 from neurtransformer.spiking.model import SpikingLanguageModel
 from neurtransformer.spiking.neuron import CodingNeuron
-from neurtransformer.spiking.synops import counting_synops
+from neurtransformer.spiking.sparing import spare
+from neurtransformer.spiking.synops import Cost, cost_of, counting_costs, share_of
 from neurtransformer.text import UnreadableText, load_blocks, write_text
 
 log = logging.getLogger(__name__)
@@ -51,41 +53,52 @@ Stage = Literal["match", "distil"]
 WARM_UP = 10
 CHECKPOINT_EVERY = 50
 GRADIENT_NORM = {"match": 5.0, "distil": 1.0}
-PENALTY = 1.0
-"""Nats per token for spending twice what is allowed: far more than any budget was seen to cost."""
+SPARING_BLOCKS = 8
+"""Blocks of text that the thresholds which a budget begins with are found on."""
+
+THRESHOLD_RATE = 10.0
+"""With a budget, the rate of thresholds over that of the attention, in thresholds."""
+
+HASTE = 0.3
+"""What the logarithm of the price changes by in a step that costs twice the budget."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimisation step did: number from 1, stage, loss without the penalty, and synaptic
-    operations per token, which are counted if there is a budget for them."""
+    """What one optimisation step did: number from 1, stage, loss without the penalty, and if there
+    is a budget, what its spikes cost as a share of what they cost before, and at which price in
+    nats per token for all of that."""
 
     number: int
     stage: Stage
     loss: float
-    synops: float = 0.0
+    share: float = 0.0
+    price: float = 0.0
 
 
 class Distiller(nn.Module):
-    """Teacher and student together; its forward pass is the loss of one stage, and the student's
-    synaptic operations per token, 0 unless they are to be counted."""
+    """Teacher and student together; its forward pass is the loss of one stage, and what the
+    student's spikes cost as a share of `before`: 0 if that is None, or not the stage for it."""
 
     def __init__(
-        self, student: SpikingLanguageModel, teacher: PreTrainedModel, *, count: bool = False
+        self, student: SpikingLanguageModel, teacher: PreTrainedModel, before: Cost | None = None
     ) -> None:
         super().__init__()
         self.student = student
         self.teacher: PreTrainedModel = teacher.requires_grad_(False).eval()
-        self.count = count
+        self.before = before
 
     def forward(self, tokens: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
         """tokens: (batch, length) int64. Returns two scalars."""
-        counting: AbstractContextManager[list[Tensor]] = nullcontext([])
-        if self.count:
-            counting = counting_synops(self.student)
-        with counting as synops:
-            loss = self.match(tokens) if stage == "match" else self.distil(tokens)
-        return loss, sum(synops, loss.new_zeros(()))
+        if stage == "match":
+            loss = self.match(tokens)
+        elif self.before is not None:
+            with counting_costs(self.student) as costs:
+                loss = self.distil(tokens)
+            return loss, share_of(torch.stack(costs).sum(0), self.before)
+        else:
+            loss = self.distil(tokens)
+        return loss, loss.new_zeros(())
 
     def match(self, tokens: Tensor) -> Tensor:
         """Mean over layers of the squared error of attention outputs over their variance."""
@@ -156,7 +169,13 @@ def trainable(model: SpikingLanguageModel, recipe: Finetune) -> list[dict[str, A
         if parameter.requires_grad:
             where = attention if ".attn." in name else rest
             (thresholds if name.endswith(".threshold") else where).append(parameter)
-    shares = (attention, 1.0), (thresholds, recipe.threshold_share), (rest, recipe.rest_share)
+    shares = [(attention, 1.0), (rest, recipe.rest_share)]
+    if recipe.spikes_budget is None:
+        shares.insert(1, (thresholds, recipe.threshold_share))
+    else:  # they differ by far, and have a way to go
+        shares += [
+            ([t], THRESHOLD_RATE * float(t.detach().abs().quantile(0.25))) for t in thresholds
+        ]
     return [{"params": params, "scale": share} for params, share in shares if params]
 
 
@@ -170,9 +189,9 @@ def rate_at(step: int, steps: int, peak: float) -> float:
     return peak * min(1.0, (step + 1) / WARM_UP) * (1 - step / steps)
 
 
-def allowed_at(step: int, steps: int, budget: float) -> float:
-    """The share of the first step's synaptic operations that step 0..steps-1 may have."""
-    return 1 - (1 - budget) * min(1.0, 2 * (step + 1) / steps)
+def next_price(step: Step, budget: float) -> float:
+    """The price of spikes in the step after `step`."""
+    return step.price * math.exp(HASTE * (step.share / budget - 1))
 
 
 def batch_at(number: int, blocks: Tensor, batch: int, seed: int) -> Tensor:
@@ -225,15 +244,20 @@ def finetune(
     written is a warning, and the one before it stays.
     Under torchrun or `accelerate launch` every process has batches of its own, and all return the
     same: what one process would with batches of as many blocks as all of them together (the match
-    stage and a `spikes_budget` look at each batch by itself). The main one writes checkpoints.
+    stage looks at each batch by itself). The main one writes checkpoints.
     Raises UserError if there is nothing to resume or the checkpoint belongs to other settings.
     """
     # thresholds of the feed-forward blocks take no part in the first stage
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[unused])
+    budget, before, price = recipe.spikes_budget, None, 0.0
+    if budget is not None:
+        model.to(accelerator.device).train()
+        text = batch_at(0, blocks, min(SPARING_BLOCKS, len(blocks)), seed).to(accelerator.device)
+        before = cost_of(model, text)
+        price = spare(model, teacher.to(accelerator.device), text, before, budget, seed)
     groups = trainable(model, recipe)
-    budget = recipe.spikes_budget
-    distiller = accelerator.prepare(Distiller(model, teacher, count=budget is not None))
+    distiller = accelerator.prepare(Distiller(model, teacher, before))
     if recipe.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
@@ -260,6 +284,8 @@ def finetune(
         )
         for group in optimizer.param_groups:
             group["lr"] = group["scale"] * rate_at(number - begin, length, peak)
+        if budget is not None and done and done[-1].stage == "distil":
+            price = next_price(done[-1], budget)
         optimizer.zero_grad()
         heard = torch.zeros(2, device=accelerator.device)
         for part in range(recipe.accumulate):
@@ -268,15 +294,13 @@ def finetune(
             share = share * accelerator.num_processes + accelerator.process_index
             tokens = batch_at(share, blocks, recipe.batch, seed).to(accelerator.device)
             with nullcontext() if last else accelerator.no_sync(distiller):
-                loss, synops = distiller(tokens, stage)
-                heard += torch.stack([loss, synops]).detach() / recipe.accumulate
+                loss, cost = distiller(tokens, stage)
+                heard += torch.stack([loss, cost]).detach() / recipe.accumulate
                 if budget is not None:
-                    first_synops = done[0].synops if done else float(synops.detach())
-                    above = synops / first_synops - allowed_at(number, recipe.steps, budget)
-                    loss = loss + PENALTY * above.relu()
+                    loss = loss + price * cost
                 accelerator.backward(loss / recipe.accumulate)
-        means = accelerator.reduce(heard, "mean")
-        done.append(Step(number + 1, stage, *means.tolist()))
+        mean_loss, mean_cost = accelerator.reduce(heard, "mean").tolist()
+        done.append(Step(number + 1, stage, mean_loss, mean_cost, price))
         if not math.isfinite(done[-1].loss):
             raise FloatingPointError(f"the loss is {done[-1].loss} at step {number + 1}")
         nn.utils.clip_grad_norm_(trained(optimizer), GRADIENT_NORM[stage])
@@ -294,6 +318,12 @@ def finetune(
     return done
 
 
+def changing(model: SpikingLanguageModel) -> Iterator[tuple[str, Tensor]]:
+    """What training changes, by name: parameters, and the centres of codes."""
+    yield from model.named_parameters()
+    yield from ((name, x) for name, x in model.named_buffers() if name.endswith(".center"))
+
+
 def write_checkpoint(
     folder: Path,
     model: SpikingLanguageModel,
@@ -302,7 +332,7 @@ def write_checkpoint(
     done: list[Step],
 ) -> None:
     """Write what `read_checkpoint` needs, replacing the checkpoint that was there whole."""
-    tensors = {f"model.{name}": p.detach().cpu() for name, p in model.named_parameters()}
+    tensors = {f"model.{name}": x.detach().cpu() for name, x in changing(model)}
     for index, parameter in enumerate(trained(optimizer)):
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().contiguous()
@@ -335,8 +365,11 @@ def read_checkpoint(
     try:
         tensors = load_file(folder / "checkpoint.safetensors")
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(tensors[f"model.{name}"])
+            for name, x in changing(model):
+                # those of earlier versions hold no centres, which a budget alone changes
+                if name.endswith(".center") and f"model.{name}" not in tensors:
+                    continue
+                x.copy_(tensors[f"model.{name}"])
         for index, parameter in enumerate(trained(optimizer)):
             prefix = f"optimizer.{index}."
             state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

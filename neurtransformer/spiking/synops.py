@@ -1,8 +1,9 @@
-"""Synaptic operations of a network in training, with a gradient, so that few of them can be learnt.
+"""What the spikes of a network cost, with a gradient, so that few of them can be learnt.
 
-A spike costs one operation at each synapse that it reaches. Their number per token (SynOps) as a
-part of the loss follows Sorbaro et al. 2020 (arXiv 1912.01268). The spikes of token neurons in a
-race are left out: how many there are depends on how sharp the attention is, not on thresholds.
+A spike costs one operation at each synapse that it reaches, and it has to be sent. Both are counted
+per token: the synaptic operations (SynOps; their number as a part of the loss follows Sorbaro et
+al. 2020, arXiv 1912.01268) and the spikes themselves. The spikes of token neurons in a race are
+left out: how many there are depends on how sharp the attention is, not on thresholds.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +18,12 @@ from neurtransformer.spiking.attention import SpikingSelfAttention
 from neurtransformer.spiking.coding import spikes_in
 from neurtransformer.spiking.model import SpikingBlock, SpikingLanguageModel
 from neurtransformer.spiking.neuron import CodingNeuron
+
+Cost = Tensor
+"""Synaptic operations and spikes per token, (2,)."""
+
+OPERATIONS = 0.75
+"""What part of a budget synaptic operations are; the rest are the spikes themselves."""
 
 
 def soft_spikes(counts: Tensor, neuron: CodingNeuron) -> Tensor:
@@ -34,16 +41,16 @@ def soft_spikes(counts: Tensor, neuron: CodingNeuron) -> Tensor:
 
 
 @contextmanager
-def counting_synops(model: SpikingLanguageModel) -> Iterator[list[Tensor]]:
-    """While open, every layer of coding neurons appends its synaptic operations per token, one
-    scalar, to the list given: the sum over a forward pass is what a token costs."""
-    found: list[Tensor] = []
+def counting_costs(model: SpikingLanguageModel) -> Iterator[list[Cost]]:
+    """While open, every layer of coding neurons appends what its spikes cost to the list given: the
+    sum over a forward pass is what a token costs."""
+    found: list[Cost] = []
     hooks = []
 
     def listener(fan_out: Callable[[int], float]) -> Callable[..., None]:
         def hear(module: CodingNeuron, args: tuple[Any, ...], counts: Tensor) -> None:
             spikes = soft_spikes(counts, module).flatten(0, -2).sum(-1).mean()
-            found.append(spikes * fan_out(counts.shape[-2]))
+            found.append(torch.stack([spikes * fan_out(counts.shape[-2]), spikes]))
 
         return hear
 
@@ -55,6 +62,25 @@ def counting_synops(model: SpikingLanguageModel) -> Iterator[list[Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def share_of(cost: Cost, before: Cost) -> Tensor:
+    """What is left of a cost, one number: for three quarters the share of operations, and for one
+    that of spikes.
+
+    Operations alone would leave keys and values as they are, each of whose spikes is written to one
+    synapse; spikes alone, those that reach a thousand synapses.
+    """
+    operations, spikes = (cost / before).unbind()
+    return OPERATIONS * operations + (1 - OPERATIONS) * spikes
+
+
+@torch.no_grad()
+def cost_of(model: SpikingLanguageModel, tokens: Tensor) -> Cost:
+    """What the spikes of a token cost, on average over tokens (batch, length) int64."""
+    with counting_costs(model) as found:
+        model(tokens, logits_to_keep=1)
+    return torch.stack(found).sum(0)
 
 
 def fan_outs(block: SpikingBlock) -> Iterator[tuple[CodingNeuron, Callable[[int], float]]]:

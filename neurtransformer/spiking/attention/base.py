@@ -66,11 +66,15 @@ class SpikingSelfAttention(Keeping, ABC):
     rooms: ClassVar[Mapping[str, float]] = {}
     """Thresholds of layers of neurons over those of least coding error, where not 1."""
 
+    turns: ClassVar[bool] = False
+    """Whether queries, keys and values may be written in another basis: see `sparing.py`."""
+
     def __init__(self, sizes: Sizes, code: Code, *, innate: bool = False) -> None:
         super().__init__()
         width = sizes.width
         self.heads, self.kv_heads = sizes.heads, sizes.kv_heads
         self.shared = sizes.heads // sizes.kv_heads
+        self.head_dim = width // sizes.heads
         self.qkv = qkv = self.qkv_code(code)
         timesteps, coding = code
         self.encode = CodingNeuron(width, timesteps, signed=True, coding=coding, analogue=True)
@@ -121,6 +125,25 @@ class SpikingSelfAttention(Keeping, ABC):
         softmax: gives the dense weights (batch, heads, i, j). scaling: what the dense scores q.k
         are multiplied by.
         """
+
+    def turn_keys(self, basis: Tensor, mean: Tensor) -> None:
+        """Write the queries of each head in `basis` (kv_heads, dim, dim), and keys, less their mean
+        (kv_heads * dim,), so that the attention stays the same. Kinds that turn have it."""
+        raise NotImplementedError
+
+    def turn_values(self, basis: Tensor) -> None:
+        """The same for values and merged heads."""
+        raise NotImplementedError
+
+    def leave_out(self, channels: Tensor) -> None:
+        """Silence queries and keys of `channels`, bool (kv_heads * dim,), for good: their weights
+        and biases are 0. Kinds that turn have it."""
+        raise NotImplementedError
+
+    def even_gains(self, power: Tensor) -> None:
+        """Lower thresholds of keys, where products of query and key have too unlike values for the
+        core. power: (kv_heads * dim,), how much a channel matters. Kinds that turn have it."""
+        raise NotImplementedError
 
     @abstractmethod
     def new_state(self, batch: int) -> State:

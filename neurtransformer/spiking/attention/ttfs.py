@@ -72,6 +72,10 @@ from neurtransformer.spiking.attention.race import (
 )
 from neurtransformer.spiking.neuron import same
 
+GAIN_SPAN = 2.0
+"""How much more than usual a query's spike times a key's may be worth in a channel. What is usual
+has a gain that much below GAIN_LIMIT, and key synapses that are as much coarser."""
+
 
 class Gains(NamedTuple):
     """What gains of key channels and widths of levels follow from (spike values of queries and
@@ -107,6 +111,7 @@ class RaceAttention(SpikingSelfAttention):
     # fewer spikes at the same divergence from the dense model: what least error clips, the tails,
     # matters more than it says (docs/LOG.md)
     rooms: ClassVar[Mapping[str, float]] = {"encode": 1.25, "query": 1.5, "merged": 1.5}
+    turns = True
     scaling: Tensor
 
     def __init__(self, sizes: Sizes, code: Code, *, innate: bool = False) -> None:
@@ -127,6 +132,44 @@ class RaceAttention(SpikingSelfAttention):
 
     def fit(self, softmax: Callable[[], Tensor], scaling: float) -> None:
         self.scaling.fill_(scaling)
+
+    @torch.no_grad()
+    def turn_keys(self, basis: Tensor, mean: Tensor) -> None:
+        back = torch.linalg.inv(basis).mT
+        self.c_attn.bias[self.rows[0] : sum(self.rows[:2])].sub_(mean)
+        self._turn_rows(0, basis)
+        self._turn_rows(1, back)
+        if self.first_key is not None:
+            self.first_key.copy_(_turned(self.first_key - mean, back))
+
+    @torch.no_grad()
+    def turn_values(self, basis: Tensor) -> None:
+        self._turn_rows(2, basis)
+        if self.first_value is not None:
+            self.first_value.copy_(_turned(self.first_value, basis))
+        self.merged.center.copy_(_turned(self.merged.center, basis))
+        self.c_proj.weight.copy_(_turned(self.c_proj.weight.mT, torch.linalg.inv(basis).mT).mT)
+
+    def _turn_rows(self, part: int, basis: Tensor) -> None:
+        """Of queries, keys or values."""
+        rows = slice(sum(self.rows[:part]), sum(self.rows[: part + 1]))
+        for x in (self.c_attn.weight, self.c_attn.bias):
+            x[rows] = _turned(x[rows], basis)
+
+    @torch.no_grad()
+    def leave_out(self, channels: Tensor) -> None:
+        rows = torch.cat([self.query.spread(channels), channels]).nonzero().squeeze(-1)
+        self.c_attn.weight[rows] = 0.0
+        self.c_attn.bias[rows] = 0.0
+        if self.first_key is not None:
+            self.first_key[channels] = 0.0
+
+    @torch.no_grad()
+    def even_gains(self, power: Tensor) -> None:
+        query, key = (neuron.threshold.view(self.kv_heads, -1) for neuron in (self.query, self.key))
+        worth, power = query * key, power.view(self.kv_heads, -1)
+        usual = (worth * power).sum(-1, keepdim=True) / power.sum(-1, keepdim=True)
+        self.key.threshold.div_((worth / (GAIN_SPAN * usual)).clamp_min(1).flatten())
 
     def gains(self) -> tuple[Tensor, Tensor]:
         """The gains of the key channels (kv_heads, dim) and the width of a level (kv_heads,),
@@ -306,3 +349,10 @@ class RaceAttention(SpikingSelfAttention):
         bits = level_bits(self.value.most)
         read[..., -1] *= 2.0**bits
         return normalise(read, bits).mul_(2.0**-MEAN_BITS)
+
+
+def _turned(x: Tensor, basis: Tensor) -> Tensor:
+    """Rows (heads * shared * dim, ...) head by head in another basis (heads, dim, dim)."""
+    heads, dim = basis.shape[:2]
+    rows = x.double().reshape(heads, -1, dim, *x.shape[1:])
+    return torch.einsum("hcd,hsd...->hsc...", basis, rows).reshape(x.shape).to(x.dtype)
