@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from neurtransformer.errors import UserError, shortened
 
@@ -75,6 +75,14 @@ class Finetune(Section):
     spikes_budget: Annotated[float, Field(gt=0, le=1)] | None = None
     train: Literal["ssa", "blocks"]
     self_written: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _spikes_are_counted_once(self) -> Self:
+        if self.gradient_checkpointing and self.spikes_budget is not None:
+            raise ValueError(
+                "gradient_checkpointing and spikes_budget do not go together: leave one out"
+            )
+        return self
 
     @property
     def blocks_a_step(self) -> int:
