@@ -27,7 +27,7 @@ def bits_of(x: Tensor) -> list[int]:
     return x.contiguous().view(torch.int32).flatten().tolist()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     channels=st.integers(1, 70),
@@ -67,7 +67,7 @@ def test_counts_of_neurons(
         assert bits_of(neuron(x)) == bits_of(neuron.counts(neuron.total(x)))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     batch=st.integers(1, 3),

@@ -224,7 +224,7 @@ def test_lava_saturates_as_the_integer_model_does(
 
 
 @pytest.mark.usefixtures("lava")
-@pytest.mark.parametrize("spikes", ["binary", "graded"])
+@pytest.mark.parametrize("spikes", ["binary", pytest.param("graded", marks=pytest.mark.slow)])
 def test_lava_is_the_integer_model(
     model: IntegerGPT2, nano_tokenizer: Any, tmp_path: Path, spikes: Spikes
 ) -> None:
