@@ -94,7 +94,7 @@ def test_the_teacher_continues_the_prompt_too(
     assert read_json(run / "report.json")["generate"]["dense_text"] is None
 
 
-@pytest.mark.parametrize("attention", ["ttfs", "linear"])
+@pytest.mark.parametrize("attention", ["ttfs", pytest.param("linear", marks=pytest.mark.slow)])
 def test_phase_coding_all_the_way(
     neurtx: Any, tiny_dense_folder: Path, tmp_path: Path, attention: str
 ) -> None:

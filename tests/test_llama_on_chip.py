@@ -239,7 +239,7 @@ def test_lava_is_the_integer_model(
 
 
 @pytest.mark.usefixtures("lava")
-@pytest.mark.parametrize("code", [(), ("--coding", "phase")])
+@pytest.mark.parametrize("code", [pytest.param((), marks=pytest.mark.slow), ("--coding", "phase")])
 def test_from_the_dense_model_to_lava(
     neurtx: Callable[..., Any], tiny_llama_folder: Path, code: tuple[str, ...]
 ) -> None:

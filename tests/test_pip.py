@@ -57,6 +57,7 @@ def python(code: str, *words: str, **variables: str) -> "subprocess.CompletedPro
     )
 
 
+@pytest.mark.slow
 def test_spikingjelly_and_lava_are_asked_for_where_they_are_used(
     tmp_path: Path, tiny_dense_folder: Path
 ) -> None:

@@ -92,6 +92,7 @@ def test_the_ladder_measures_the_rungs_it_is_asked_for(
     assert {row["seed"] for row in ladder["rows"] if "finetune" in row["rung"]} == {0, 1}
 
 
+@pytest.mark.slow
 def test_the_benchmark_compares_all_networks_in_all_cases(
     tiny_dense_folder: Path, tmp_path: Path
 ) -> None:
