@@ -44,7 +44,10 @@ def converted(
     )
 
 
-@pytest.fixture(scope="module", params=[(0, None), (None, None), (0, (12, 4)), (None, (6, 2))])
+ALIKE = pytest.param((None, None), marks=pytest.mark.slow)  # the last has no innate token either
+
+
+@pytest.fixture(scope="module", params=[(0, None), ALIKE, (0, (12, 4)), (None, (6, 2))])
 def spiking(request: pytest.FixtureRequest, tiny_llama_folder: Path) -> SpikingLanguageModel:
     """With an innate token, and without one; hidden neurons that stop, in more steps than the rest
     have and in fewer."""
