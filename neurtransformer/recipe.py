@@ -77,7 +77,7 @@ class Finetune(Section):
     self_written: Annotated[int, Field(ge=0)]
 
     @model_validator(mode="after")
-    def _spikes_are_counted_once(self) -> Self:
+    def _not_both(self) -> Self:
         if self.gradient_checkpointing and self.spikes_budget is not None:
             raise ValueError(
                 "gradient_checkpointing and spikes_budget do not go together: leave one out"

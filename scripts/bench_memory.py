@@ -48,7 +48,7 @@ def peaks(*command: Any) -> dict[str, float]:
     """Run `neurtx` with these arguments; what it needed at most, and how long it took."""
     began = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "neurtx.main", *map(str, command)], stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "neurtx", *map(str, command)], stdout=subprocess.DEVNULL
     )
     status = Path(f"/proc/{process.pid}/status")
     found = {"own": 0.0, "all": 0.0}

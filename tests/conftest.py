@@ -179,6 +179,28 @@ def tiny_race_run(
     return _converted(folder, tiny_dense_folder, nano_tokenizer, "ttfs")
 
 
+@pytest.fixture
+def one_of_each(
+    tmp_path: Path,
+    tiny_dense_folder: Path,
+    tiny_run: Path,
+    tiny_netlist: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """A folder with a dense model, a run, a netlist and a text, copies to spoil; and no hub."""
+    from neurtransformer import hub
+
+    for name, source in (
+        ("dense", tiny_dense_folder),
+        ("run", tiny_run),
+        ("netlist", tiny_netlist),
+    ):
+        shutil.copytree(source, tmp_path / name)
+    (tmp_path / "text").write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    monkeypatch.setattr(hub, "reachable", lambda: False)
+    return tmp_path
+
+
 @pytest.fixture(params=["ttfs", "linear"])
 def either_run(request: pytest.FixtureRequest, tiny_run: Path, tiny_race_run: Path) -> Path:
     """A run of each kind of attention, one after the other. For reading only."""

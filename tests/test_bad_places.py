@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 
-from neurtransformer import hub
-
 # what each is typed with; PLACE is a folder on the disk, which holds a run and a netlist
 WRITING = {
     "convert": "convert dense --out PLACE/made --timesteps 4 --text text",
@@ -37,20 +35,9 @@ NOTING = {
 
 
 @pytest.fixture
-def here(
-    tmp_path: Path,
-    tiny_dense_folder: Path,
-    tiny_run: Path,
-    tiny_netlist: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Path:
-    shutil.copytree(tiny_dense_folder, tmp_path / "dense")
-    shutil.copytree(tiny_run, tmp_path / "run")
-    shutil.copytree(tiny_netlist, tmp_path / "netlist")
-    (tmp_path / "text").write_text("The quick brown fox jumps over the lazy dog. " * 60)
-    (tmp_path / "batch.yaml").write_text("models: [dense]\nsteps: [convert]\n")
-    monkeypatch.setattr(hub, "reachable", lambda: False)
-    return tmp_path
+def here(one_of_each: Path) -> Path:
+    (one_of_each / "batch.yaml").write_text("models: [dense]\nsteps: [convert]\n")
+    return one_of_each
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:

@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 import pytest
 from breaking import ANY_FILE, HEADERS, JSON, WEIGHTS, YAML, Way
 
-from neurtransformer import hub
-
 SECONDS = 60
 """More than any of these commands takes, and less than a hang."""
 
@@ -112,25 +110,14 @@ CASES = [
 
 
 @pytest.fixture
-def here(
-    tmp_path: Path,
-    tiny_dense_folder: Path,
-    tiny_run: Path,
-    tiny_netlist: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Path:
+def here(one_of_each: Path) -> Path:
     """A folder with one whole input of each kind, and no hub."""
-    shutil.copytree(tiny_dense_folder, tmp_path / "dense")
-    shutil.copytree(tiny_run, tmp_path / "run")
-    shutil.copytree(tiny_netlist, tmp_path / "netlist")
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    told = json.dumps(config | {"dense": str(tmp_path / "dense")})
-    (tmp_path / "run" / "config.json").write_text(told)
-    for name in ("text", "broken"):
-        (tmp_path / name).write_text("The quick brown fox jumps over the lazy dog. " * 60)
-    (tmp_path / "broken.yaml").write_text("timesteps: 4\n")
-    monkeypatch.setattr(hub, "reachable", lambda: False)
-    return tmp_path
+    config = one_of_each / "run" / "config.json"
+    told = json.loads(config.read_text()) | {"dense": str(one_of_each / "dense")}
+    config.write_text(json.dumps(told))
+    shutil.copy(one_of_each / "text", one_of_each / "broken")
+    (one_of_each / "broken.yaml").write_text("timesteps: 4\n")
+    return one_of_each
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,8 @@
 #define FASTEST
 #endif
 
+/* REACH, END = 2^END_BITS and the 8 of MEAN_BITS in `normalise` are those of `codes.py`, CURRENT and
+   RANGE those of `coding.snap_current`, MOST_DIM that of `fused.py`. */
 enum { LEVELS = 256, REACH = 128, END = 1 << 12, CURRENT = 1 << 14, RANGE = 4, MOST_DIM = 256 };
 
 static inline float at_most(float x, float limit) { return x > limit ? limit : x; }
