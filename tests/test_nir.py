@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -370,9 +369,10 @@ def test_the_loop_of_the_docs(
 ) -> None:
     pytest.importorskip("nirtorch")
     text = (Path(__file__).parent.parent / "docs" / "nir.md").read_text()
-    block = text.partition("## How to drive a graph")[2].partition("First the spikes")[0]
-    assert "entry = ..." in block
-    loop = textwrap.dedent(block.strip("\n")).replace("entry = ...", "")
+    section = text.partition("## How to drive a graph")[2].partition("\n## ")[0].splitlines()
+    loop = "\n".join(line[4:] for line in section if line.startswith("    "))
+    assert "entry = ..." in loop
+    loop = loop.replace("entry = ...", "")
     assert neurtx("export", str(run), "--target", "nir", "--out", "n").returncode == 0
     monkeypatch.chdir("n")
     counts = some_tokens(model)

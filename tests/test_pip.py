@@ -182,8 +182,8 @@ except UserError as error:
 
 
 def test_the_sdist_holds_what_its_tests_need(tmp_path: Path) -> None:
-    made: Any = (".git", ".venv*", "build", "dist", "runs", "netlists", ".neurtx", "*.egg-info")
-    caches = ("__pycache__", ".*_cache", ".hypothesis")
+    made: Any = (".git", ".venv*", "build", "dist", "runs", "netlists", ".neurtx")
+    caches = ("__pycache__", ".*_cache", ".hypothesis", "*.egg-info", "*.so")
     source = shutil.copytree(
         ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(*made, *caches)
     )
