@@ -242,7 +242,8 @@ def test_prompts_are_measured_without_it(
         prompt_ids(found, f"{written}{'word ' * 12}", 65 - length)
 
 
-@pytest.mark.parametrize("attention", ["ttfs", pytest.param("linear", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["ttfs", "linear"])
 @pytest.mark.usefixtures("lava")
 def test_from_the_dense_model_to_lava(
     neurtx: Callable[..., Any], tiny_dense_folder: Path, attention: str

@@ -40,7 +40,6 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 QUICK = {
     (signal.SIGKILL, "the tokenizer is written"),
     (signal.SIGTERM, "the folder is made"),
-    (signal.SIGINT, "the folder is put in place"),
 }
 
 

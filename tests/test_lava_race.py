@@ -101,7 +101,7 @@ def test_lava_is_the_integer_model(
     assert tally.compared > tokens * network.phase * 16
 
 
-@pytest.mark.parametrize("first", [None, 5])
+@pytest.mark.parametrize("first", [5, pytest.param(None, marks=pytest.mark.slow)])
 def test_the_learning_engine_is_the_integer_model(first: int | None) -> None:
     """Two heads of a network: every read, and every synapse after every token."""
     from neurtransformer.loihi.race_engine import compare as compare_engine

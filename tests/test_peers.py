@@ -31,6 +31,7 @@ def test_a_llama_with_biases_is_none(peers: ModuleType) -> None:
         peers.as_qwen2(llama(attention_bias=True))
 
 
+@pytest.mark.slow
 def test_every_network_tends_to_the_dense_model(peers: ModuleType) -> None:
     """With a long code both conversions are the dense model, whether or not the first token is
     coded; sums over time are those of neurons that run step by step."""

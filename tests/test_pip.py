@@ -143,6 +143,7 @@ def broken_torchvision(tmp_path: Path) -> str:
     return str(package.parent)
 
 
+@pytest.mark.slow
 def test_a_torchvision_that_does_not_fit(broken_torchvision: str, tiny_dense_folder: Path) -> None:
     done = python(WHOLE, PYTHONPATH=broken_torchvision)
     assert done.stdout == "whole\n", done.stderr

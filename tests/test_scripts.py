@@ -47,6 +47,7 @@ def test_a_model_grows_by_powers_of_two_only(grow: ModuleType, sizes: dict[str, 
         grow.grown(GPT2LMHeadModel(small()), small(**sizes))
 
 
+@pytest.mark.slow
 def test_the_ladder_measures_the_rungs_it_is_asked_for(
     tiny_dense_folder: Path, tmp_path: Path
 ) -> None:

@@ -188,7 +188,8 @@ except UserError as error:
 """
 
 
-@pytest.mark.parametrize("given", ["text", pytest.param("nothing", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("given", ["text", "nothing"])
 def test_processes_of_one_training_share_standard_input(
     tmp_path: Path, tiny_dense_folder: Path, nano_tokenizer: Any, given: str
 ) -> None:
