@@ -24,6 +24,7 @@ from neurtransformer.checkpoint import (
 from neurtransformer.errors import UserError, shortened
 from neurtransformer.families import FAMILIES
 from neurtransformer.families.base import Sizes
+from neurtransformer.memory import spare
 from neurtransformer.runs import BUNDLED, read_json
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ def load_dense(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     # else it could not be saved; what it says is how the file was stored
     model.config.__dict__.pop("quantization_config", None)
     model.__dict__.pop("hf_quantizer", None)
+    spare(model)
     around = family.around(model)
     model.config.tie_word_embeddings = around.head.weight is around.embedding.weight
     return model.eval(), tokenizer

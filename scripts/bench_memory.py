@@ -3,8 +3,9 @@
     python scripts/bench_memory.py OUT [--layers N]... [--width N] [--heads N] [--limit TOKENS]
 
 For each number of layers it writes a GPT-2 of that geometry with random weights, in shards of at
-most 500 MB, with the tokenizer of gpt2-nano, and runs the three commands on it, each in a process
-of its own. Reported are, in MiB and as a share of the float32 checkpoint,
+most 500 MB, with GPT-2's 50,257 tokens, of which the tokenizer of gpt2-nano knows the first 4,096.
+`--layers 48` is GPT-2 XL. It runs the three commands on it, each in a process of its own. Reported
+are, in MiB and as a share of the float32 checkpoint,
 
 own: the most memory of the process's own at any time (RssAnon), looked at five times a second;
 all: the most that it had in memory, with the pages of files that it reads (VmHWM), which the system
@@ -27,7 +28,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from neurtransformer.dense import load_dense
 
-XL = 48
+XL, WORDS = 48, 50257
 MIB = 2**20
 
 
@@ -36,7 +37,7 @@ def write_model(folder: Path, layers: int, width: int, heads: int) -> int:
     nano, tokenizer = load_dense("gpt2-nano")[:2]
     torch.manual_seed(0)
     config = GPT2Config(
-        n_layer=layers, n_embd=width, n_head=heads, vocab_size=nano.config.vocab_size,
+        n_layer=layers, n_embd=width, n_head=heads, vocab_size=WORDS,
         bos_token_id=nano.config.bos_token_id, eos_token_id=nano.config.eos_token_id,
     )  # fmt: skip
     GPT2LMHeadModel(config).save_pretrained(folder, max_shard_size="500MB")

@@ -3,7 +3,7 @@
 import copy
 import math
 import pickle
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,7 +15,13 @@ from torch import Tensor
 from neurtransformer import codes
 from neurtransformer.recipe import Coding
 from neurtransformer.spiking import coding
-from neurtransformer.spiking.neuron import CodingNeuron, SpikeLinear, snapping_anew
+from neurtransformer.spiking.neuron import (
+    CodingNeuron,
+    Snapped,
+    SpikeLinear,
+    snapping_anew,
+    unchanging,
+)
 
 TIMESTEPS = st.integers(1, 64)
 SIGNED = st.booleans()
@@ -346,6 +352,29 @@ def test_snapped_weights_are_neither_saved_nor_copied() -> None:
     with torch.no_grad():
         copied.weight.mul_(2)
     assert torch.equal(copied.scaled_weight(worth), 2 * kept)
+
+
+@given(
+    st.lists(st.tuples(st.floats(-1, 1, width=32), st.integers(-100, 20)), min_size=1, max_size=9),
+    st.integers(1, 4095),
+)
+def test_float32_holds_weights_that_were_snapped_in_float64(
+    numbers: list[tuple[float, int]], most: int
+) -> None:
+    weight = torch.tensor([[x * 2.0**exponent for x, exponent in numbers]], dtype=torch.float32)
+    snapped = coding.snap_weights(weight.double(), most)
+    assert torch.equal(snapped.float().double(), snapped)
+
+
+def test_while_nothing_changes_weights_are_kept_in_the_type_of_their_sums() -> None:
+    synapse, worth = SpikeLinear(1024, 3, 255).eval(), torch.rand(1024)
+    assert synapse.exact == torch.float64
+    short, kept = synapse.scaled_weight(worth), cast("Snapped", synapse._kept).weight
+    assert (short.dtype, kept.dtype) == (torch.float64, torch.float32)
+    with unchanging(synapse):
+        long = synapse.scaled_weight(worth)
+        assert synapse.scaled_weight(worth) is long
+    assert torch.equal(short, long) and long.dtype == torch.float64
 
 
 def test_snapped_weights_are_let_go_where_memory_is_short() -> None:

@@ -13,9 +13,10 @@ from neurtransformer.codes import STATE_BITS
 from neurtransformer.errors import UserError
 from neurtransformer.integer import quantise
 from neurtransformer.integer.config import MAX_STREAM_BITS, IntegerConfig
+from neurtransformer.integer.packed import Packed
 from neurtransformer.recipe import checked
 from neurtransformer.spiking.model import SpikingLanguageModel
-from neurtransformer.spiking.neuron import SpikeLinear
+from neurtransformer.spiking.neuron import SpikeLinear, snapping_anew
 
 PROBE = (2, 64)
 """Sequences and tokens of the random text that sizes of activations are measured on."""
@@ -24,7 +25,7 @@ STREAM_ROOM = 8
 """A channel of the stream may be so many times larger than on that text before it saturates."""
 
 
-def quantised(model: SpikingLanguageModel) -> tuple[IntegerConfig, quantise.Tensors]:
+def quantised(model: SpikingLanguageModel) -> tuple[IntegerConfig, Packed]:
     """Quantise a spiking network. Raises UserError if it holds NaN or infinities, or sizes or a
     code that integers cannot have."""
     for name, parameter in model.state_dict().items():
@@ -53,11 +54,13 @@ def quantised(model: SpikingLanguageModel) -> tuple[IntegerConfig, quantise.Tens
         "stream_bits": stream_bits(seen.stream),
     }
     config = checked(IntegerConfig, sizes, None)
-    tensors = quantise.quantise_embedding(model, config)
+    tensors = Packed()
+    tensors.update(quantise.quantise_embedding(model, config))
     for i, block in enumerate(model.blocks):
-        tensors |= quantise.quantise_attention(block, f"h.{i}.attn", config, seen.membranes)
-        tensors |= quantise.quantise_feedforward(block, f"h.{i}.mlp", config, seen.membranes)
-    return config, tensors | quantise.quantise_head(model, config, seen.final, seen.logits)
+        tensors.update(quantise.quantise_attention(block, f"h.{i}.attn", config, seen.membranes))
+        tensors.update(quantise.quantise_feedforward(block, f"h.{i}.mlp", config, seen.membranes))
+    tensors.update(quantise.quantise_head(model, config, seen.final, seen.logits))
+    return config, tensors
 
 
 class Seen(NamedTuple):
@@ -107,7 +110,8 @@ def probed(model: SpikingLanguageModel) -> Seen:
         if isinstance(module, SpikeLinear)
     ]
     try:
-        logits = largest(model(ids).logits)
+        with snapping_anew(model):
+            logits = largest(model(ids).logits)
     finally:
         for hook in hooks:
             hook.remove()

@@ -11,10 +11,10 @@ from neurtransformer.integer.arithmetic import LIMIT, WEIGHT_LIMIT
 from neurtransformer.integer.attention import KINDS
 from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.integer.entries import Entries, Entry, check_entries
+from neurtransformer.integer.parts import Tensors
 from neurtransformer.integer.quantise import (
     ENCODE_LIMIT,
     SHIFT_RANGE,
-    Tensors,
     active_tokens,
     worst_sums,
 )

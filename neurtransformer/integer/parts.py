@@ -14,13 +14,10 @@ from numpy.typing import NDArray
 
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import Integers
+from neurtransformer.integer.packed import KEPT
 from neurtransformer.recipe import Coding
 
 Tensors = Mapping[str, NDArray]
-KEPT = 2**22
-"""Weights of a projection that are kept as floats too, for products. Of larger networks, which
-that would make three times as large, they are made for each call."""
-
 Trace = dict[str, Integers]
 """`node.quantity` -> (tokens, phase, ...), nodes as in loihi/nodes.py; what is the same in all
 steps of a phase, such as the state after a token has been written, (tokens, ...)."""
@@ -52,21 +49,31 @@ def at_the_end(x: Integers, phase: int) -> Integers:
 class Projection:
     """Synapses and the membranes they drive: ``u = weight @ spikes + bias``.
 
-    weight: (out, in), even, 8 bits. bias: (out,). No sum over a phase can leave 24 bits (see
-    quantise.py), so sums in float32 are exact in any order. saturates: but in this one, whose
-    membranes are clipped; its sums are made in float64.
+    bias: (out,). No sum over a phase can leave 24 bits (see quantise.py), so sums in float32 are
+    exact in any order. saturates: but in this one, whose membranes are clipped; its sums are made
+    in float64.
     """
 
-    weight: Integers
+    tensors: Tensors
+    name: str
     bias: Integers
     saturates: bool = False
 
     @classmethod
     def of(cls, tensors: Tensors, name: str, *, saturates: bool = False) -> "Projection":
-        return cls(tensors[f"{name}.weight"], integers(tensors, f"{name}.bias"), saturates)
+        return cls(tensors, name, integers(tensors, f"{name}.bias"), saturates)
+
+    @property
+    def weight(self) -> Integers:
+        """(out, in), even, 8 bits."""
+        return self.tensors[f"{self.name}.weight"]
 
     def _transposed(self) -> NDArray:
         return self.weight.T.astype(np.float64 if self.saturates else np.float32)
+
+    @cached_property
+    def _large(self) -> bool:
+        return self.weight.size > KEPT
 
     @cached_property
     def _kept(self) -> NDArray:
@@ -74,7 +81,8 @@ class Projection:
 
     def synapses(self, spikes: Integers) -> Integers:
         """Spikes or counts (..., in) to what they add to the membranes, (..., out)."""
-        transposed = self._kept if self.weight.size <= KEPT else self._transposed()
+        # of a large network floats kept beside the weights would take four times their room
+        transposed = self._transposed() if self._large else self._kept
         return (spikes.astype(transposed.dtype) @ transposed).astype(np.int64)
 
     def counts(self, counts: Integers) -> Integers:

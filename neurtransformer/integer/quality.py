@@ -11,6 +11,7 @@ from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.loss import perplexity
 from neurtransformer.spiking.innate import dense_output
 from neurtransformer.spiking.model import SpikingLanguageModel
+from neurtransformer.spiking.neuron import snapping_anew
 
 
 @torch.no_grad()
@@ -29,7 +30,8 @@ def evaluate_integer(
     first = spiking.config.first_token
     if dense is not None:
         forms["dense"] = lambda x: dense_output(dense, x, first)[0]
-    ppl = {name: perplexity(form, ids) for name, form in forms.items()}
+    with snapping_anew(spiking):  # beside the integers
+        ppl = {name: perplexity(form, ids) for name, form in forms.items()}
     values = {f"ppl_{name}": value for name, value in ppl.items()}
     values["ppl_ratio_to_spiking"] = ppl["integer"] / ppl["spiking"]
     if dense is not None:

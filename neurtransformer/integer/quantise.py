@@ -205,7 +205,9 @@ def carried(weight: Floats) -> NDArray[np.int32]:
     """Exponents, (in,), of what the spikes of the neurons in front carry, where the values of their
     spikes differ much: without the powers of two the columns of a weight (out, in) are of nearly
     one size, and no single one takes the 8 bits of a row away from all others."""
-    size = np.maximum(np.sqrt((weight**2).mean(0)), _SMALLEST)
+    # einsum needs no memory for the squares
+    mean = np.einsum("ij,ij->j", weight, weight) / len(weight)
+    size = np.maximum(np.sqrt(mean), _SMALLEST)
     exponent = np.rint(np.log2(size / np.median(size)))
     return exponent.clip(0, arithmetic.MOST_CARRIED).astype(np.int32)
 

@@ -27,6 +27,7 @@ from neurtransformer.errors import UserError, shortened
 from neurtransformer.integer import layout, plastic
 from neurtransformer.integer.config import IntegerConfig
 from neurtransformer.integer.model import IntegerGPT2
+from neurtransformer.integer.packed import Packed
 from neurtransformer.integer.plastic import IntegerPlasticTransformer, PlasticConfig
 from neurtransformer.loihi import netx
 from neurtransformer.loihi.graph import networks
@@ -275,7 +276,8 @@ def read(folder: Path) -> TextNetlist | PlasticNetlist:
     """Read a netlist. Raises UserError if anything in it is missing, damaged or inconsistent."""
     manifest = _read_manifest(folder)
     _check_files(folder, manifest)
-    config, tensors = manifest.config, _tensors(folder / CHIP)
+    config, tensors = manifest.config, Packed()
+    tensors.update(_tensors(folder / CHIP))
     shapes = _layout(config)
     for network in manifest.networks:
         for node in network.nodes:

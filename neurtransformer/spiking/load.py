@@ -17,6 +17,7 @@ from neurtransformer.dense import ALIASES, KNOWN, load_dense
 from neurtransformer.errors import UserError, shortened
 from neurtransformer.families import FAMILIES
 from neurtransformer.families.base import family_of
+from neurtransformer.memory import spare
 from neurtransformer.provenance import model_sha256
 from neurtransformer.recipe import Coding
 from neurtransformer.runs import is_read_only, read_json, write_json
@@ -66,6 +67,7 @@ def load_run(run: Path) -> tuple[SpikingLanguageModel, PreTrainedTokenizerBase]:
                     f"{run}/generation_config.json: {key} is {shortened(given)}, not the number of "
                     "a token"
                 )
+    spare(model)
     return model.eval(), tokenizer
 
 

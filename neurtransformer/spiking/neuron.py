@@ -215,6 +215,9 @@ class CodingNeuron(Keeping):
 class Snapped:
     """Snapped weights, and what tells whether they are still those of a weight matrix.
 
+    weight: float32, whatever type the sums have. What float32 holds, it also holds rounded to a
+    coarser grid, and a finer grid changes nothing.
+
     A tensor counts how often it is changed in place, but not by way of `.data`, and it does not
     when it was made in inference mode. So a diagonal is compared as well, which meets every row and
     column: what could go unseen is a change of a few single weights in such a way.
@@ -228,7 +231,7 @@ class Snapped:
         self.diagonal_then = self.diagonal.clone()
         self.spike_value = spike_value.detach().clone()
         scaled = weight.detach().float() * spike_value.detach()
-        self.weight = snap_weights(scaled.to(kind), most)
+        self.weight = snap_weights(scaled.to(kind), most).float()
 
     @staticmethod
     def _version_of(weight: Tensor) -> int:
@@ -288,10 +291,18 @@ class SpikeLinear(Keeping):
         that makes sums exact, float64. They have a gradient in training mode alone."""
         if self.training:
             return self.weight.float() * spike_value
-        return self.keep(
-            lambda kept: kept.is_of(self.weight, spike_value),
-            lambda: Snapped(self.weight, spike_value, self.exact, self.most),
-        ).weight
+
+        def valid(kept: Snapped) -> bool:
+            whole = kept.weight.dtype == self.exact or not self._unchanging
+            return whole and kept.is_of(self.weight, spike_value)
+
+        def make() -> Snapped:
+            snapped = Snapped(self.weight, spike_value, self.exact, self.most)
+            if self._unchanging:  # for so many calls that a conversion for each would be dear
+                snapped.weight = snapped.weight.to(self.exact)
+            return snapped
+
+        return self.keep(valid, make).weight.to(self.exact)
 
     def train(self, mode: bool = True) -> Self:
         self._kept = None  # much memory, and of no use in training
