@@ -114,7 +114,8 @@ def test_the_race_that_is_drawn_is_the_one_that_is_run(
     tiny_race_run: Path, nano_tokenizer: Any, full: dict[str, Any]
 ) -> None:
     """Its steps and shares are those of the membranes, simulated step by step."""
-    from neurtransformer.measure.race import SENTENCE, one_race
+    from neurtransformer.measure.race import one_race
+    from neurtransformer.measure.sentence import SENTENCE
     from neurtransformer.spiking.attention.race import listen
     from neurtransformer.spiking.load import load_run, load_teacher
     from neurtransformer.text import prompt_ids
