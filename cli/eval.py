@@ -68,9 +68,16 @@ def command(
         teacher=teacher,
         progress=progress,
     )
-    # what the report draws: rates layer by layer, losses position by position, one race; and what
-    # other benchmarks call the rest
-    drawn = ("spike_rate_by_layer", "loss_by_position", "race", "neurobench")
+    # what the report draws: rates layer by layer, losses position by position, one sentence; and
+    # what other benchmarks call the rest
+    drawn = (
+        "spike_rate_by_layer",
+        "loss_by_position",
+        "race",
+        "raster",
+        "attention_maps",
+        "neurobench",
+    )
     rows = [
         (f"{name}, ESTIMATE" if "energy" in name else name, value)
         for name, value in values.items()

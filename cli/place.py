@@ -10,6 +10,7 @@ from .options import reporting
 from .output import answer, picture_file, rows_table
 
 if TYPE_CHECKING:
+    from neurtransformer.loihi.netlist import Manifest
     from neurtransformer.loihi.network import Network
 
 _SHOWN = ("cores", "chips", "bottleneck", "lower_bound_chips", "bound_factor")
@@ -28,6 +29,9 @@ _SHOWN = ("cores", "chips", "bottleneck", "lower_bound_chips", "bound_factor")
 def command(netlist: str | None, description: Path | None, out: Path | None, as_json: bool) -> None:
     """Place NETLIST on the cores of Loihi 2, and say which systems hold it.
 
+    What is found without --chip is noted in the run that NETLIST was made from, if it is still
+    there, for `neurtx report`.
+
     NETLIST may also be the short name of a dense model, such as gpt2-xl or smollm2-135m (`neurtx
     models` lists them), because only the sizes of the network are needed. Some limits of the chip
     have not been published and are assumed; configs/loihi2.yaml says which.
@@ -41,9 +45,11 @@ def command(netlist: str | None, description: Path | None, out: Path | None, as_
     from neurtransformer.loihi.place import place, summary, utilisation
 
     chip = load_chip(description)
-    named, graph = _graph(netlist)
+    named, graph, manifest = _graph(netlist)
     placement = place(graph, chip)
     values = {**named, **summary(placement)}
+    if manifest is not None and description is None:
+        _note(manifest, values)
     if out is not None:
         from neurtransformer.measure.figures import core_utilisation
 
@@ -54,8 +60,18 @@ def command(netlist: str | None, description: Path | None, out: Path | None, as_
     answer(values, as_json=as_json, table=lambda: _tables(values))
 
 
-def _graph(given: str | None) -> "tuple[dict[str, Any], list[Network]]":
-    """What NETLIST names, for the answer, and its graph."""
+def _note(manifest: "Manifest", values: Mapping[str, Any]) -> None:
+    """For the report of the run that the netlist was made from."""
+    from neurtransformer import runs
+    from neurtransformer.provenance import stamp
+
+    if manifest.run is not None and runs.is_one("run", run := Path(manifest.run)):
+        noted = {name: value for name, value in values.items() if name != "layers"}
+        runs.update_report(run, "place", noted, stamp(weights_sha256=manifest.run_sha256))
+
+
+def _graph(given: str | None) -> "tuple[dict[str, Any], list[Network], Manifest | None]":
+    """What NETLIST names, for the answer, its graph, and its manifest, which a name has not."""
     from neurtransformer import runs
     from neurtransformer.dense import ALIASES, KNOWN
     from neurtransformer.loihi.place import graph_of
@@ -63,12 +79,13 @@ def _graph(given: str | None) -> "tuple[dict[str, Any], list[Network]]":
     if given is not None and not Path(given).exists():
         model = ALIASES.get(given, given)
         if model in KNOWN:
-            return {"model": model}, graph_of(KNOWN[model])
+            return {"model": model}, graph_of(KNOWN[model]), None
     folder = runs.resolve("netlist", given)
 
     from neurtransformer.loihi.netlist import read
 
-    return {"netlist": folder}, read(folder).manifest.networks
+    manifest = read(folder).manifest
+    return {"netlist": folder}, manifest.networks, manifest
 
 
 def _tables(values: Mapping[str, Any]) -> Any:

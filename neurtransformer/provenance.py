@@ -56,6 +56,7 @@ MEASURED = {
     "energy": "neurtx energy",
     "integer": "neurtx export --target loihi2",
     "simulate": "neurtx export --target loihi2 and neurtx simulate",
+    "place": "neurtx export --target loihi2 and neurtx place",
     "generate": "neurtx generate",
     "induction": "neurtx icl induction",
 }

@@ -24,6 +24,37 @@ def test_place_a_netlist(
     assert "exists already" in neurtx("place", str(folder), "--out", "cores.png").mistake()
 
 
+def test_what_is_placed_is_noted_for_the_report(
+    neurtx: Callable[..., Any],
+    tmp_path: Path,
+    tiny_run: Path,
+    copy_of: Callable[[Path], Path],
+    nano_tokenizer: Any,
+) -> None:
+    from neurtransformer.integer.model import IntegerGPT2
+    from neurtransformer.loihi import netlist
+    from neurtransformer.provenance import model_sha256
+    from neurtransformer.runs import read_json
+    from neurtransformer.spiking.load import load_run
+
+    run, folder = copy_of(tiny_run), tmp_path / "net"
+    folder.mkdir()
+    model, _ = load_run(run)
+    integer, sha256 = IntegerGPT2.from_spiking(model), model_sha256(model)
+    netlist.write(folder, integer, nano_tokenizer, "binary", made_from=run, run_sha256=sha256)
+    (tmp_path / "mine.yaml").write_text("core:\n  synaptic_bytes: 65536\n")
+    assert neurtx("place", str(folder), "--chip", str(tmp_path / "mine.yaml")).returncode == 0
+    # a chip that is not there is nothing to report
+    assert "place" not in read_json(run / "report.json")
+    found = json.loads(neurtx("place", str(folder), "--json").stdout)
+    noted = read_json(run / "report.json")["place"]
+    assert noted.pop("provenance")["weights_sha256"] == sha256
+    assert noted == {name: value for name, value in found.items() if name != "layers"}
+    assert neurtx("report", str(run)).returncode == 0
+    html = (run / "report.html").read_text()
+    assert f'<th scope="row">cores</th><td>{found["cores"]}</td>' in html
+
+
 def test_place_by_name(neurtx: Callable[..., Any]) -> None:
     found = json.loads(neurtx("place", "gpt2-xl", "--json").stdout)
     assert found["model"] == "gpt2-xl"

@@ -285,12 +285,12 @@ def test_a_training_makes_what_was_measured_before_older(
     assert first["provenance"]["weights_sha256"] == last["provenance"]["trained_from_sha256"]
     assert last["provenance"]["weights_sha256"] == weights_of(run) != before
     page = neurtx("report", str(run))
-    assert "perplexity" not in page.stdout and "saved" not in page.stdout
+    assert "perplexity" not in page.stdout and "ESTIMATE" not in page.stdout
     assert "left out: eval, energy, integer, generate" in page.stdout
     html = (run / "report.html").read_text()
-    assert html.count("not measured yet") == 3 and "Not estimated yet" in html
+    assert html.count("not measured yet:") == 4 and "Not estimated yet" in html
     assert "left out: eval, energy, integer, generate" in html
-    assert "seed 1; then 2 steps" in html and "A sample" not in html
+    assert "seed 1; then 2 steps" in html and "Nothing was written yet" in html
     # measured again, it is back; what was exported before the trainings stays what it was
     for words in measure[:1]:
         assert neurtx(*words).returncode == 0

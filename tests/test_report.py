@@ -12,8 +12,14 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
-from neurtransformer.measure.report import page, pictures, render, steps
+from fuzzing import alter
+from neurtransformer.measure.charts import charts
+from neurtransformer.measure.forms import forms
+from neurtransformer.measure.report import page, render
 from neurtransformer.measure.summary import summary_rows
 from neurtransformer.runs import read_json, update_report
 
@@ -42,26 +48,49 @@ FINETUNE = {
     "curve": [[1, "match", 1.0], [2, "match", 0.5], [3, "distil", None], [4, "distil", 0.2]],
 }
 SIMULATE = {"backend": "lava", "steps": 80, "tokens": 5, "mismatches": 0, "max_abs_difference": 0}
+PLACE = {
+    "chip": "Loihi 2",
+    "cores": 1089,
+    "chips": 10,
+    "fits": {"one chip": False, "Kapoho Point": True},
+    "bottleneck": "synaptic memory",
+    "utilisation": {"synaptic_memory": 0.565},
+}
+STAMP = {
+    "date": "2026-01-31T12:34:56+00:00",
+    "command": "neurtx eval <run> --limit 4096",
+    "versions": {"neurtx": "0.1.0", "torch": "2.13.0"},
+    "weights_sha256": "a" * 64,
+    "teacher_sha256": "b" * 64,
+    "text_sha256": "c" * 64,
+}
 ASKS = {"src", "href", "srcset", "data", "poster", "action"}
+MOST_BYTES = 3_000_000
 
 
 class Page(HTMLParser):
-    """What a browser would fetch, and the tags that are open at the end."""
+    """What a browser would fetch, the tags that are open at the end, and what the tags say."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.asked: list[str] = []
         self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str]]] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
         self.asked += [value or "" for name, value in attrs if name in ASKS]
         assert tag not in ("script", "link", "iframe", "object", "embed")
-        if tag not in ("meta", "img"):
+        assert not any(name.startswith("on") for name, _ in attrs)
+        if tag not in ("meta", "img", "source"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.tags if name == tag]
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +108,7 @@ def full(tiny_run: Path) -> dict[str, Any]:
         "energy": {"text": None, "tokens": 64, **estimate(model, counter)},
         "integer": {"ppl_ratio": 1.15, "ppl_ratio_to_spiking": 1.045, "tokens": 512},
         "simulate": SIMULATE,
+        "place": PLACE,
         "generate": {
             "prompt": "Once <b>upon",
             "text": "Once <b>upon a <script>time</script>",
@@ -93,6 +123,7 @@ def check_self_contained(html: str) -> None:
     assert all(address.startswith("data:image/svg+xml;base64,") for address in parsed.asked)
     assert "@import" not in html
     assert "url(" not in html
+    check_readable(html, parsed)
     for address in parsed.asked:
         svg = base64.b64decode(address.partition(",")[2]).decode()
         ElementTree.fromstring(svg)
@@ -101,60 +132,55 @@ def check_self_contained(html: str) -> None:
         assert re.findall(r"url\((?!#)", svg) == []
 
 
+def check_readable(html: str, parsed: Page) -> None:
+    """By eyes that need the dark, by screen readers, on a phone, and in an e-mail."""
+    assert len(html.encode()) < MOST_BYTES
+    assert all(head.get("scope") in ("row", "col") for head in parsed.all("th"))
+    # whatever is wide scrolls in a box of its own, which the keyboard reaches
+    assert html.count('<div class="wide" tabindex="0"><table') == len(parsed.all("table"))
+    pictures, sources = parsed.all("img"), parsed.all("source")
+    assert len(pictures) == len(sources)
+    for picture, source in zip(pictures, sources, strict=True):
+        title, _, values = picture["alt"].partition(": ")
+        assert title and re.search(r"\d", values), picture["alt"]
+        assert source["media"] == "(prefers-color-scheme: dark)"
+        light, dark = (drawn(address) for address in (picture["src"], source["srcset"]))
+        assert "#ffffff" in light and "#ffffff" not in dark
+        assert "#16191c" in dark and "#1c1e21" in light and "#1c1e21" not in dark
+
+
+def drawn(address: str) -> str:
+    return base64.b64decode(address.partition(",")[2]).decode()
+
+
 def test_a_fresh_run(tiny_run: Path) -> None:
     html = page(tiny_run)
     check_self_contained(html)
-    assert html.count("not measured yet") == 3
-    assert "neurtx finetune" in html
-    assert "<code>neurtx energy</code>" in html
+    for command in (
+        "neurtx eval",
+        "neurtx export --target loihi2",
+        "neurtx simulate --prompt TEXT",
+        "neurtx energy",
+        "neurtx export --target loihi2, then neurtx place",
+        "neurtx generate --prompt TEXT",
+        "neurtx finetune",
+    ):
+        assert f"<code>{command}</code>" in html
+    assert html.count("not measured yet:") == 4
     assert html.count("<img") == 1  # forgetting is known as soon as a run is calibrated
-
-
-def test_the_race_that_is_drawn_is_the_one_that_is_run(
-    tiny_race_run: Path, nano_tokenizer: Any, full: dict[str, Any]
-) -> None:
-    """Its steps and shares are those of the membranes, simulated step by step."""
-    from neurtransformer.measure.race import SENTENCE, one_race
-    from neurtransformer.spiking.attention.race import listen
-    from neurtransformer.spiking.load import load_run, load_teacher
-    from neurtransformer.text import prompt_ids
-
-    model, _ = load_run(tiny_race_run)
-    found = one_race(model, load_teacher(model), nano_tokenizer)
-    assert found is not None
-    ids = prompt_ids(nano_tokenizer, SENTENCE)
-    assert "".join(found["tokens"]) == SENTENCE
-    raced: list[Any] = []
-    hook = model.blocks[found["layer"]].attn.neurons.register_forward_hook(
-        lambda module, args, output: raced.append(output)
-    )
-    model.steps = True
-    with torch.no_grad():
-        model(torch.tensor([ids]))
-    hook.remove()
-    ((spikes, running),) = raced
-    fired = spikes[:, found["head"], -1]
-    first = int(fired.any(-1).nonzero()[0])
-    times = [x.nonzero().flatten().tolist() for x in fired.T]
-    assert found["step"] == [time[0] - first if time else None for time in times]
-    one_hot = torch.eye(len(ids)).expand(2, -1, -1)
-    *weights, number = listen(spikes, running, one_hot)[found["head"], -1].tolist()
-    assert found["share"] == pytest.approx([weight / number for weight in weights])
-
-    config = read_json(tiny_race_run / "config.json")
-    assert page(tiny_race_run).count("<img") == 0  # nothing forgets
-    html = render({**full, "eval": {**EVAL, "race": found}}, config, "tiny")
-    check_self_contained(html)
-    assert "A race" in html and html.count("<img") == 6
+    assert "A race" not in html  # linear attention has none
 
 
 def test_everything_measured(tiny_run: Path, full: dict[str, Any]) -> None:
     config = read_json(tiny_run / "config.json")
     html = render(full, config, "tiny", (torch.full((2, 2), 3), torch.ones(2, 2)))
     check_self_contained(html)
-    assert "not measured yet" not in html
+    assert "not measured yet:" not in html
     assert html.count("<img") == 6
     for said in (
+        "1,089",
+        "fits Kapoho Point",
+        "56.5%",
         "1.100",
         "1.045",
         "0.950",
@@ -176,12 +202,15 @@ def test_what_people_write_is_text(tiny_run: Path, full: dict[str, Any]) -> None
 
 
 def test_spiking_text_stands_alone_without_a_teacher(full: dict[str, Any]) -> None:
-    def forms(generated: dict[str, Any]) -> list[str]:
-        return re.findall("<figcaption>(spiking|dense)<", render({"generate": generated}, {}, "x"))
+    def writers(generated: dict[str, Any]) -> list[str]:
+        page = render({"generate": generated}, {}, "x")
+        return re.findall("<figcaption>(spiking|integer|dense)<", page)
 
-    assert forms(full["generate"]) == ["spiking", "dense"]
-    assert forms({**full["generate"], "dense_text": None}) == ["spiking"]
-    assert forms({"text": "of an older run"}) == ["spiking"]
+    assert writers(full["generate"]) == ["spiking", "dense"]
+    assert writers({**full["generate"], "backend": "integer"}) == ["integer", "dense"]
+    assert writers({**full["generate"], "dense_text": None}) == ["spiking"]
+    assert writers({"text": "of an older run"}) == ["spiking"]
+    assert writers({"text": 7, "dense_text": "alone"}) == []
 
 
 @pytest.mark.parametrize("name", ["eval", "finetune", "energy"])
@@ -218,8 +247,8 @@ def test_the_summary_says_what_it_knows(full: dict[str, Any]) -> None:
     assert rows["perplexity ratio"][0] == "1.100"
     assert rows["spikes per token"][0] == "1,234"
     assert rows["mismatches on Loihi 2's stack"][0] == "0"
-    assert rows["attention energy saved"][0].endswith("%")
-    assert "ESTIMATE" in rows["attention energy saved"][1]
+    assert re.fullmatch(r"[\d.]+% (less|more)", rows["attention energy, arithmetic"][0])
+    assert "ESTIMATE" in rows["attention energy, arithmetic"][1]
     bill = full["energy"]["bill"]
     over = bill["spiking"]["total_j"] / bill["dense"]["int8, on-chip"]["total_j"]
     assert rows["energy over an int8 dense model's"][0] == f"{over:.2f}"
@@ -227,19 +256,101 @@ def test_the_summary_says_what_it_knows(full: dict[str, Any]) -> None:
     assert summary_rows({"eval": {"ppl_ratio": None}}) == []
 
 
-def test_a_loss_of_similarity_is_not_hidden(full: dict[str, Any]) -> None:
+def test_a_loss_looks_like_one(full: dict[str, Any]) -> None:
     worse = {"reduction_percent": -12.34, "memory_reduction_percent": -80.0}
     rows = {row[0]: row for row in summary_rows({"energy": {"attention": worse, "model": worse}})}
-    assert rows["whole-model energy saved"][1] == "-12.3%"
-    assert "80.0% more" in rows["whole-model energy saved"][2]
-    mismatched = steps({"simulate": {**SIMULATE, "mismatches": 3}})[-1]
-    assert "mismatches 3" in (mismatched.result or "")
+    assert rows["whole-model energy, arithmetic"][1] == "12.3% more"
+    assert "80.0% more" in rows["whole-model energy, arithmetic"][2]
+    mismatched = forms({"simulate": {**SIMULATE, "mismatches": 3}})[-1]
+    assert mismatched.worse and "3 mismatches" in (mismatched.beside or "")
+    assert not forms({"simulate": SIMULATE})[-1].worse
+
+    lost = json.loads(json.dumps(full["energy"]))
+    for part in ("attention", "feed_forward", "model"):
+        lost[part].update(spiking_j=2 * lost[part]["dense_j"], reduction_percent=-100.0)
+    html = render({"energy": lost, "simulate": {**SIMULATE, "mismatches": 3}}, {}, "x")
+    assert '<li class="loss">Arithmetic alone' in html
+    assert html.count('<td class="number loss">100.0% more</td>') == 3
+    assert re.search('<td class="long loss">3 mismatches', html)
+    (bars,) = (p for p in Page(html).all("img") if p["alt"].startswith("Energy by part"))
+    assert "100.0% more" in bars["alt"]
+    assert "#d55e00" in drawn(bars["src"])  # what is worse is drawn in orange
+
+
+def test_whatever_it_belongs_to_stands_at_its_top(full: dict[str, Any]) -> None:
+    report = {**full, "eval": {**EVAL, "text": "/home/me/novel.txt", "provenance": STAMP}}
+    config = {"dense": "gpt2-nano", "dense_sha256": "b" * 64}
+    top, _, rest = render(report, config, "x", weights="a" * 64).partition("The four forms")
+    head = top.partition("The numbers")[0]
+    for said in ("a" * 12, "b" * 12, "c" * 12, "4,096 tokens of novel.txt", "2026-01-31 12:34 UTC"):
+        assert said in head
+    assert "/home/me" not in top  # where a text lies is nobody's business
+    assert "a" * 13 not in top
+    assert "neurtx eval &lt;run&gt; --limit 4096" in rest and "neurtx 0.1.0, torch 2.13.0" in rest
+
+
+def test_the_commands_stand_in_the_order_in_which_they_are_typed() -> None:
+    from neurtransformer.measure.origin import commands
+
+    def made_by(command: object) -> dict[str, Any]:
+        return {"provenance": {"command": command}}
+
+    report = {
+        "generate": made_by("g"),
+        "simulate": made_by("s"),
+        "eval": made_by("e"),
+        "finetune": made_by("f2"),
+        "earlier_trainings": [made_by("f1")],
+        "integer": made_by("i"),
+        "energy": made_by(["no", "command"]),
+        "induction": made_by("e"),
+        "convert": made_by("c"),
+    }
+    assert commands(report) == ["c", "f1", "f2", "e", "i", "s", "g"]
 
 
 def test_the_same_numbers_draw_the_same_pictures(full: dict[str, Any]) -> None:
     heads = torch.full((2, 2), 3), torch.ones(2, 2)
-    once, again = (pictures(full, {"n_positions": 64}, heads) for _ in range(2))
+    once, again = (charts(full, {"n_positions": 64}, heads) for _ in range(2))
     assert once == again
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("eval", {"spike_rate_by_layer": {"first.attn.key": 0.1}}),
+        ("eval", {"race": {"tokens": 3, "step": [], "share": [], "softmax": []}}),
+        ("eval", {"raster": {"tokens": ["a"], "rows": [{"layer": 0}]}}),
+        ("eval", {"attention_maps": {"tokens": [None], "heads": [{"dense": 7}]}}),
+        ("eval", {"loss_by_position": {"position": 1}}),
+        ("energy", {"model": 3}),
+        ("energy", {"model": {"reduction_percent": "much"}, "bill": {"spiking": []}}),
+        ("finetune", {"curve": [[1, "match"]]}),
+        ("generate", {"prompt": ["a"], "text": 7, "dense_text": {}}),
+        ("generate", {"text": "half a character: \ud800"}),
+        ("place", {"cores": "many", "chips": 1}),
+        ("place", {"cores": 1, "chips": 1, "fits": [], "utilisation": {"axons": "all"}}),
+    ],
+)
+def test_values_of_a_wrong_type_are_left_out(name: str, value: dict[str, Any]) -> None:
+    html = render({name: value}, {}, "x")
+    check_self_contained(html)
+    assert "<img" not in html
+    summary_rows({name: value})
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_report_becomes_a_page(full: dict[str, Any], data: st.DataObject) -> None:
+    """Whoever edits report.json, or has it from elsewhere, gets a page that leaves things out."""
+    report = json.loads(json.dumps({**full, "eval": {**EVAL, "provenance": STAMP}}))
+    alter(report, data)
+    with pytest.MonkeyPatch.context() as patch:
+        # most of the time, and nothing of report.json that it would be the first to read
+        patch.setattr(Figure, "savefig", lambda self, file, **how: file.write(b"<svg/>"))
+        html = render(report, {"n_positions": 64}, "x")
+    assert Page(html).open == []
+    html.encode()
 
 
 def test_the_command(tiny_run: Path, copy_of: Callable[[Path], Path], tmp_path: Path) -> None:

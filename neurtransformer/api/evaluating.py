@@ -55,11 +55,13 @@ def evaluate(
 
     from neurtransformer.measure.card import refresh_card
     from neurtransformer.measure.energy import estimate
+    from neurtransformer.measure.maps import attention_maps
     from neurtransformer.measure.neurobench import neurobench
     from neurtransformer.measure.position import doubled, loss_by_position
     from neurtransformer.measure.quality import counting_spikes
     from neurtransformer.measure.quality import evaluate as compare
     from neurtransformer.measure.race import one_race
+    from neurtransformer.measure.raster import raster
     from neurtransformer.provenance import model_sha256, stamp, text_sha256
     from neurtransformer.spiking.load import load_run, teacher_of
     from neurtransformer.text import BLOCK, load_blocks
@@ -103,9 +105,12 @@ def evaluate(
         "neurobench": neurobench(model, counter),
         "loss_by_position": curve,
     }
-    race = one_race(model, dense, tokenizer)
-    if race is not None:
-        values["race"] = race
+    sketches = {
+        "race": one_race(model, dense, tokenizer),
+        "raster": raster(model, tokenizer),
+        "attention_maps": attention_maps(model, dense, tokenizer),
+    }
+    values |= {name: sketch for name, sketch in sketches.items() if sketch is not None}
     runs.update_report(folder, "eval", values, provenance)
     refresh_card(folder)
     return {"run": folder, **values}

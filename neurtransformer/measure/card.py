@@ -44,7 +44,7 @@ def card(config: Mapping[str, Any], report: Mapping[str, Any]) -> str:
 
     Folders are named without their paths, which say nothing to others; the run itself is `.`.
     """
-    teacher = _public(config.get("dense"))
+    teacher = public(config.get("dense"))
     known = KNOWN.get(str(config.get("dense")))
     base = known.hub if known is not None else teacher
     front = {
@@ -73,7 +73,7 @@ def card(config: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _public(source: object) -> str | None:
+def public(source: object) -> str | None:
     """The name of a teacher without its place on somebody's machine."""
     return None if source is None else Path(str(source)).name if _is_path(source) else str(source)
 
@@ -111,7 +111,7 @@ def _numbers(report: Mapping[str, Any]) -> list[str]:
     if not rows:
         return ["## Numbers\n", "Nothing was measured yet: `neurtx eval` does that.\n"]
     lines = [f"| {what} | {number} | {meaning} |" for what, number, meaning in rows]
-    texts = {str(_public(found.get("text")) or "CPython's help texts")} if found else set()
+    texts = {str(public(found.get("text")) or "CPython's help texts")} if found else set()
     where = f"Measured with `neurtx eval` on {', '.join(texts)}.\n" if texts else ""
     head = "| what | number | meaning |\n| --- | --- | --- |"
     return ["## Numbers\n", "\n".join([head, *lines]) + "\n", where]
@@ -149,14 +149,14 @@ def _history(report: Mapping[str, Any], teacher: str | None, config: Mapping[str
         lines.append(
             f"- converted from `{teacher}`, thresholds fitted to "
             f"{made.get('calibration_tokens')} tokens of "
-            f"{_public(made.get('text')) or 'text that the dense model wrote'}"
+            f"{public(made.get('text')) or 'text that the dense model wrote'}"
             + (f" ({which})" if which else "")
         )
     for values in trainings(report):
         lines.append(
             f"- fine-tuned for {values.get('steps')} steps on {values.get('tokens')} tokens of "
-            f"{_public(values.get('text')) or 'CPython and dense-model text'} (seed "
-            f"{values.get('seed')}) to follow `{_public(provenance_of(values).get('teacher'))}`"
+            f"{public(values.get('text')) or 'CPython and dense-model text'} (seed "
+            f"{values.get('seed')}) to follow `{public(provenance_of(values).get('teacher'))}`"
         )
     if not trainings(report):
         lines.append("- nothing was trained")

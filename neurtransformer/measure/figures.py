@@ -1,10 +1,8 @@
-"""The pictures of the report page, as SVG: one width, one type size, colours told apart by all.
+"""The charts of what was measured, as SVG.
 
-Every picture is drawn on white and narrow enough to be read on a phone without zooming. The one
-of `neurtx place` stands alone and is a PNG; that of `neurtx energy` may be either.
+That of `neurtx place` stands alone and is a PNG; that of `neurtx energy` may be either.
 """
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -17,23 +15,27 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from neurtransformer.measure.drawing import (
+    DENSE,
+    EDGE,
+    GRADED,
+    HATCHED,
+    HEAT,
+    INK,
+    LOSS,
+    ON_DARK,
+    ON_LIGHT,
+    PAPER,
+    SPIKING,
+    STYLE,
+    WIDE,
+    WIDTH,
+    png_of,
+    svg_of,
+)
 from neurtransformer.spiking.attention.linear import age_weights
 
-WIDTH = 5.2  # inches: at 72 points each about the width of a phone
-DENSE, SPIKING, GRADED = "#8c8c8c", "#0072b2", "#56b4e9"  # Okabe and Ito's, and a grey
-STAGES = {"match": "#d55e00", "distil": "#0072b2"}
-HEAT = "cividis"
-STYLE = {
-    "font.size": 8.5,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#666666",
-    "figure.constrained_layout.use": True,
-    "hatch.linewidth": 0.6,
-    "svg.hashsalt": "neurtx",  # the same numbers give the same file
-}
+STAGES = {"match": LOSS, "distil": SPIKING}
 POPULATIONS = {
     "attn.encode": "attention input",
     "attn.query": "query",
@@ -53,9 +55,8 @@ CAUSES = {  # Okabe and Ito's
     "neuron updates": "#d55e00",
     "norms and activations": "#cc79a7",
     "embedding and LM head": "#8c8c8c",
-    "spike transport": "#000000",
+    "spike transport": INK,
 }
-HATCHED: dict[str, Any] = {"hatch": "////", "edgecolor": "white", "linewidth": 0}
 FAR = 256  # tokens back that the picture of forgetting reaches
 MOST_COLUMNS = 600  # of the picture of cores, about what the eye parts
 
@@ -75,27 +76,50 @@ def spike_rates(rates: Mapping[str, float]) -> bytes:
         if len(layers) <= 8:
             _write_values(axes, grid)
         figure.colorbar(image, label="spikes per neuron and step")
-        return _svg(figure)
+        return svg_of(figure)
 
 
 def energy_bars(energy: Mapping[str, Any]) -> bytes:
-    """Bars of microjoules per token, arithmetic and memory side by side, by part of the model."""
-    parts = {"attention": "attention", "feed_forward": "feed-\nforward", "model": "whole\nmodel"}
+    """Bars of microjoules per token, arithmetic above memory, by part of the model. Over each
+    spiking form stands by how much it is less than dense, or more, which is a loss."""
+    parts = {"attention": "attention", "feed_forward": "feed-forward", "model": "whole model"}
     forms = (("dense", DENSE), ("spiking", SPIKING), ("graded", GRADED))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 2.6))
-        panels = figure.subplots(1, 2)
+        figure = Figure(figsize=(WIDTH, 4.6))
+        panels = figure.subplots(2, 1)
         for axes, prefix, title in zip(
             panels, ("", "memory_"), ("arithmetic", "memory traffic"), strict=True
         ):
             for place, (form, colour) in enumerate(forms):
                 heights = [energy[part][f"{prefix}{form}_j"] * 1e6 for part in parts]
-                middles = [i + (place - 1) * 0.27 for i in range(len(parts))]
-                axes.bar(middles, heights, 0.25, color=colour, label=_FORM_NAMES[form])
+                dense = [energy[part][f"{prefix}dense_j"] * 1e6 for part in parts]
+                middles = [i + (place - 1) * 0.29 for i in range(len(parts))]
+                axes.bar(middles, heights, 0.27, color=colour, label=_FORM_NAMES[form])
+                for middle, height, before in zip(middles, heights, dense, strict=True):
+                    if form != "dense":
+                        change = round(100 * (height / before - 1))
+                        told = f"{change:+d}%".replace("-", "\N{MINUS SIGN}")
+                        worse = LOSS if change > 0 else INK
+                        axes.text(
+                            middle,
+                            height,
+                            told,
+                            ha="center",
+                            va="bottom",
+                            color=worse,
+                            fontsize=7.5,
+                        )
             axes.set_xticks(range(len(parts)), list(parts.values()))
+            axes.margins(y=0.12)
             axes.set_title(f"{title}, µJ per token")
-        panels[0].legend(frameon=False, fontsize=8)
-        return _svg(figure)
+        figure.legend(
+            *panels[0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=3,
+            frameon=False,
+            fontsize=8,
+        )
+        return svg_of(figure)
 
 
 def energy_bill(bill: Mapping[str, Any], kind: str = "svg") -> bytes:
@@ -111,7 +135,7 @@ def energy_bill(bill: Mapping[str, Any], kind: str = "svg") -> bytes:
         totals[name] = of["total_j"]
         totals[f"{name}, registers"] = of["total_j"] - of["accumulators_j"]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 5.4), dpi=200)
+        figure = Figure(figsize=(WIDTH, 5.8), dpi=200)
         above, below = figure.subplots(2, 1, height_ratios=(1.4, 2.2))
         drawn: dict[str, None] = {}
         for row, of in enumerate(bars.values()):
@@ -127,8 +151,8 @@ def energy_bill(bill: Mapping[str, Any], kind: str = "svg") -> bytes:
         above.barh(0, 0, color=DENSE, label="for sums in memory", **HATCHED)
         above.set_yticks(range(len(bars)), list(bars))
         above.invert_yaxis()
-        above.set_title("where it goes, µJ per token (weights on the chip)")
-        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=7.5)
+        above.set_title("where it goes, µJ per token")
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7.5)
         ordered = sorted(totals.items(), key=lambda item: item[1])
         colours = [DENSE if name.startswith("dense") else SPIKING for name, _ in ordered]
         energies = [energy * 1e6 for _, energy in ordered]
@@ -140,8 +164,8 @@ def energy_bill(bill: Mapping[str, Any], kind: str = "svg") -> bytes:
         below.invert_yaxis()
         below.set_xscale("log")
         below.set_xlim(min(energies) / 2, max(energies) * 3)
-        below.set_title("in all, µJ (DRAM: of the weights; registers: of the sums)")
-        return _svg(figure) if kind == "svg" else _png(figure)
+        below.set_title("in all, µJ per token")
+        return svg_of(figure) if kind == "svg" else png_of(figure)
 
 
 def loss_curve(curve: Sequence[Sequence[Any]]) -> bytes:
@@ -163,7 +187,7 @@ def loss_curve(curve: Sequence[Sequence[Any]]) -> bytes:
             axes.set_title(_STAGE_NAMES.get(stage, stage))
             axes.set_xlabel("step")
         panels[0].set_ylabel("loss")
-        return _svg(figure)
+        return svg_of(figure)
 
 
 def position_losses(points: Sequence[Mapping[str, Any]], context: int) -> bytes:
@@ -172,14 +196,14 @@ def position_losses(points: Sequence[Mapping[str, Any]], context: int) -> bytes:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.4))
         axes = figure.subplots()
-        axes.axvline(context, color="#666666", linestyle="--", linewidth=1, label="trained context")
+        axes.axvline(context, color=EDGE, linestyle="--", linewidth=1, label="trained context")
         for form, colour in (("dense", DENSE), ("spiking", SPIKING)):
             losses = [point[form] for point in points]
             axes.plot(positions, losses, color=colour, linewidth=1.6, marker=".", label=form)
         axes.set_xlabel("position, tokens from the start")
         axes.set_ylabel("loss, nats")
         axes.legend(frameon=False, fontsize=8)
-        return _svg(figure)
+        return svg_of(figure)
 
 
 def forgetting(shift: Tensor, present: Tensor, context: int) -> bytes:
@@ -203,41 +227,16 @@ def forgetting(shift: Tensor, present: Tensor, context: int) -> bytes:
             [f"layer {i}" for i in range(0, layers, every)],
         )
         for i in range(1, layers):
-            axes.axhline(heads * i - 0.5, color="white", linewidth=1.5)
+            axes.axhline(heads * i - 0.5, color=PAPER, linewidth=1.5)
         figure.colorbar(image, label="kept", extend="max" if kept.max() > 1 else "neither")
-        return _svg(figure)
-
-
-def race(values: Mapping[str, Any]) -> bytes:
-    """When the neuron of each token fires, and what its spike counts beside the softmax weight.
-
-    values: what `race.one_race` returns.
-    """
-    tokens = [token.strip() or repr(token) for token in values["tokens"]]
-    rows = range(len(tokens))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 1.0 + 0.16 * len(tokens)))
-        times, shares = figure.subplots(1, 2, sharey=True)
-        fired = [(step, row) for row, step in enumerate(values["step"]) if step is not None]
-        times.scatter([step for step, _ in fired], [row for _, row in fired], color=SPIKING, s=18)
-        times.set_yticks(list(rows), tokens, fontsize=7)
-        times.invert_yaxis()
-        times.set_xlabel("time step after the first spike")
-        times.set_title(f"who fires when (layer {values['layer']}, head {values['head']})")
-        for form, colour, shift in (("softmax", DENSE, -0.2), ("share", SPIKING, 0.2)):
-            label = "dense softmax" if form == "softmax" else "race"
-            places = [row + shift for row in rows]
-            shares.barh(places, values[form], height=0.4, color=colour, label=label)
-        shares.set_xlabel("attention weight")
-        shares.legend(frameon=False, fontsize=8)
-        return _svg(figure)
+        return svg_of(figure)
 
 
 def induction_heads(scores: Mapping[str, Sequence[Sequence[float]]]) -> bytes:
     """Heat maps of prefix-matching scores, one for each form. scores: form -> (layers, heads)."""
     largest = max(value for grid in scores.values() for row in grid for value in row)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 2.0))
+        figure = Figure(figsize=(WIDE, 2.0))
         panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
         for axes, (form, grid) in zip(panels, scores.items(), strict=True):
             image = axes.imshow(grid, cmap=HEAT, vmin=0, vmax=largest, aspect="auto")
@@ -247,7 +246,7 @@ def induction_heads(scores: Mapping[str, Sequence[Sequence[float]]]) -> bytes:
             axes.set_yticks(range(0, len(grid), math.ceil(len(grid) / 12)))
         panels[0].set_ylabel("layer")
         figure.colorbar(image, ax=list(panels), label="prefix matching")
-        return _svg(figure)
+        return svg_of(figure)
 
 
 def regression_errors(
@@ -263,7 +262,7 @@ def regression_errors(
     difference = trained["difference"]
     grid = [list(row.values()) for row in difference.values()]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 5.4))
+        figure = Figure(figsize=(WIDE, 5.4))
         halves: Any = figure.subfigures(2, 1, height_ratios=(2.2, 3.2))
         above, below = halves
         panels = above.subplots(1, len(sweeps), sharey=True)
@@ -287,7 +286,7 @@ def regression_errors(
         axes.set_title(f"squared difference of predictions, noise {trained['noise']:g}")
         _write_values(axes, grid)
         below.colorbar(image, label="of the mean squared target")
-        return _svg(figure)
+        return svg_of(figure)
 
 
 def core_utilisation(shares: NDArray[np.float64], names: Sequence[str], per_chip: int) -> bytes:
@@ -298,7 +297,7 @@ def core_utilisation(shares: NDArray[np.float64], names: Sequence[str], per_chip
     edges = [cores * i // columns for i in range(columns + 1)]
     grid = [shares[a:b].mean(axis=0) for a, b in pairwise(edges)]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(1.4 * WIDTH, 2.2), dpi=200)
+        figure = Figure(figsize=(1.4 * WIDE, 2.2), dpi=200)
         axes = figure.subplots()
         extent = (0, cores, len(names) - 0.5, -0.5)
         image = axes.imshow(
@@ -313,14 +312,14 @@ def core_utilisation(shares: NDArray[np.float64], names: Sequence[str], per_chip
         axes.set_yticks(range(len(names)), list(names))
         lines = range(per_chip, cores, per_chip)
         for edge in lines if len(lines) < 40 else ():
-            axes.axvline(edge, color="white", linewidth=0.8)
+            axes.axvline(edge, color=PAPER, linewidth=0.8)
         axes.set_xlabel(f"core, in the order of the network; {per_chip} to a chip")
         figure.colorbar(image, label="share used")
-        return _png(figure)
+        return png_of(figure)
 
 
 _FORM_NAMES = {"dense": "dense", "spiking": "spiking", "graded": "spiking, graded"}
-_STAGE_NAMES = {"match": "1. match attention outputs", "distil": "2. match the teacher's logits"}
+_STAGE_NAMES = {"match": "1. attention outputs", "distil": "2. teacher's logits"}
 
 
 def _smooth(losses: Sequence[float], window: int = 10) -> list[float]:
@@ -334,17 +333,5 @@ def _write_values(axes: Any, grid: Sequence[Sequence[float]]) -> None:
     largest = max((value for row in grid for value in row if not math.isnan(value)), default=1.0)
     for y, row in enumerate(grid):
         for x, value in enumerate(row):
-            colour = "black" if value > 0.6 * largest else "white"
+            colour = ON_LIGHT if value > 0.6 * largest else ON_DARK
             axes.text(x, y, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=7.5)
-
-
-def _svg(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()

@@ -1,7 +1,9 @@
 """The key numbers of a run, each with a word on what it means: for `make demo` and the page."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 Row = tuple[str, str, str]
 """What it is, the number, what the number means."""
@@ -20,6 +22,23 @@ def shown(value: Any, style: str = "{:.4g}") -> str | None:
     return style.format(value)
 
 
+def legible(make: Callable[[], T]) -> T | None:
+    """What `make` makes of a section of report.json; None if that is not as our commands write it,
+    which may be because somebody edited it, or another version wrote it."""
+    try:
+        return make()
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        return None
+
+
+def change(percent: Any) -> str | None:
+    """`12.0% less`, or `12.0% more` for a negative saving, which is a loss."""
+    number = shown(percent, "{:.1f}")
+    if number is None:
+        return None
+    return f"{number.removeprefix('-')}% {'more' if number.startswith('-') else 'less'}"
+
+
 def trainings(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The sections of all trainings, the last one last."""
     earlier = report.get("earlier_trainings")
@@ -32,7 +51,7 @@ def summary_rows(report: Mapping[str, Any]) -> list[Row]:
     rows = [
         *_quality(section(report, "eval")),
         *(row for values in trainings(report) for row in _training(values)),
-        *_energy(section(report, "energy")),
+        *(legible(lambda: _energy(section(report, "energy"))) or []),
         *_hardware(section(report, "integer"), section(report, "simulate")),
     ]
     return [(what, number, meaning) for what, number, meaning in rows if number is not None]
@@ -96,22 +115,24 @@ def _training(values: Mapping[str, Any]) -> list[Maybe]:
 def _energy(values: Mapping[str, Any]) -> list[Maybe]:
     attention, model = section(values, "attention"), section(values, "model")
     low, high = values.get("paper_reduction_percent") or (None, None)
-    memory = _less_or_more(model.get("memory_reduction_percent"))
+    over = _over_int8(section(values, "bill"))
     return [
         (
-            "attention energy saved",
-            shown(attention.get("reduction_percent"), "{:.1f}%"),
-            f"ESTIMATE, arithmetic only; the paper: {low} to {high}%",
+            "attention energy, arithmetic",
+            change(attention.get("reduction_percent")),
+            f"ESTIMATE, beside 32-bit floats; the paper: {low} to {high}% less",
         ),
         (
-            "whole-model energy saved",
-            shown(model.get("reduction_percent"), "{:.1f}%"),
-            f"ESTIMATE, arithmetic only; memory traffic beside it: {memory}",
+            "whole-model energy, arithmetic",
+            change(model.get("reduction_percent")),
+            "ESTIMATE, beside 32-bit floats; "
+            f"memory traffic: {change(model.get('memory_reduction_percent'))}",
         ),
         (
             "energy over an int8 dense model's",
-            shown(_over_int8(section(values, "bill")), "{:.2f}"),
-            "ESTIMATE, everything done and moved, weights on the chip: below 1 is a saving",
+            shown(over, "{:.2f}"),
+            "ESTIMATE, everything done and moved, weights on the chip: "
+            f"{'above 1 is a loss' if over and over > 1 else 'below 1 is a saving'}",
         ),
     ]
 
@@ -120,13 +141,6 @@ def _over_int8(bill: Mapping[str, Any]) -> float | None:
     ours = section(bill, "spiking").get("total_j")
     dense = section(section(bill, "dense"), "int8, on-chip").get("total_j")
     return ours / dense if ours and dense else None
-
-
-def _less_or_more(percent: Any) -> str | None:
-    """`12.0% less`, or `12.0% more` for a negative saving."""
-    if not isinstance(percent, int | float):
-        return None
-    return f"{abs(percent):.1f}% {'less' if percent >= 0 else 'more'}"
 
 
 def _hardware(integer: Mapping[str, Any], simulate: Mapping[str, Any]) -> list[Maybe]:
