@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_lava import compare, entering
 
+from neurtransformer import nir_export
 from neurtransformer.dense import load_dense
 from neurtransformer.errors import UserError
 from neurtransformer.integer import arithmetic
@@ -22,7 +23,9 @@ from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.loihi import netlist
 from neurtransformer.loihi.graph import networks
 from neurtransformer.loihi.nodes import Neurons
+from neurtransformer.measure.card import _codes
 from neurtransformer.measure.quality import counting_spikes
+from neurtransformer.measure.report import facts
 from neurtransformer.provenance import model_sha256
 from neurtransformer.recipe import Code, load_recipe
 from neurtransformer.runs import read_json, write_json
@@ -299,31 +302,18 @@ def test_a_run_keeps_them_and_one_that_is_silent_has_binary_ones(
             load_run(run)
 
 
-def test_a_netlist_that_is_silent_has_binary_ones(
-    tiny_dense_folder: Path, nano_tokenizer: Any, tmp_path: Path
-) -> None:
-    """Those of versions 8 to 10."""
-    model = IntegerGPT2.from_spiking(converted(tiny_dense_folder, "binary"))
-    netlist.write(tmp_path, model, nano_tokenizer, "binary")
-    now = netlist.read_text(tmp_path)
-    assert now.manifest.version == 11
-    for version in (10, 9, 8):
-        manifest = read_json(tmp_path / "manifest.json")
-        manifest["version"] = version
-        nodes = [node for network in manifest["networks"] for node in network["nodes"]]
-        for values in (manifest["config"], *nodes):
-            values.pop("digits", None)
-        signed(tmp_path, manifest)
-        old = netlist.read_text(tmp_path)
-        assert old.model.config == model.config and old.model.config.digits == "binary"
-        assert old.manifest.networks == now.manifest.networks
-    manifest["config"]["digits"] = "signed"
-    signed(tmp_path, manifest)
-    with pytest.raises(UserError, match="does not fit"):
-        netlist.read(tmp_path)
+def test_nir_knows_no_digits(tiny_dense_folder: Path, tmp_path: Path) -> None:
+    """Its graphs send counts."""
+    graphs = []
+    for digits in ("binary", "signed"):
+        model = IntegerGPT2.from_spiking(converted(tiny_dense_folder, digits))
+        (tmp_path / digits).mkdir()
+        graphs.append(nir_export.write(tmp_path / digits, model)["graphs"])
+    assert graphs[0] == graphs[1]
 
 
-def signed(folder: Path, values: dict[str, Any]) -> None:
-    """Write a manifest with the checksum that it has to have."""
-    manifest = netlist.Manifest.model_validate(values)
-    write_json(folder / "manifest.json", {**values, "checksum": netlist.checksum(manifest)})
+def test_a_report_and_a_card_say_so(tiny_dense_folder: Path) -> None:
+    for digits in ("binary", "signed"):
+        config = converted(tiny_dense_folder, digits).config.to_dict()
+        said = dict(facts({}, config)), _codes(config)
+        assert ("digits" in said[0], "signed digits" in said[1]) == (digits == "signed",) * 2

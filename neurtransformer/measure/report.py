@@ -115,6 +115,7 @@ def facts(report: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[st
         "context": f"{size('max_position_embeddings')} tokens",
         "attention": _attention(config),
         "feed-forward": f"{config.get('coding', 'rate')} coded, T = {config.get('timesteps')}",
+        "digits": "signed, what is phase coded" if config.get("digits") == "signed" else None,
         "calibrated on": f"{shown(converted.get('calibration_tokens'), '{:,}') or '?'} tokens",
         "fine-tuned": "; then ".join(_trained(values) for values in trainings(report))
         or "not yet: neurtx finetune",

@@ -126,14 +126,16 @@ def signed_digit(v: Tensor, weight: int) -> Tensor:
     v < -m.
 
     All of a count is sent. Before the step of weight w, ``|r| <= 2 w - 1``: so it is at first, for
-    a count of T digits, and so it stays. Who fires has at most ``(2 w - 1) - w`` left on one side
-    and less than ``w - 2/3 w`` on the other, who does not fires at less than w; both are at most
-    ``w - 1``, which is the bound of the next step, w / 2. Behind the last one, w = 1, it is 0.
+    a count below 2^T, and so it stays. Who fires has ``|r| - w`` left, which is at most ``w - 1``,
+    and more than ``2/3 w - w``. Who does not has at most 2/3 w. Whole numbers all, they are
+    ``w - 1`` at most in magnitude, the bound of the next step, in which w is half as large. Behind
+    the last step, w = 1, that is 0.
 
-    As far as ``|r| <= 4/3 w``, which then stays so too, the digit behind one that is not 0 is 0,
-    because at most w / 3 is left, two thirds of the next weight. This is the non-adjacent form,
-    which has the fewest digits other than 0 of all (Reitwieser 1960). Larger counts, those above
-    2^(T+1) / 3, begin with ones until they are there.
+    Where ``|r| <= 4/3 w``, who fires has at most w / 3 left, which is two thirds of the next w: the
+    next digit is 0. And who does not fire has at most 2/3 w, four thirds of the next, so that it is
+    as true then. With no two digits side by side that are not 0 this is the non-adjacent form,
+    which has the fewest such digits of all (Reitwieser 1960). It is that of all counts up to
+    2^(T+1) / 3; larger ones begin with ones until they are there.
     """
     most = 2 * weight // 3
     return (v >= most + 1).to(v.dtype) - (v < -most).to(v.dtype)
