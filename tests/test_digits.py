@@ -26,7 +26,7 @@ from neurtransformer.loihi.nodes import Neurons
 from neurtransformer.measure.card import _codes
 from neurtransformer.measure.quality import counting_spikes
 from neurtransformer.measure.report import facts
-from neurtransformer.provenance import model_sha256
+from neurtransformer.provenance import model_sha256, run_sha256
 from neurtransformer.recipe import Code, load_recipe
 from neurtransformer.runs import read_json, write_json
 from neurtransformer.spiking import coding
@@ -294,8 +294,8 @@ def test_a_run_keeps_them_and_one_that_is_silent_has_binary_ones(
         write_json(run / "config.json", values)
         again, _ = load_run(run)
         assert again.blocks[0].attn.query.digits == "binary"
-        hashes.append(model_sha256(again))
-    assert hashes[0] == hashes[1] != model_sha256(model)
+        hashes += [model_sha256(again), run_sha256(run, values)]
+    assert len(set(hashes)) == 1 and model_sha256(model) not in hashes
     for values in ({"digits": "ternary"}, {"coding": "rate", "attention_coding": "rate"}):
         write_json(run / "config.json", {**config, **values})
         with pytest.raises(UserError, match="digits"):

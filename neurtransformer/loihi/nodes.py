@@ -354,8 +354,8 @@ class GeluNeurons(Neurons):
 
     @property
     def words(self) -> int:
-        """Centre, mantissa and shift beside the rest."""
-        return super().words + 3
+        """Centre, and mantissa with shift, beside the rest."""
+        return super().words + 2
 
     def microcode(self, setting: Setting) -> Microcode:
         return microcode.GeluNeurons(
