@@ -405,15 +405,15 @@ FIRING: Any = {"name": "end", "outputs": 3, "receives": "rate", "bias": "b"}
             ),
             (3, 3 * 10 * 8 + 10 * 32, 3 * 4 * 24, 10),
         ),
-        # and the threshold of -1
-        (
-            GeluNeurons(**FIRING, payload_bits=2, sends="phase", most=7, digits="signed"),
-            (3, 3 * 10 * 8 + 10 * 32, 3 * 7 * 24 + 256 * 16, 10),
-        ),
         # and center, mantissa with shift; the GELU
         (
             GeluNeurons(**FIRING, payload_bits=2, sends="rate", most=8),
             (3, 3 * 10 * 8 + 10 * 32, 3 * 6 * 24 + 256 * 16, 10),
+        ),
+        # and the threshold of -1
+        (
+            GeluNeurons(**FIRING, payload_bits=2, sends="phase", most=7, digits="signed"),
+            (3, 3 * 10 * 8 + 10 * 32, 3 * 7 * 24 + 256 * 16, 10),
         ),
         # u, bias, mantissa with shift, and the stream of two phases
         (
