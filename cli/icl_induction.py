@@ -57,6 +57,7 @@ def induction(
             coding=config.coding,
             attention=config.attention,
             attention_code=config.attention_code,
+            digits=config.digits,
             first_token=config.first_token,
             limited=config.limited,
         )

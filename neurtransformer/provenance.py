@@ -38,8 +38,13 @@ _SETTINGS: dict[str, Any] = {
     "attention_timesteps": None,
     "attention_coding": None,
 }
-# as above, in networks that have them: others are older, and keep their hash
-_NEWER = ("first_token", "hidden_timesteps", "hidden_spikes")
+# as above, but for what all networks had before there was a choice: those keep their hash
+_NEWER: dict[str, Any] = {
+    "first_token": None,
+    "hidden_timesteps": None,
+    "hidden_spikes": None,
+    "digits": "binary",
+}
 # those of other families, part of the hash only where they are
 _OTHERS = (
     "num_attention_heads",
@@ -77,7 +82,9 @@ def weights_sha256(tensors: "Mapping[str, Tensor]", config: Mapping[str, Any]) -
         digests.pop(_HEAD, None)
     settings = {key: config.get(key, default) for key, default in _SETTINGS.items()}
     settings |= {key: config[key] for key in _OTHERS if key in config}
-    settings |= {key: config[key] for key in _NEWER if config.get(key) is not None}
+    settings |= {
+        key: config[key] for key, before in _NEWER.items() if config.get(key) not in (None, before)
+    }
     activation = settings["activation_function"]
     settings["activation_function"] = _SAME_ACTIVATION.get(activation, activation)
     whole = json.dumps([settings, digests], sort_keys=True)

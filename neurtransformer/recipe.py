@@ -24,18 +24,35 @@ MAX_YAML = 2**20
 """Bytes of the largest YAML file that is read."""
 
 Coding = Literal["rate", "phase"]
+Digits = Literal["binary", "signed"]
 
 
 class Code(NamedTuple):
-    """How counts are sent: in T time steps, by rate or phase coding (`spiking/coding.py`)."""
+    """How counts are sent: in T time steps, by rate or phase coding, and by which digits if phase
+    coded (`spiking/coding.py`)."""
 
     timesteps: int
     coding: Coding
+    digits: Digits = "binary"
+
+    @classmethod
+    def of(cls, timesteps: int, coding: Coding, digits: Digits) -> Self:
+        """With those digits if it has any: rate coding has none."""
+        return cls(timesteps, coding, digits if coding == "phase" else "binary")
 
     @property
     def most(self) -> int:
         """The largest count."""
         return self.timesteps if self.coding == "rate" else 2**self.timesteps - 1
+
+
+def check_digits(digits: Digits, *codings: Coding) -> None:
+    """Raise ValueError for signed digits where none of the parts of a network is phase coded."""
+    if digits == "signed" and "phase" not in codings:
+        raise ValueError(
+            "digits: signed is for phase coding, and this network is rate coded: set coding or "
+            "attention_coding to phase, or leave digits out"
+        )
 
 
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -104,6 +121,7 @@ class Recipe(Section):
     attention: str = "linear"  # in the reports of runs made before there was another
     attention_timesteps: Annotated[int, Field(ge=1, le=MAX_TIMESTEPS)] | None = None
     attention_coding: Coding | None = None
+    digits: Digits = "binary"
     innate_first_token: bool = False  # as above
     gated_timesteps: Annotated[int, Field(ge=1, le=MAX_LIMITED_TIMESTEPS)] | None = None
     gated_spikes: Annotated[int, Field(ge=1, le=MAX_LIMITED_TIMESTEPS)] | None = None
@@ -120,16 +138,23 @@ class Recipe(Section):
             raise ValueError(f"must be {' or '.join(KINDS)}")
         return attention
 
+    @model_validator(mode="after")
+    def _digits_of_something(self) -> Self:
+        check_digits(self.digits, self.coding, self.attention_code.coding)
+        return self
+
     @property
     def code(self) -> Code:
         """The code of the feed-forward blocks."""
-        return Code(self.timesteps, self.coding)
+        return Code.of(self.timesteps, self.coding, self.digits)
 
     @property
     def attention_code(self) -> Code:
         """The code of the attention."""
-        return Code(
-            self.attention_timesteps or self.timesteps, self.attention_coding or self.coding
+        return Code.of(
+            self.attention_timesteps or self.timesteps,
+            self.attention_coding or self.coding,
+            self.digits,
         )
 
     @property

@@ -36,7 +36,8 @@ def converted(dense: PreTrainedModel, attention: str) -> Any:
     tokens = torch.randint(1, dense.config.vocab_size, (4, length))
     return convert(
         dense, tokens, recipe.timesteps, "", coding=recipe.coding, attention=attention,
-        attention_code=recipe.attention_code, first_token=dense.config.bos_token_id,
+        attention_code=recipe.attention_code, digits=recipe.digits,
+        first_token=dense.config.bos_token_id,
     )  # fmt: skip
 
 

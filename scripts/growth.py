@@ -130,6 +130,7 @@ def main(
             coding=recipe.coding,
             attention=recipe.attention,
             attention_code=recipe.attention_code,
+            digits=recipe.digits,
         )
 
     loaded: list[tuple[GPT2LMHeadModel, Tensor, Tensor]] = []

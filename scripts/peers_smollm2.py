@@ -401,6 +401,7 @@ class Peers:
             coding=recipe.coding,
             attention=recipe.attention,
             attention_code=recipe.attention_code,
+            digits=recipe.digits,
             first_token=self.first,
         )
 

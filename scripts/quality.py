@@ -120,7 +120,7 @@ class Ladder:
     def converted(self, code: Code | None = None, *, innate: bool = True) -> SpikingGPT2LMHeadModel:
         """Fast weights, with one code for all of it. innate: with a first token, which a softmax
         attention that is put in their place would not see."""
-        timesteps, coding = code or self.code
+        timesteps, coding, digits = code or self.code
         return convert(
             self.dense,
             self.calibration,
@@ -128,12 +128,13 @@ class Ladder:
             "ladder",
             coding=coding,
             attention="linear",
+            digits=digits,
             first_token=first_token_of(self.dense) if innate else None,
         )
 
     def race(self, code: Code | None = None) -> SpikingGPT2LMHeadModel:
         """A race by the default recipe, or with one code for all of it."""
-        timesteps, coding = code or self.code
+        timesteps, coding, digits = code or self.code
         return convert(
             self.dense,
             self.calibration,
@@ -142,6 +143,7 @@ class Ladder:
             coding=coding,
             attention="ttfs",
             attention_code=code or self.race_code,
+            digits=digits,
             first_token=first_token_of(self.dense),
         )
 

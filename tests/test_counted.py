@@ -25,7 +25,7 @@ from neurtransformer.measure.counts import LayerSpikes, Ops, Shape
 from neurtransformer.measure.energy import layer_spikes
 from neurtransformer.measure.operations import spiking_attention, spiking_feed_forward
 from neurtransformer.measure.quality import counting_spikes
-from neurtransformer.recipe import Code, Coding
+from neurtransformer.recipe import Code, Coding, Digits
 from neurtransformer.spiking import coding as codes
 from neurtransformer.spiking import neuron as neurons
 from neurtransformer.spiking.attention import linear, race, ttfs
@@ -49,8 +49,9 @@ class Ledger:
         self.counts: Counter[tuple[int, str, str]] = Counter()
         self.block, self.layer = 0, ""
         self.doubles = self.begun = self.pairs = False
+        self.timesteps = 0
         self.query = self.synapses = torch.empty(0)
-        self.fine = 0
+        self.fine = self.low = 0
         self.hooks: list[Any] = []
         for number, block in enumerate(model.blocks):
             for name, module in block.named_modules():
@@ -61,6 +62,7 @@ class Ledger:
                     self.hooks.append(module.register_forward_hook(self.sent))
         patch.setattr(neurons, "F", SimpleNamespace(linear=self.linear))
         patch.setattr(codes, "soft_reset_neuron", self.counting_node(codes.soft_reset_neuron))
+        patch.setattr(codes, "signed_digit", self.digits(codes.signed_digit))
         patch.setattr(ttfs.RaceAttention, "answered", self.asked(ttfs.RaceAttention.answered))
         patch.setattr(ttfs, "race_steps", self.raced)
         patch.setattr(ttfs, "key_synapses", self.written(ttfs.key_synapses))
@@ -81,6 +83,7 @@ class Ledger:
             self.block, self.layer, self.begun = block, name, False
             self.doubles = isinstance(module, SpikeLinear) and module.gain == 2
             self.pairs = isinstance(module, CodingNeuron) and module.signed
+            self.timesteps = getattr(module, "timesteps", 0)
             if name in (
                 "attn.encode",
                 "attn.merged",
@@ -122,6 +125,25 @@ class Ledger:
             return node
 
         return make
+
+    def digits(self, signed_digit: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """One step of signed digits, neuron by neuron. The lower threshold is kept from the step
+        before, but for the first; in thetas, of which one is 1 here."""
+
+        def send(v: Tensor, weight: int) -> Tensor:
+            spikes = signed_digit(v, weight)
+            first = weight == 2 ** (self.timesteps - 1)
+            self.low = 2 * weight // 3 if first else (self.low - self.low % 2) // 2
+            self.add("halved", v.numel())
+            for x, sent in zip(v.flatten().tolist(), spikes.flatten().tolist(), strict=True):
+                above = self.low + 1
+                self.add("raised", 1)
+                up, down = x >= above, x < -self.low
+                self.add("compared", 2)
+                assert sent == up - down
+            return spikes
+
+        return send
 
     # --- the race ---
 
@@ -239,10 +261,12 @@ def dense(request: pytest.FixtureRequest, tiny_dense_folder: Path, tiny_llama_fo
     return tiny_dense_folder if request.param == "gpt2" else tiny_llama_folder
 
 
-def converted(folder: Path, kind: str, coding: Coding) -> SpikingLanguageModel:
+def converted(
+    folder: Path, kind: str, coding: Coding, digits: Digits = "binary"
+) -> SpikingLanguageModel:
     model = convert(
         load_dense(str(folder))[0], words(2, 24), 4, str(folder), coding=coding, attention=kind,
-        attention_code=Code(3, coding), first_token=0, limited=(7, 2),
+        attention_code=Code(3, coding), digits=digits, first_token=0, limited=(7, 2),
     )  # fmt: skip
     model.steps = True
     return model
@@ -270,10 +294,13 @@ def token_by_token(model: SpikingLanguageModel) -> Iterator[Token]:
         yield here, layer_spikes(model, counter, counter.spikes), ledger
 
 
-@pytest.mark.parametrize("coding", ["rate", "phase"])
+CODES = [("rate", "binary"), ("phase", "binary"), ("phase", "signed")]
+
+
+@pytest.mark.parametrize(("coding", "digits"), CODES)
 @pytest.mark.parametrize("kind", ["ttfs", "linear"])
-def test_counted_one_by_one(dense: Path, kind: str, coding: Coding) -> None:
-    model = converted(dense, kind, coding)
+def test_counted_one_by_one(dense: Path, kind: str, coding: Coding, digits: Digits) -> None:
+    model = converted(dense, kind, coding, digits)
     for shape, layers, ledger in token_by_token(model):
         for block, spikes in enumerate(layers):
             count = partial(ledger.of, block)
@@ -286,22 +313,32 @@ def test_counted_one_by_one(dense: Path, kind: str, coding: Coding) -> None:
                 events = count(layer, "events")
                 assert parts[part][name] == Ops(ac=events, weights=events, events=events), layer
             for part, names in (("attn", ATTENTION), ("mlp", FEED_FORWARD)):
-                integrated, fired, others = (
+                integrated, fired, halved, others = (
                     sum(count(f"{part}.{name}", *what) for name in names)
-                    for what in (["integrated"], ["fired"], ["doubled", "compared", "spikes"])
+                    for what in (
+                        ["integrated"],
+                        ["fired"],
+                        ["halved"],
+                        ["doubled", "compared", "spikes", "raised"],
+                    )
                 )
                 assert parts[part]["neurons"] == Ops(
-                    ac=integrated + others,
-                    states=2 * integrated + 3 * fired,
+                    ac=integrated + halved + others,
+                    # a threshold that is halved is kept: read and written beside theta
+                    states=2 * integrated + 3 * fired + 2 * halved,
                     updates=integrated + fired,
                 )
             core = the_race if kind == "ttfs" else the_fast_weights
             core(parts["attn"], shape, count)
     assert sum(ledger.counts.values()) > 10_000
+    signed = any("halved" in entry for entry in ledger.counts)
+    assert signed == (digits == "signed")
 
 
-@pytest.mark.parametrize("coding", ["rate", "phase"])
-def test_counted_by_spikingjelly(dense: Path, coding: Coding, monkeypatch: Any) -> None:
+@pytest.mark.parametrize(("coding", "digits"), CODES)
+def test_counted_by_spikingjelly(
+    dense: Path, coding: Coding, digits: Digits, monkeypatch: Any
+) -> None:
     """Its counter knows spikes of 0 and 1 alone. So the two neurons of a signed pair send through
     synapses of their own, and of a staggered pair one after the other."""
     from spikingjelly.activation_based.op_counter import DispatchCounterMode, SynOpCounter
@@ -327,7 +364,7 @@ def test_counted_by_spikingjelly(dense: Path, coding: Coding, monkeypatch: Any) 
         found[what] += counter.get_total()
         return result
 
-    model = converted(dense, "ttfs", coding)
+    model = converted(dense, "ttfs", coding, digits)
     monkeypatch.setattr(neurons, "F", SimpleNamespace(linear=synapses))
     monkeypatch.setattr(ttfs, "listen", listen)
     with counting_spikes(model) as counter:

@@ -46,7 +46,7 @@ SMALL = Shape(
     context=5,
     code=Code(4, "rate"),
     attention=Code(4, "rate"),
-    hidden_timesteps=4,
+    hidden_code=Code(4, "rate"),
     kind="linear",
     gated=False,
     rotary=False,
@@ -90,7 +90,7 @@ shapes = st.builds(
         context=context,
         code=Code(timesteps, coding),
         attention=Code(timesteps, coding),
-        hidden_timesteps=timesteps,
+        hidden_code=Code(timesteps, coding),
         kind=kind,
         gated=False,
         rotary=False,
@@ -156,7 +156,8 @@ def test_phase_coding_by_hand() -> None:
 
     Graded spikes carry a count, so nothing doubles then, and a phase is one step.
     """
-    phase = replace(SMALL, code=Code(4, "phase"), attention=Code(4, "phase"))
+    code = Code(4, "phase")
+    phase = replace(SMALL, code=code, attention=code, hidden_code=code)
     rate, found = (spiking_attention(s, SPIKES)["neurons"] for s in (SMALL, phase))
     assert found == replace(rate, ac=rate.ac + 3 * (40 + 8))
     hidden = spiking_feed_forward(phase, SPIKES)["neurons"]
@@ -195,7 +196,7 @@ def test_sizes_come_from_the_config() -> None:
         hidden=7,
         code=Code(3, "phase"),
         attention=Code(3, "phase"),
-        hidden_timesteps=3,
+        hidden_code=Code(3, "phase"),
     )
 
 

@@ -212,7 +212,7 @@ def test_damaged_synapses_are_refused(spiking: SpikingLanguageModel) -> None:
 def test_a_netlist_has_it(model: IntegerGPT2, nano_tokenizer: Any, tmp_path: Path) -> None:
     netlist.write(tmp_path, model, nano_tokenizer, "binary")
     found = netlist.read_text(tmp_path)
-    assert found.manifest.version == 10 and found.model.config.first_token == FIRST
+    assert found.manifest.version == 11 and found.model.config.first_token == FIRST
     node: Any = next(n for n in found.manifest.networks[1].nodes if n.name in ("race", "ssa"))
     assert node.innate == 1
     assert "positions begin at 1" in found.manifest.host

@@ -359,7 +359,7 @@ def test_encoders_count_what_layernorm_gives(seed: int, timesteps: int, negative
         neuron.center.normal_(std=0.3)
         config = integer_config(width, timesteps, bits)
         tensors, value = quantise.quantise_neurons(norm, neuron, config)
-        encoder = Encoder.of({f"n.{k}": x for k, x in tensors.items()}, "n", neuron.most, "rate")
+        encoder = Encoder.of({f"n.{k}": x for k, x in tensors.items()}, "n", config.code)
         x = torch.randn(60, width)
         x = x - x.mean(-1, keepdim=True)
         theirs = (neuron(norm(x)) * neuron.spike_value).numpy()

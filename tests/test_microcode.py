@@ -19,10 +19,11 @@ from neurtransformer.loihi import llama, microcode
 from neurtransformer.loihi.attention.base import mean_of
 from neurtransformer.loihi.attention.linear import SSACode
 from neurtransformer.loihi.microcode import Clock, Microcode, words
-from neurtransformer.recipe import Coding
+from neurtransformer.recipe import Coding, Digits
 
 SEEDS = st.integers(0, 2**32 - 1)
 CODINGS: st.SearchStrategy[Coding] = st.sampled_from(["rate", "phase"])
+DIGITS: st.SearchStrategy[Digits] = st.sampled_from(["binary", "signed"])
 
 
 def anywhere(rng: np.random.Generator, n: int, limit: int = LIMIT) -> Integers:
@@ -245,12 +246,19 @@ def test_swiglu_neurons_that_stop(
         assert (ours == x.swapaxes(0, 1)).all(), name
 
 
-@given(SEEDS, st.integers(1, 9), CODINGS, CODINGS, st.booleans(), st.integers(0, 6))
+@given(SEEDS, st.integers(1, 9), CODINGS, CODINGS, DIGITS, st.booleans(), st.integers(0, 6))
 def test_coding_neurons(
-    seed: int, timesteps: int, receives: Coding, sends: Coding, graded: bool, shift: int
+    seed: int,
+    timesteps: int,
+    receives: Coding,
+    sends: Coding,
+    digits: Digits,
+    graded: bool,
+    shift: int,
 ) -> None:
     rng = np.random.default_rng(seed)
     tokens, n, phase = 3, 12, 1 if graded else timesteps
+    digits = digits if sends == "phase" else "binary"
     most = 2**timesteps - 1 if sends == "phase" else timesteps * int(rng.integers(1, 3))
     theta = np.minimum(np.abs(anywhere(rng, n, LIMIT // most)) + 1, LIMIT // most)
     room = LIMIT >> (shift + (phase if receives == "phase" else phase.bit_length()) + 1)
@@ -264,6 +272,7 @@ def test_coding_neurons(
         receives=receives,
         sends=sends,
         most=most,
+        digits=digits,
         shift_in=shift,
     )
     silent = np.zeros((phase, n), dtype=np.int64)
@@ -271,7 +280,9 @@ def test_coding_neurons(
     found = run(code, {"a_in": line}, {"u": 0, "v": phase, "spikes": phase})
     u = arithmetic.integrate((arriving << shift).swapaxes(0, 1), bias, receives, phase)
     signed = np.arange(n) >= unsigned
-    spikes, v = arithmetic.fire_steps(u[-1], theta, most, signed, phase, phase, sends)
+    spikes, v = arithmetic.fire_steps(
+        u[-1], theta, most, signed, phase, phase, sends, digits=digits
+    )
     for name, x in {"u": u, "v": v, "spikes": spikes}.items():
         ours = found[name][: tokens * phase].reshape(tokens, phase, n)
         assert (ours == x.swapaxes(0, 1)).all(), name

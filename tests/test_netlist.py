@@ -270,12 +270,13 @@ def test_manifest_that_lies(
     refused(spoilt, message)
 
 
-@pytest.mark.parametrize("version", [8, 9])
+@pytest.mark.parametrize("version", [8, 9, 10])
 def test_older_netlists_are_read(folder: Path, copy_of: Copy, version: int) -> None:
-    """Which do not know of neurons that stop, those of version 8 of no innate first token either,
-    and were signed without it."""
+    """Which do not know of signed digits, those before version 10 of no neurons that stop, that of
+    version 8 of no innate first token either, and were signed without them."""
     old = copy_of(folder)
-    unknown = ["hidden_timesteps", "hidden_spikes", "carries"]
+    unknown = ["digits"]
+    unknown += ["hidden_timesteps", "hidden_spikes", "carries"] if version < 10 else []
     unknown += ["first_token", "innate"] if version == 8 else []
 
     def before(manifest: dict[str, Any]) -> None:
@@ -289,6 +290,7 @@ def test_older_netlists_are_read(folder: Path, copy_of: Copy, version: int) -> N
     found, now = netlist.read_text(old), netlist.read_text(folder)
     assert found.manifest.networks == now.manifest.networks
     assert found.model.config == now.model.config and found.model.config.first_token is None
+    assert found.model.config.digits == "binary"
     edit(old, _set("config", "first_token", value=3))
     refused(old, "does not fit")
 

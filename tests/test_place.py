@@ -410,6 +410,11 @@ FIRING: Any = {"name": "end", "outputs": 3, "receives": "rate", "bias": "b"}
             GeluNeurons(**FIRING, payload_bits=2, sends="rate", most=8),
             (3, 3 * 10 * 8 + 10 * 32, 3 * 6 * 24 + 256 * 16, 10),
         ),
+        # and the threshold of -1
+        (
+            GeluNeurons(**FIRING, payload_bits=2, sends="phase", most=7, digits="signed"),
+            (3, 3 * 10 * 8 + 10 * 32, 3 * 7 * 24 + 256 * 16, 10),
+        ),
         # u, bias, mantissa with shift, and the stream of two phases
         (
             Accumulator(**FIRING, payload_bits=24, delay=2, fraction_bits=0),

@@ -139,7 +139,7 @@ def test_encoders_of_a_stream_as_small_as_epsilon() -> None:
     with torch.no_grad():
         neuron.threshold.fill_(3)
         tensors, value = quantise.quantise_neurons(norm, neuron, config)
-        encoder = Encoder.of({f"n.{k}": x for k, x in tensors.items()}, "n", neuron.most, "rate")
+        encoder = Encoder.of({f"n.{k}": x for k, x in tensors.items()}, "n", config.code)
         x = torch.randn(60, width) * torch.logspace(-2.7, -1.5, 60)[:, None]
         x = x - x.mean(-1, keepdim=True)
         theirs = (neuron(norm(x)) * neuron.spike_value).numpy()

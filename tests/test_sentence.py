@@ -16,7 +16,11 @@ from neurtransformer.measure.race import one_race
 from neurtransformer.measure.raster import raster, spike_train
 from neurtransformer.measure.sentence import SENTENCE
 from neurtransformer.runs import read_json
-from neurtransformer.spiking.coding import phase_spikes_from_total, spikes_from_total
+from neurtransformer.spiking.coding import (
+    phase_spikes_from_total,
+    signed_spikes_from_total,
+    spikes_from_total,
+)
 from neurtransformer.spiking.load import load_run, load_teacher
 from neurtransformer.text import prompt_ids
 
@@ -57,14 +61,17 @@ def test_the_race_that_is_noted_is_the_one_that_is_run(
 def test_spikes_follow_from_counts(signed: bool) -> None:
     """They are those of the neurons that SpikingJelly simulates."""
 
-    def trains(counts: Tensor, coding: str, per_step: int) -> Tensor:
-        return torch.tensor([spike_train(int(n), coding, 5, per_step) for n in counts]).T
+    def trains(counts: Tensor, coding: str, per_step: int, digits: str = "binary") -> Tensor:
+        row = {"coding": coding, "timesteps": 5, "per_step": per_step, "digits": digits}
+        return torch.tensor([spike_train(int(n), row) for n in counts]).T
 
     def counts(most: int) -> Tensor:
         return torch.arange(-most if signed else 0, most + 1).float()
 
     digits = phase_spikes_from_total(counts(31), 5, signed)
     assert torch.equal(trains(counts(31), "phase", 1).float(), digits)
+    digits = signed_spikes_from_total(counts(31), 5, signed)
+    assert torch.equal(trains(counts(31), "phase", 1, "signed").float(), digits)
     for per_step in (1,) if signed else (1, 2):
         spikes = spikes_from_total(counts(5 * per_step), 5, signed, per_step)
         assert torch.equal(trains(counts(5 * per_step), "rate", per_step).float(), spikes)
@@ -90,8 +97,7 @@ def test_the_raster_shows_the_spikes_that_are_sent(either_run: Path, nano_tokeni
     for row in found["rows"]:
         spikes = sent[row["layer"], row["population"]]
         for neuron, text in zip(row["neurons"], row["counts"], strict=True):
-            how = row["coding"], row["timesteps"], row["per_step"]
-            trains = [spike_train(int(count), *how) for count in text.split()]
+            trains = [spike_train(int(count), row) for count in text.split()]
             assert torch.equal(torch.tensor(trains).T.float(), spikes[:, :, neuron])
 
 

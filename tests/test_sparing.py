@@ -12,7 +12,7 @@ from torch import Tensor
 
 from neurtransformer.dense import load_dense
 from neurtransformer.families.base import Sizes
-from neurtransformer.recipe import Code, Coding, Finetune, load_recipe
+from neurtransformer.recipe import Code, Coding, Digits, Finetune, load_recipe
 from neurtransformer.spiking import finetune as training
 from neurtransformer.spiking.attention.ttfs import GAIN_SPAN, RaceAttention
 from neurtransformer.spiking.convert import convert
@@ -30,11 +30,15 @@ def text(count: int, length: int) -> Tensor:
 
 
 def converted(
-    dense: Path, coding: Coding = "phase", timesteps: int = 5, kind: str = "ttfs"
+    dense: Path,
+    coding: Coding = "phase",
+    timesteps: int = 5,
+    kind: str = "ttfs",
+    digits: Digits = "binary",
 ) -> SpikingGPT2LMHeadModel:
     return convert(
         load_dense(str(dense))[0], text(4, 16), timesteps, str(dense), coding=coding,
-        attention=kind, attention_code=Code(timesteps, coding), first_token=0,
+        attention=kind, attention_code=Code(timesteps, coding), digits=digits, first_token=0,
     )  # fmt: skip
 
 
@@ -96,12 +100,19 @@ def test_listening_changes_nothing(tiny_dense_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "coding"), [("ttfs", "phase"), ("ttfs", "rate"), ("linear", "rate")]
+    ("kind", "coding", "digits"),
+    [
+        ("ttfs", "phase", "binary"),
+        ("ttfs", "phase", "signed"),
+        ("ttfs", "rate", "binary"),
+        ("linear", "rate", "binary"),
+    ],
 )
 def test_a_higher_price_costs_less_and_a_budget_is_met(
-    tiny_dense_folder: Path, kind: str, coding: Coding
+    tiny_dense_folder: Path, kind: str, coding: Coding, digits: Digits
 ) -> None:
-    model, tokens = converted(tiny_dense_folder, coding, kind=kind), text(4, 16)
+    model = converted(tiny_dense_folder, coding, kind=kind, digits=digits)
+    tokens = text(4, 16)
     before, teacher = cost_of(model, tokens), load_teacher(model)
     heard = listen(model, teacher, tokens, 0)
     turn(model, heard)
@@ -110,7 +121,7 @@ def test_a_higher_price_costs_less_and_a_budget_is_met(
         spread.at(price)
         shares.append(float(share_of(cost_of(model, tokens), before)))
     assert shares == sorted(shares, reverse=True) and shares[-1] < shares[0]
-    fresh = converted(tiny_dense_folder, coding, kind=kind)
+    fresh = converted(tiny_dense_folder, coding, kind=kind, digits=digits)
     spare(fresh, teacher, tokens, before, 0.6, 0)
     assert 0.55 < float(share_of(cost_of(fresh, tokens), before)) <= 0.6
 

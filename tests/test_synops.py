@@ -11,7 +11,7 @@ from neurtransformer.measure.counts import Shape
 from neurtransformer.measure.energy import layer_spikes
 from neurtransformer.measure.operations import spiking_attention, spiking_feed_forward
 from neurtransformer.measure.quality import counting_spikes
-from neurtransformer.recipe import Code, Coding
+from neurtransformer.recipe import Code, Coding, Digits
 from neurtransformer.spiking.convert import convert
 from neurtransformer.spiking.model import SpikingGPT2LMHeadModel
 from neurtransformer.spiking.neuron import CodingNeuron
@@ -22,21 +22,29 @@ def text(count: int, length: int) -> Tensor:
     return torch.randint(0, 4096, (count, length), generator=torch.Generator().manual_seed(0))
 
 
-def converted(dense: Path, kind: str, coding: Coding) -> SpikingGPT2LMHeadModel:
+def converted(
+    dense: Path, kind: str, coding: Coding, digits: Digits = "binary"
+) -> SpikingGPT2LMHeadModel:
     return convert(
         load_dense(str(dense))[0], text(2, 16), 5, str(dense), coding=coding, attention=kind,
-        attention_code=Code(5, coding),
+        attention_code=Code(5, coding), digits=digits,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("kind", "coding"), [("ttfs", "phase"), ("ttfs", "rate"), ("linear", "rate")]
+    ("kind", "coding", "digits"),
+    [
+        ("ttfs", "phase", "binary"),
+        ("ttfs", "phase", "signed"),
+        ("ttfs", "rate", "binary"),
+        ("linear", "rate", "binary"),
+    ],
 )
 def test_they_are_those_that_the_energy_estimate_counts(
-    tiny_dense_folder: Path, kind: str, coding: Coding
+    tiny_dense_folder: Path, kind: str, coding: Coding, digits: Digits
 ) -> None:
     """The two were written apart. Only synapses that hold weights, and the scores of the race."""
-    model, tokens = converted(tiny_dense_folder, kind, coding), text(2, 16)
+    model, tokens = converted(tiny_dense_folder, kind, coding, digits), text(2, 16)
     with torch.no_grad(), counting_costs(model) as found, counting_spikes(model) as counter:
         model(tokens)
     assert len(found) == 7 * len(model.blocks)

@@ -80,6 +80,7 @@ def convert(
                 coding=recipe.coding,
                 attention=recipe.attention,
                 attention_code=recipe.attention_code,
+                digits=recipe.digits,
                 first_token=first,
                 limited=recipe.limited,
                 shared=True,

@@ -16,7 +16,7 @@ from neurtransformer.codes import (
     level_bits,
     witness,
 )
-from neurtransformer.recipe import Coding
+from neurtransformer.recipe import Coding, Digits
 
 Integers = NDArray[np.int64]
 
@@ -128,21 +128,42 @@ def fire_counts(
     return sign * (counts if limit is None else leading_digits(counts, limit))
 
 
+def fire_signed(v: Integers, theta: Integers, weight: int) -> tuple[Integers, Integers]:
+    """One step of signed digits: (spikes -1, 0 or 1, v after it).
+
+    What is left of a count is ``r = floor(v / theta)``. A spike that weighs `weight` brings it
+    nearer to 0 by more than a third of that where ``3 |r| > 2 weight``: such neurons fire. For r,
+    a whole number, this is v at ``(m + 1) theta`` or above, or below ``-m theta``, with m the
+    whole part of 2/3 weight. `coding.signed_digit` says why nothing is left in the end.
+    """
+    whole = 2 * weight // 3
+    spikes = (v >= (whole + 1) * theta).astype(np.int64) - (v < -whole * theta)
+    return spikes, v - spikes * weight * theta
+
+
 def fire_step(
-    v: Integers, theta: Integers, most: int, step: int, phase: int, coding: Coding
+    v: Integers,
+    theta: Integers,
+    most: int,
+    step: int,
+    phase: int,
+    coding: Coding,
+    digits: Digits = "binary",
 ) -> tuple[Integers, Integers]:
     """Step 0..phase - 1 of the firing phase of neurons whose largest count is `most`.
 
     phase: T steps of spikes, or one step of a graded spike that carries the count. Rate-coding
     neurons send at most `most` / T in a step; the threshold of phase-coding ones is theta times
-    what the spike of this step weighs, 2^(phase - 1 - step). Those whose counts have fewer digits
-    than there are steps are silent at first.
+    what the spike of this step weighs, 2^(phase - 1 - step), but with signed digits
+    (`fire_signed`). Those whose counts have fewer digits than there are steps are silent at first.
     """
     if coding == "rate":
         return fire(v, theta, most // phase)
     weight = 1 << (phase - 1 - step)
     if weight > most:
         return np.zeros_like(v), v
+    if digits == "signed" and phase > 1:
+        return fire_signed(v, theta, weight)
     return fire(v, theta * weight, most if phase == 1 else 1)
 
 
@@ -155,16 +176,19 @@ def fire_steps(
     slots: int,
     coding: Coding,
     limit: int | None = None,
+    digits: Digits = "binary",
 ) -> tuple[Integers, Integers]:
     """The firing phase step by step: spikes and v, each (phase, ..., n). See `fire_step`; in the
     steps behind the first `slots` nothing fires, nor does who has fired `limit` times."""
     v, sign = fire_start(u, theta, signed)
+    if digits == "signed" and slots > 1:
+        v = np.maximum(v, 0)  # below 0 there is no count, and so nothing to send
     spikes, potentials = [], []
     sent = np.zeros_like(v)
     for step in range(phase):
         spike = np.zeros_like(v)
         if step < slots:
-            fired, after = fire_step(v, theta, most, step, slots, coding)
+            fired, after = fire_step(v, theta, most, step, slots, coding, digits)
             goes_on = sent < (slots if limit is None else limit)
             spike, v = np.where(goes_on, fired, 0), np.where(goes_on, after, v)
             sent += spike > 0

@@ -61,8 +61,8 @@ class IntegerFeedForward:
 
     def __init__(self, tensors: Tensors, name: str, config: IntegerConfig) -> None:
         self.coding, self.most = config.coding, config.hidden_most
-        self.limit = config.hidden_spikes
-        self.encode = Encoder.of(tensors, name, config.most, config.coding)
+        self.digits, self.limit = config.hidden_code.digits, config.hidden_spikes
+        self.encode = Encoder.of(tensors, name, config.code)
         saturates = config.carries(config.coding)
         self.c_fc = Projection.of(tensors, f"{name}.c_fc", saturates=saturates)
         self.signed = config.gated
@@ -84,8 +84,9 @@ class IntegerFeedForward:
         trace["hidden.u"] = self.c_fc.steps(trace["encode.spikes"], self.coding, slots)
         y = self.hidden.membrane(trace["hidden.u"][-1])
         spikes, trace["hidden.v"] = arithmetic.fire_steps(
-            y, self.hidden.theta, self.most, self.signed, phase, slots, self.coding, self.limit
-        )
+            y, self.hidden.theta, self.most, self.signed, phase, slots, self.coding, self.limit,
+            self.digits,
+        )  # fmt: skip
         trace["hidden.spikes"] = spikes << self.hidden.carry
         u = trace["residual.u"] = self.c_proj.steps(trace["hidden.spikes"], self.coding, slots)
         trace["residual.x"] = at_the_end(self.residual.add(u[-1], x), phase)
@@ -98,7 +99,7 @@ class IntegerHead:
 
     def __init__(self, tensors: Tensors, config: IntegerConfig) -> None:
         code = config.final_code
-        self.coding, self.encode = code.coding, Encoder.of(tensors, "head", code.most, code.coding)
+        self.coding, self.encode = code.coding, Encoder.of(tensors, "head", code)
         saturates = config.carries(code.coding)
         self.lm_head = Projection.of(tensors, "head.lm_head", saturates=saturates)
         self.logits = Accumulator.of(tensors, "head.logits")

@@ -11,6 +11,8 @@ from neurtransformer.recipe import (
     MAX_TIMESTEPS,
     Code,
     Coding,
+    Digits,
+    check_digits,
 )
 
 Size = Annotated[int, Field(strict=True, ge=1, le=2**24)]
@@ -32,7 +34,7 @@ class IntegerConfig(BaseModel):
     that multiply two membranes. kv_heads: heads of keys and values, which as many query heads
     each share; None where each has its own. rotary: the base of the rotary positions.
     hidden_timesteps, hidden_spikes: T of phase-coding hidden neurons that stop after so many
-    spikes; None where they have the code of the rest.
+    spikes; None where they have the code of the rest. digits: of all other phase-coding neurons.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +53,7 @@ class IntegerConfig(BaseModel):
     attention: str = "linear"
     attention_timesteps: Annotated[int, Field(strict=True, ge=1, le=MAX_TIMESTEPS)] | None = None
     attention_coding: Coding | None = None
+    digits: Digits = "binary"
     first_token: Annotated[int, Field(strict=True, ge=0)] | None = None
     """The innate token, which stands at position 0 of every text; None without one."""
     hidden_timesteps: Limited | None = None
@@ -100,11 +103,25 @@ class IntegerConfig(BaseModel):
         return self.positions - (self.first_token is not None)
 
     @property
+    def code(self) -> Code:
+        """The code of the inputs of a feed-forward network."""
+        return Code.of(self.timesteps, self.coding, self.digits)
+
+    @property
     def attention_code(self) -> Code:
         """The code of the attention."""
-        return Code(
-            self.attention_timesteps or self.timesteps, self.attention_coding or self.coding
+        return Code.of(
+            self.attention_timesteps or self.timesteps,
+            self.attention_coding or self.coding,
+            self.digits,
         )
+
+    @property
+    def hidden_code(self) -> Code:
+        """The code of the hidden neurons; their largest count is `hidden_most`."""
+        if self.hidden_timesteps is None:
+            return self.code
+        return Code(self.hidden_timesteps, self.coding)
 
     @property
     def hidden_most(self) -> int:
@@ -121,7 +138,9 @@ class IntegerConfig(BaseModel):
     @property
     def final_code(self) -> Code:
         """The code of the neurons in front of the LM head, whose graded spikes are rate coded."""
-        return Code(FINAL_DIGITS, "phase") if self.carries("phase") else Code(FINAL_MOST, "rate")
+        if self.carries("phase"):
+            return Code(FINAL_DIGITS, "phase", self.digits)
+        return Code(FINAL_MOST, "rate")
 
     @property
     def final_slots(self) -> int:
@@ -146,8 +165,9 @@ class IntegerConfig(BaseModel):
             raise ValueError(f"first token {self.first_token} is none of {self.vocabulary}")
         if self.context < 1:
             raise ValueError("the innate first token leaves no position for a text")
-        for timesteps, coding in ((self.timesteps, self.coding), self.attention_code):
-            if coding == "phase" and timesteps > MAX_PHASE_TIMESTEPS:
+        check_digits(self.digits, self.coding, self.attention_code.coding)
+        for code in (self.code, self.attention_code):
+            if code.coding == "phase" and code.timesteps > MAX_PHASE_TIMESTEPS:
                 raise ValueError(f"phase coding takes at most {MAX_PHASE_TIMESTEPS} timesteps")
         if (self.hidden_timesteps is None) != (self.hidden_spikes is None):
             raise ValueError("hidden neurons that stop have time steps and a number of spikes")

@@ -47,6 +47,7 @@ def quantised(model: SpikingLanguageModel) -> tuple[IntegerConfig, Packed]:
         "attention": c.attention,
         "attention_timesteps": c.attention_code.timesteps,
         "attention_coding": c.attention_code.coding,
+        "digits": c.digits,
         "first_token": c.first_token,
         "hidden_timesteps": c.hidden_timesteps,
         "hidden_spikes": c.hidden_spikes,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from neurtransformer.integer import arithmetic
 from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.integer.packed import KEPT
-from neurtransformer.recipe import Coding
+from neurtransformer.recipe import Code, Coding
 
 Tensors = Mapping[str, NDArray]
 Trace = dict[str, Integers]
@@ -99,40 +99,39 @@ class Projection:
 class Encoder:
     """LayerNorm and the signed neurons that code its result: residual stream to spikes.
 
-    theta, bias: (n,), in units of `arithmetic.normed`. most: the largest count. coding: of the
-    spikes that leave. carry: those carry 2^carry, (n,).
+    theta, bias: (n,), in units of `arithmetic.normed`. code: of the spikes that leave. carry: those
+    carry 2^carry, (n,).
     """
 
     epsilon: int
     theta: Integers
     bias: Integers
-    most: int
-    coding: Coding
+    code: Code
     carry: Integers | int = 0
 
     @classmethod
-    def of(cls, tensors: Tensors, name: str, most: int, coding: Coding) -> "Encoder":
+    def of(cls, tensors: Tensors, name: str, code: Code) -> "Encoder":
         """Of the network `name`."""
         return cls(
             int(tensors[f"{name}.norm.epsilon"][0]),
             integers(tensors, f"{name}.encode.theta"),
             integers(tensors, f"{name}.encode.bias"),
-            most,
-            coding,
+            code,
             carry_of(tensors, f"{name}.encode"),
         )
 
     def counts(self, x: Integers) -> Integers:
         """Stream (..., n) to counts (..., n)."""
         u = arithmetic.normed(x, self.epsilon) + self.bias
-        return arithmetic.fire_counts(u, self.theta, self.most, signed=True) << self.carry
+        return arithmetic.fire_counts(u, self.theta, self.code.most, signed=True) << self.carry
 
     def steps(self, x: Integers, phase: int, slots: int) -> Trace:
         """Stream (tokens, n) to all that happens, (phase, tokens, n)."""
         y = at_the_end(arithmetic.normed(x, self.epsilon), phase)
         u = arithmetic.integrate(y, self.bias, "rate", slots)
+        _, coding, digits = self.code
         spikes, v = arithmetic.fire_steps(
-            u[-1], self.theta, self.most, True, phase, slots, self.coding
+            u[-1], self.theta, self.code.most, True, phase, slots, coding, digits=digits
         )
         return {"norm.y": y, "encode.u": u, "encode.spikes": spikes << self.carry, "encode.v": v}
 

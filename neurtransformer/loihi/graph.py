@@ -25,7 +25,7 @@ from neurtransformer.loihi.nodes import (
     Spikes,
     Synapses,
 )
-from neurtransformer.recipe import Coding
+from neurtransformer.recipe import Code, Coding, Digits
 
 
 def networks(config: IntegerConfig, spikes: Spikes, silent: Silent) -> list[Network]:
@@ -44,10 +44,17 @@ def networks(config: IntegerConfig, spikes: Spikes, silent: Silent) -> list[Netw
     ]
 
 
-def spike_bits(most: int, slots: int, coding: Coding, signed: bool) -> int:
-    """Width of a spike of a neuron that sends counts up to `most` in so many steps."""
-    largest = most if slots == 1 else most // slots if coding == "rate" else 1
-    return largest.bit_length() + signed
+def digits_of(code: Code, slots: int) -> Digits:
+    """The digits of the counts of a code where they are sent in so many steps: a graded spike is
+    none."""
+    return code.digits if slots > 1 else "binary"
+
+
+def spike_bits(most: int, slots: int, code: Code, signed: bool) -> int:
+    """Width of a spike of a neuron that sends counts up to `most` in so many steps, sign included
+    where there is one."""
+    largest = most if slots == 1 else most // slots if code.coding == "rate" else 1
+    return largest.bit_length() + (signed or digits_of(code, slots) == "signed")
 
 
 def _slots(timesteps: int, spikes: Spikes, carries: bool) -> int:
@@ -73,19 +80,20 @@ def _carried(carries: bool) -> int:
     return arithmetic.MOST_CARRIED if carries else 0
 
 
-def _stream_in(config: IntegerConfig, most: int, coding: Coding, slots: int) -> list[Node]:
+def _stream_in(config: IntegerConfig, code: Code, slots: int) -> list[Node]:
     """From the residual stream to spikes."""
-    width, carries = config.width, config.carries(coding)
+    width, carries = config.width, config.carries(code.coding)
     return [
         Source(name="stream", outputs=width, payload_bits=STATE_BITS),
         Norm(name="norm", outputs=width, payload_bits=arithmetic.NORM_BITS + 2),
         CodingNeurons(
             name="encode",
             outputs=width,
-            payload_bits=spike_bits(most, slots, coding, signed=True) + _carried(carries),
+            payload_bits=spike_bits(code.most, slots, code, signed=True) + _carried(carries),
             receives="rate",
-            sends=coding,
-            most=most,
+            sends=code.coding,
+            most=code.most,
+            digits=digits_of(code, slots),
             unsigned=0,
             input_shift=0,
             bias="encode.bias",
@@ -135,10 +143,11 @@ def _attention(config: IntegerConfig, name: str, spikes: Spikes, silent: Silent)
     coded = CodingNeurons(
         name="qkv",
         outputs=rows,
-        payload_bits=spike_bits(qkv.most, slots, qkv.coding, signed=True),
+        payload_bits=spike_bits(qkv.most, slots, qkv, signed=True),
         receives=code.coding,
         sends=qkv.coding,
         most=qkv.most,
+        digits=digits_of(qkv, slots),
         unsigned=integers.unsigned(width),
         input_shift=0,
         bias="c_attn.bias",
@@ -154,17 +163,18 @@ def _attention(config: IntegerConfig, name: str, spikes: Spikes, silent: Silent)
             fine=fine[0],
         )
     nodes = [
-        *_stream_in(config, code.most, code.coding, slots),
+        *_stream_in(config, code, slots),
         _synapses(name, "c_attn", (rows, width), silent),
         coded,
         *kind.between(config),
         CodingNeurons(
             name="merged",
             outputs=width,
-            payload_bits=spike_bits(code.most, slots, code.coding, signed=True) + _carried(carries),
+            payload_bits=spike_bits(code.most, slots, code, signed=True) + _carried(carries),
             receives="rate",
             sends=code.coding,
             most=code.most,
+            digits=digits_of(code, slots),
             unsigned=0,
             input_shift=arithmetic.MERGE_SHIFT,
             bias="merged.bias",
@@ -180,7 +190,8 @@ def _feedforward(config: IntegerConfig, name: str, spikes: Spikes, silent: Silen
     width, hidden, coding = config.width, config.hidden, config.coding
     carries = config.carries(coding)
     slots = max(_slots(config.timesteps, spikes, carries), config.hidden_timesteps or 1)
-    payload = spike_bits(config.hidden_most, slots, coding, signed=config.gated)
+    code = config.hidden_code
+    payload = spike_bits(config.hidden_most, slots, code, signed=config.gated)
     neurons = SwigluNeurons if config.gated else GeluNeurons
     fires = neurons(
         name="hidden",
@@ -189,12 +200,13 @@ def _feedforward(config: IntegerConfig, name: str, spikes: Spikes, silent: Silen
         receives=coding,
         sends=coding,
         most=config.hidden_most,
+        digits=digits_of(code, slots),
         bias="c_fc.bias",
     )
     if config.hidden_spikes:
         fires = fires.model_copy(update={"limit": config.hidden_spikes})
     nodes = [
-        *_stream_in(config, config.most, coding, slots),
+        *_stream_in(config, config.code, slots),
         _synapses(name, "c_fc", ((1 + config.gated) * hidden, width), silent),
         fires,
         _synapses(name, "c_proj", (width, hidden), silent),
@@ -206,7 +218,7 @@ def _feedforward(config: IntegerConfig, name: str, spikes: Spikes, silent: Silen
 def _head(config: IntegerConfig, silent: Silent) -> Network:
     code, slots, size = config.final_code, config.final_slots, config.vocabulary
     nodes = [
-        *_stream_in(config, code.most, code.coding, slots),
+        *_stream_in(config, code, slots),
         _synapses("head", "lm_head", (size, config.width), silent),
         _accumulator("logits", size, code.coding, "lm_head.bias", arithmetic.LOGIT_BITS),
     ]

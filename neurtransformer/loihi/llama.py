@@ -26,7 +26,7 @@ from neurtransformer.loihi.microcode import (
     words,
 )
 from neurtransformer.loihi.nodes import CodingNeurons, Count, Matrix, Neurons, Node, Setting
-from neurtransformer.recipe import Coding
+from neurtransformer.recipe import Coding, Digits
 
 
 class RotaryCode(microcode.CodingNeurons):
@@ -51,6 +51,7 @@ class RotaryCode(microcode.CodingNeurons):
         receives: Coding,
         sends: Coding,
         most: int,
+        digits: Digits = "binary",
     ) -> None:
         super().__init__(
             clock,
@@ -60,6 +61,7 @@ class RotaryCode(microcode.CodingNeurons):
             receives=receives,
             sends=sends,
             most=most,
+            digits=digits,
         )
         self.coarse, self.fine = words(coarse), words(fine)
         self.channels, self.pair_bits = turned, pair_bits
@@ -118,6 +120,7 @@ class SwigluCode(microcode.CodingNeurons):
         receives: Coding,
         sends: Coding,
         most: int,
+        digits: Digits = "binary",
         limit: int = 0,
         carry: ArrayLike = 0,
     ) -> None:
@@ -129,6 +132,7 @@ class SwigluCode(microcode.CodingNeurons):
             receives=receives,
             sends=sends,
             most=most,
+            digits=digits,
             carry=carry,
         )
         self.limit, self.sent = limit, np.zeros_like(self.theta)
@@ -202,6 +206,7 @@ class RotaryNeurons(CodingNeurons):
             receives=self.receives,
             sends=self.sends,
             most=self.most,
+            digits=self.digits,
         )
 
     def layers(self, name: str, matrices: Sequence[Matrix], beside: int, chip: Chip) -> list[Layer]:
@@ -235,7 +240,7 @@ class SwigluNeurons(Neurons):
     def words(self) -> int:
         """Of each of the two compartments: bias, threshold, centre, mantissa, shift and dropped
         bits beside u and v, and of those that stop the counter and what their spikes carry."""
-        return 10 if self.limit else 8
+        return super().words + (6 if self.limit else 4)
 
     def shape(self, quantity: str, tokens: int) -> tuple[int, ...]:
         return (2 * self.outputs,) if quantity == "u" else (self.outputs,)
@@ -252,6 +257,7 @@ class SwigluNeurons(Neurons):
             receives=self.receives,
             sends=self.sends,
             most=self.most,
+            digits=self.digits,
             limit=self.limit,
         )
 

@@ -12,7 +12,7 @@ behind the one before it, as in a pipeline (`Clock`).
   next phase begins, u is handed to v, from which the neuron *fires* in the first steps of that
   phase, its slots (soft reset), while u integrates the next token. On the chip these are the two
   states of one neuron. Where phase-coded spikes arrive u doubles each step; where they are sent the
-  threshold halves each step.
+  threshold halves each step, or two do, if digits are signed.
 
 The residual stream, what LayerNorm makes of it and keys are sent in the last step of a phase. A
 signed population sends spikes of +1 and -1, a staggered pair of +1 and +2.
@@ -25,7 +25,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from neurtransformer.recipe import Coding
+from neurtransformer.recipe import Coding, Digits
 
 Words = NDArray[np.int32]
 
@@ -165,7 +165,8 @@ class CodingNeurons(Integrating):
     """Soft-reset neurons. bias, theta: (n,). The first `unsigned` of them are unsigned.
 
     receives, sends: the codes of the spikes that arrive and leave. most: the largest count that
-    leaves. carry: (n,) or one for all, what spikes carry is 2^carry times as much.
+    leaves. digits: of counts that leave digit by digit. carry: (n,) or one for all, what spikes
+    carry is 2^carry times as much.
     """
 
     def __init__(
@@ -178,11 +179,15 @@ class CodingNeurons(Integrating):
         receives: Coding,
         sends: Coding,
         most: int,
+        digits: Digits = "binary",
         shift_in: int = 0,
         carry: ArrayLike = 0,
     ) -> None:
         super().__init__(clock, bias, receives, shift_in)
         self.theta = words(theta)
+        self.has_signs = digits == "signed" and clock.slots > 1
+        if self.has_signs:
+            self.low = np.zeros_like(self.theta)
         self.carry = words(np.broadcast_to(carry, self.theta.shape))
         self.signed = words(np.arange(self.outputs) >= unsigned)
         self.v, self.spikes = np.zeros_like(self.bias), np.zeros_like(self.bias)
@@ -211,6 +216,8 @@ class CodingNeurons(Integrating):
         negative = (self.signed > 0) & (u < 0)
         self.sign[:] = np.where(negative, -1, 1)
         self.v[:] = np.minimum(np.where(negative, -u, u) + (self.theta >> 1), LIMIT)
+        if self.has_signs:
+            np.maximum(self.v, 0, out=self.v)
 
     def fire(self, step: int) -> Words:
         """Spikes of one slot, without their sign."""
@@ -222,7 +229,24 @@ class CodingNeurons(Integrating):
         digit = slots - 1 - step
         if digit >= self.most.bit_length():
             return np.zeros_like(self.v)
+        if self.has_signs:
+            return self.fire_signed(digit)
         return counted(self.v, self.theta << digit, 1)
+
+    def fire_signed(self, digit: int) -> Words:
+        """The same of signed digits. The threshold of -1 is `low` below 0, that of 1 is theta more
+        above it; low, in thetas, is the number 1010... in binary, cut off at this digit."""
+        if digit == self.most.bit_length() - 1:
+            self.low[:] = 0
+            for bit in range(digit + 1):
+                self.low += self.low + (self.theta if bit % 2 else 0)
+        else:
+            # a number that ends in 1, as it does at every second digit, loses it
+            self.low -= self.theta if digit % 2 == 0 else 0
+            self.low >>= 1
+        spikes = words(self.v >= self.low + self.theta) - words(self.v < -self.low)
+        self.v -= spikes * (self.theta << digit)
+        return spikes
 
 
 class Rescaling:
@@ -274,6 +298,7 @@ class GeluNeurons(CodingNeurons):
         receives: Coding,
         sends: Coding,
         most: int,
+        digits: Digits = "binary",
     ) -> None:
         super().__init__(
             clock,
@@ -283,6 +308,7 @@ class GeluNeurons(CodingNeurons):
             receives=receives,
             sends=sends,
             most=most,
+            digits=digits,
         )
         self.rescaling = Rescaling(mantissa, shift)
         self.center, self.table = words(center), words(table)

@@ -48,10 +48,10 @@ from neurtransformer.runs import read_json, write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION: Literal[10] = 10
-UNDERSTOOD = (8, 9, VERSION)
-"""Versions that are read. A netlist of version 8 has no innate first token, and one of version 9 no
-neurons that stop after a few spikes."""
+VERSION: Literal[11] = 11
+UNDERSTOOD = (8, 9, 10, VERSION)
+"""Versions that are read. A netlist of version 8 has no innate first token, one of version 9 no
+neurons that stop after a few spikes, and one of version 10 no signed digits."""
 
 CHIP, TOKENIZER = "chip.safetensors", "tokenizer"
 Progress = Callable[[str], None]
@@ -74,7 +74,8 @@ _TRANSPORT: dict[Spikes, str] = {
     "binary": "in a block neurons fire in the first T steps of a phase, its slots; a neuron sends "
     "at most one spike a slot, of payload +1, or -1 or +1 where it is signed (a graded spike of "
     "one bit and sign), or 1 or 2 behind a GELU if counts are rate coded; of phase-coded counts it "
-    "sends the binary digits, the highest first",
+    "sends the digits, the highest first: 0 and 1, or, where the digits of its node are signed, "
+    "-1, 0 and 1",
     "graded": "in a block a phase has one slot; a neuron sends one graded spike that carries its "
     "count: rate coded 0..T, -T..T where it is signed, or 0..2T behind a GELU; phase coded up to "
     "2^T - 1",
@@ -110,7 +111,7 @@ class Manifest(Strict):
     """manifest.json."""
 
     format: Literal["neurtx netlist"] = "neurtx netlist"
-    version: Literal[8, 9, 10] = VERSION
+    version: Literal[8, 9, 10, 11] = VERSION
     config: Annotated[Config, Field(discriminator="model")]
     spikes: Spikes
     transport: str

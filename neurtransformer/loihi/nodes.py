@@ -16,7 +16,7 @@ from neurtransformer.integer.arithmetic import Integers
 from neurtransformer.loihi import microcode
 from neurtransformer.loihi.chip import Chip, Layer, Way, demand
 from neurtransformer.loihi.microcode import Clock, Microcode
-from neurtransformer.recipe import Coding
+from neurtransformer.recipe import Coding, Digits
 
 Spikes = Literal["binary", "graded"]
 Count = Annotated[int, Field(strict=True, ge=0)]
@@ -284,6 +284,9 @@ class Integrating(Programmed):
 class Neurons(Integrating):
     """What fires in the phase after the one in which it integrates."""
 
+    digits: Digits = "binary"
+    """Of counts that it sends digit by digit. With signed ones the threshold of -1 is a state."""
+
     logged: ClassVar[Mapping[str, Log]] = {
         "u": Log(),
         "v": Log(later=True),
@@ -300,7 +303,7 @@ class Neurons(Integrating):
     @property
     def words(self) -> int:
         """Bias and threshold beside u and v."""
-        return 4
+        return 4 + (self.digits == "signed")
 
 
 class CodingNeurons(Neurons):
@@ -332,6 +335,7 @@ class CodingNeurons(Neurons):
             receives=self.receives,
             sends=self.sends,
             most=self.most,
+            digits=self.digits,
             shift_in=self.input_shift,
         )
 
@@ -350,8 +354,8 @@ class GeluNeurons(Neurons):
 
     @property
     def words(self) -> int:
-        """Bias, threshold, centre, mantissa and shift beside u and v."""
-        return 6
+        """Centre, and mantissa with shift, beside the rest."""
+        return super().words + 2
 
     def microcode(self, setting: Setting) -> Microcode:
         return microcode.GeluNeurons(
@@ -363,6 +367,7 @@ class GeluNeurons(Neurons):
             receives=self.receives,
             sends=self.sends,
             most=self.most,
+            digits=self.digits,
         )
 
 

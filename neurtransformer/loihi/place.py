@@ -127,6 +127,7 @@ def graph_of(known: Known) -> list[Network]:
         "attention": recipe.attention,
         "attention_timesteps": recipe.attention_timesteps,
         "attention_coding": recipe.attention_coding,
+        "digits": recipe.digits,
         # what these are matters to no core, but whether they are
         "first_token": 0 if recipe.innate_first_token else None,
         "rotary": None if known.family == "gpt2" else THETA,

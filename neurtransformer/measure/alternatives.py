@@ -44,7 +44,7 @@ def raster(values: Mapping[str, Any]) -> str:
             for row in rows
             for text in row["counts"]
             for count in text.split()
-            for spike in spike_train(int(count), row["coding"], row["timesteps"], row["per_step"])
+            for spike in spike_train(int(count), row)
         ]
         told.append(f"layer {layer} {np.mean(spikes):.0%} of {len(spikes):,}")
     return f"Share of the time steps with a spike: {', '.join(told)}."

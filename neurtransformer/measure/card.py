@@ -88,9 +88,12 @@ def _codes(config: Mapping[str, Any]) -> str:
     steps, coding = config.get("timesteps"), config.get("coding")
     own_steps = config.get("attention_timesteps") or steps
     own_coding = config.get("attention_coding") or coding
+    digits = ""
+    if config.get("digits") == "signed":
+        digits = " What is phase coded is sent by signed digits, spikes of -1, 0 and 1."
     return (
         f"Its attention is {attention}, {own_coding} coded in T = {own_steps} time steps; the "
-        f"feed-forward blocks are {coding} coded in T = {steps}."
+        f"feed-forward blocks are {coding} coded in T = {steps}.{digits}"
     )
 
 

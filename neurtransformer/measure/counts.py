@@ -52,8 +52,8 @@ def total(parts: Iterable[Part]) -> Ops:
 @dataclass(frozen=True)
 class Shape:
     """What of a model's config decides the counts. context: longest sequence, in tokens. code,
-    attention: the codes of the feed-forward blocks and of the attention. hidden_timesteps: T of the
-    hidden neurons. kind: of the attention.
+    attention, hidden_code: the codes of the feed-forward blocks, of the attention and of the hidden
+    neurons. kind: of the attention.
     gated: SwiGLU in place of GELU. rotary: whether positions are. innate: whether a first token
     stands before every text."""
 
@@ -66,7 +66,7 @@ class Shape:
     context: int
     code: Code
     attention: Code
-    hidden_timesteps: int
+    hidden_code: Code
     kind: str
     gated: bool
     rotary: bool
@@ -85,7 +85,7 @@ class Shape:
             context=s.context,
             code=config.code,
             attention=config.attention_code,
-            hidden_timesteps=config.hidden_timesteps or config.timesteps,
+            hidden_code=config.hidden_code,
             kind=config.attention,
             gated=s.gated,
             rotary=config.rotary is not None,

@@ -127,7 +127,7 @@ def _points(
             line = np.zeros((LINE, tokens * TOKEN, 4))
             line[:-1] = (*to_rgb(DENSE), EMPTY)
             for token, count in enumerate(text.split()):
-                spikes = spike_train(int(count), row["coding"], row["timesteps"], row["per_step"])
+                spikes = spike_train(int(count), row)
                 edges = [round(TOKEN * (token + i / len(spikes))) for i in range(len(spikes) + 1)]
                 for spike, left, right in zip(spikes, edges, edges[1:], strict=False):
                     if spike:

@@ -118,11 +118,17 @@ def integrating(channels: int, arrives: Code) -> Ops:
     return Ops(ac=updates + doublings, states=2 * updates, updates=updates)
 
 
-def firing(channels: int, spikes: float, timesteps: int, *, pairs: bool) -> Ops:
+def firing(channels: int, spikes: float, code: Code, *, pairs: bool) -> Ops:
     """Neurons that fire, T steps: per step one AC to compare the membrane with the threshold (two
     in pairs, signed or staggered), and one per spike for the reset. Each step reads and writes the
-    membrane and reads the threshold."""
-    updates = channels * timesteps
+    membrane and reads the threshold.
+
+    With signed digits a channel, whatever its signs, is one neuron that compares with two
+    thresholds, and they are no halves of those of the step before: four ACs, two of which make them
+    from the lower one, which is read and written too."""
+    updates = channels * code.timesteps
+    if code.digits == "signed":
+        return Ops(ac=4 * updates + spikes, states=5 * updates, updates=updates)
     return Ops(ac=updates * (2 if pairs else 1) + spikes, states=3 * updates, updates=updates)
 
 
@@ -132,12 +138,11 @@ ONCE = Code(1, "rate")
 
 def spiking_attention(s: Shape, n: LayerSpikes) -> dict[str, Ops]:
     """Spiking self-attention of one block: synapses, neurons, and the core of its kind."""
-    timesteps = s.attention.timesteps
     kind = ATTENTIONS[s.kind]
-    own = kind.qkv_code(s.attention).timesteps
+    own = kind.qkv_code(s.attention)
     # inputs and mean values are no spikes; what c_proj drives goes to the residual stream
     coded = integrating(2 * s.width, ONCE) + integrating(s.width, s.attention)
-    coded += firing(2 * s.width, n.encode + n.merged, timesteps, pairs=True)
+    coded += firing(2 * s.width, n.encode + n.merged, s.attention, pairs=True)
     populations = zip(s.qkv, (n.query, n.key, n.value), kind.signed, strict=True)
     for channels, spikes, signed in populations:
         coded += integrating(channels, s.attention)
@@ -156,10 +161,10 @@ def spiking_feed_forward(s: Shape, n: LayerSpikes) -> dict[str, Ops]:
     # of a gated neuron a membrane of its own integrates the gate
     membranes = (1 + s.gated) * s.hidden
     coded = integrating(s.width, ONCE) + integrating(membranes, s.code)
-    coded += integrating(s.width, Code(s.hidden_timesteps, s.code.coding))
-    coded += firing(s.width, n.mlp_encode, s.code.timesteps, pairs=True)
+    coded += integrating(s.width, s.hidden_code)
+    coded += firing(s.width, n.mlp_encode, s.code, pairs=True)
     pairs = s.gated or HIDDEN_SPIKES[s.code.coding] == 2
-    coded += firing(s.hidden, n.hidden, s.hidden_timesteps, pairs=pairs)
+    coded += firing(s.hidden, n.hidden, s.hidden_code, pairs=pairs)
     return {
         "c_fc": synapses(n.mlp_encode, membranes),
         **activation(s),
@@ -202,7 +207,7 @@ def operations(
     the number of graded spikes.
     """
     # a graded spike carries a count, so no membrane doubles
-    one_step = replace(s, code=ONCE, attention=ONCE, hidden_timesteps=1)
+    one_step = replace(s, code=ONCE, attention=ONCE, hidden_code=ONCE)
     return {
         "attention": {
             "dense": _sum([dense_attention(s) for _ in spikes]),

@@ -55,6 +55,7 @@ def facts(
         "context": f"{context} tokens",
         "attention": _attention(config),
         "feed-forward": f"{config.get('coding', 'rate')} coded, T = {config.get('timesteps')}",
+        "digits": "signed, of what is phase coded" if config.get("digits") == "signed" else None,
         "calibrated on": f"{shown(converted.get('calibration_tokens'), '{:,}') or '?'} tokens",
         "fine-tuned": "; then ".join(_trained(values) for values in trainings(report))
         or "not yet: neurtx finetune",

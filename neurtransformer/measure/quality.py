@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 from neurtransformer.loss import next_token_losses
 from neurtransformer.measure.attention import KINDS
 from neurtransformer.spiking.attention import SpikingSelfAttention
-from neurtransformer.spiking.coding import spikes_in
 from neurtransformer.spiking.innate import dense_output
 from neurtransformer.spiking.model import SpikingLanguageModel
 from neurtransformer.spiking.neuron import CodingNeuron
@@ -37,10 +36,7 @@ class SpikeCounter:
 
     def add(self, name: str, neuron: CodingNeuron, output: Tensor, steps: bool) -> None:
         """output: counts (..., channels) or, with `steps`, spikes (T, ..., channels)."""
-        if steps:
-            counts = output.abs().sum(0)
-        else:
-            counts = spikes_in(output, neuron.coding, neuron.timesteps)
+        counts = output.abs().sum(0) if steps else neuron.spikes_of(output)
         counts = counts.flatten(0, -2)
         self.spikes[name] = self.spikes.get(name, 0) + counts.sum(0, dtype=torch.float64)
         self.active[name] = self.active.get(name, 0) + (counts > 0).sum(0).double()

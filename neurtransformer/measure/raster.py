@@ -1,11 +1,11 @@
 """A raster that a person can read: the spikes of some neurons of some layers on one sentence.
 
 Counts are noted, and time steps follow from them: a neuron that has integrated fires by itself. One
-that is rate coded fires until its count is spent, one that is phase coded the binary digits of its
-count, the highest first. Neurons are taken at even distances, not by how much they fire.
+that is rate coded fires until its count is spent, one that is phase coded the digits of its count, the
+highest first. Neurons are taken at even distances, not by how much they fire.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ def raster(
     """Counts on the sentence, token by token.
 
     Returns `tokens` (text of each) and `rows`, of each population of each layer that is shown:
-    `layer`, `population`, `coding`, `timesteps`, `per_step` (spikes of a neuron in a step at most),
+    `layer`, `population`, `coding`, `digits`, `timesteps`, `per_step` (spikes of a neuron in a step at most),
     `neurons` (their numbers) and `counts` (of each neuron, a text of whole numbers, one a token).
     None for a model that the sentence does not fit.
     """
@@ -56,6 +56,7 @@ def raster(
                     "layer": layer,
                     "population": name,
                     "coding": module.coding,
+                    "digits": module.digits,
                     "timesteps": module.timesteps,
                     "per_step": module.per_step,
                     "neurons": chosen,
@@ -85,9 +86,19 @@ def spread(size: int, most: int) -> list[int]:
     return sorted({round(i * (size - 1) / (most - 1)) for i in range(most)})
 
 
-def spike_train(count: int, coding: str, timesteps: int, per_step: int) -> list[int]:
-    """The spikes that send a count, step by step, negative from the neuron of the other sign."""
+def spike_train(count: int, row: Mapping[str, Any]) -> list[int]:
+    """The spikes that send a count of the neurons of a row, step by step; negative are those of the
+    neuron of the other sign, and digits of the other sign."""
     sign, left = (-1, -count) if count < 0 else (1, count)
-    if coding == "phase":
+    timesteps, per_step = row["timesteps"], row["per_step"]
+    if row["coding"] == "phase" and row["digits"] == "signed":
+        spikes = []
+        for weight in (1 << step for step in reversed(range(timesteps))):
+            # see `coding.signed_digit`
+            digit = (3 * left > 2 * weight) - (3 * left < -2 * weight)
+            spikes.append(sign * digit)
+            left -= digit * weight
+        return spikes
+    if row["coding"] == "phase":
         return [sign * (left >> step & 1) for step in reversed(range(timesteps))]
     return [sign * min(max(left - per_step * step, 0), per_step) for step in range(timesteps)]

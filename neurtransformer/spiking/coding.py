@@ -22,6 +22,8 @@ times its own; the one that receives it doubles its membrane each step before it
 A phase-coding neuron may stop after k spikes: its count is then the k leading digits of what it
 would have been, a floating-point number in spikes. Many steps give it range, few spikes precision
 (FS neurons, Stoeckl and Maass 2021, arXiv 2002.00860, choose both freely).
+
+Or it may send *signed digits*, -1, 0 or 1, of which fewer are not 0 (`signed_digit`).
 """
 
 import math
@@ -31,7 +33,7 @@ import torch
 from torch import Tensor
 
 from neurtransformer.errors import UserError
-from neurtransformer.recipe import Coding
+from neurtransformer.recipe import Coding, Digits
 
 FLOAT32_BITS = 24
 CURRENT_BITS = 14
@@ -114,6 +116,51 @@ def spikes_from_total(z: Tensor, timesteps: int, signed: bool, per_step: int = 1
     return spikes.view(timesteps, *z.shape)
 
 
+def signed_digit(v: Tensor, weight: int) -> Tensor:
+    """What neurons with signed digits send in the step whose spikes weigh `weight`: -1, 0 or 1.
+
+    v: membranes ``r + rest`` in thresholds, with a whole number r, what is left to send of the
+    count, and 0 <= rest < 1. Such a neuron fires the sign of r if ``|r| > 2/3 weight``, and a spike
+    takes `weight` from its membrane. That is ``r >= m + 1`` or ``r <= -(m + 1)`` with
+    ``m = floor(2/3 weight)``, since no r is 2/3 of a power of two, or of a membrane v >= m + 1 or
+    v < -m.
+
+    All of a count is sent. Before the step of weight w, ``|r| <= 2 w - 1``: so it is at first, for
+    a count below 2^T, and so it stays. Who fires has ``|r| - w`` left, which is at most ``w - 1``,
+    and more than ``2/3 w - w``. Who does not has at most 2/3 w. Whole numbers all, they are
+    ``w - 1`` at most in magnitude, the bound of the next step, in which w is half as large. Behind
+    the last step, w = 1, that is 0.
+
+    Where ``|r| <= 4/3 w``, who fires has at most w / 3 left, which is two thirds of the next w: the
+    next digit is 0. And who does not fire has at most 2/3 w, four thirds of the next, so that it is
+    as true then. With no two digits side by side that are not 0 this is the non-adjacent form,
+    which has the fewest such digits of all (Reitwieser 1960). It is that of all counts up to
+    2^(T+1) / 3; larger ones begin with ones until they are there.
+    """
+    most = 2 * weight // 3
+    return (v >= most + 1).to(v.dtype) - (v < -most).to(v.dtype)
+
+
+def signed_spikes_from_total(z: Tensor, timesteps: int, signed: bool) -> Tensor:
+    """Phase-coding neurons with signed digits step by step. Arguments and result are as in
+    `phase_spikes_from_total`; single neurons send -1 too.
+
+    No SpikingJelly here: its neurons fire at the very threshold that a spike takes away, these at
+    two thirds of it. A membrane that is lifted by the third in each step would be rounded.
+    """
+    size = z.abs() if signed else z
+    # without a count nothing is left to send, though the membrane is below 0
+    v = (size + 0.5).clamp(0.0, 2.0**timesteps - 0.5)
+    spikes = z.new_empty(timesteps, *z.shape)
+    for step, sent in enumerate(spikes):
+        weight = 2 ** (timesteps - 1 - step)
+        sent.copy_(signed_digit(v, weight))
+        # exact: what is half of `weight` to twice as much loses no bit by it (Sterbenz), and so
+        # much a membrane has that fires, but for -1 in the last step, after which none matters
+        v = v - sent * weight
+    return spikes.mul_(z.sign()) if signed else spikes
+
+
 def phase_spikes_from_total(
     z: Tensor, timesteps: int, signed: bool, limit: int | None = None
 ) -> Tensor:
@@ -142,12 +189,20 @@ def phase_spikes_from_total(
     return spikes.view(timesteps, *z.shape)
 
 
-def spikes_in(counts: Tensor, coding: Coding, timesteps: int) -> Tensor:
-    """How many spikes send each count: the count itself, or its binary digits that are 1."""
+def spikes_in(counts: Tensor, coding: Coding, timesteps: int, digits: Digits = "binary") -> Tensor:
+    """How many spikes send each count: the count itself, or its digits that are not 0."""
     left = counts.abs()
     if coding == "rate":
         return left
     spikes = torch.zeros_like(left)
+    if digits == "signed":
+        for step in range(timesteps):
+            weight = 2 ** (timesteps - 1 - step)
+            fires = 3 * left > 2 * weight
+            spikes += fires
+            # of what is left the sign does not matter: that of its digits is turned with it
+            left = torch.where(fires, (left - weight).abs(), left)
+        return spikes
     for _ in range(timesteps):
         spikes += left % 2
         left = torch.floor(left / 2)

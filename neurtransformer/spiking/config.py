@@ -8,7 +8,7 @@ from transformers import AutoConfig, GPT2Config, LlamaConfig
 from neurtransformer.families import FAMILIES
 from neurtransformer.families.base import Sizes
 from neurtransformer.families.llama import THETA
-from neurtransformer.recipe import Code, Coding
+from neurtransformer.recipe import Code, Coding, Digits
 
 
 @dataclass(init=False)  # transformers makes one of all fields, its own and these
@@ -16,6 +16,7 @@ class SpikingConfig:
     """What is the same for all families: the kind of attention, the codes, and the teacher.
 
     attention_timesteps, attention_coding: None where the attention has the code of the rest.
+    digits: of what is phase coded, but for hidden neurons that stop, which have binary ones.
     first_token: the number of the innate first token (see `spiking/innate.py`), None without.
     hidden_timesteps, hidden_spikes: T of the hidden neurons, and after how many spikes they stop;
     None where they have the code of the rest.
@@ -40,6 +41,7 @@ class SpikingConfig:
     attention: str = "linear"
     attention_timesteps: int | None = None
     attention_coding: Coding | None = None
+    digits: Digits = "binary"
     first_token: int | None = None
     hidden_timesteps: int | None = None
     hidden_spikes: int | None = None
@@ -49,14 +51,21 @@ class SpikingConfig:
     @property
     def code(self) -> Code:
         """The code of the feed-forward blocks."""
-        return Code(self.timesteps, self.coding)
+        return Code.of(self.timesteps, self.coding, self.digits)
 
     @property
     def attention_code(self) -> Code:
         """The code of the attention."""
-        return Code(
-            self.attention_timesteps or self.timesteps, self.attention_coding or self.coding
+        return Code.of(
+            self.attention_timesteps or self.timesteps,
+            self.attention_coding or self.coding,
+            self.digits,
         )
+
+    @property
+    def hidden_code(self) -> Code:
+        """The code of the hidden neurons, whatever their largest count."""
+        return self.code if self.limited is None else Code(self.limited[0], self.coding)
 
     @property
     def limited(self) -> tuple[int, int] | None:

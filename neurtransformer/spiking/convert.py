@@ -17,6 +17,8 @@ from neurtransformer.recipe import (
     MAX_TIMESTEPS,
     Code,
     Coding,
+    Digits,
+    check_digits,
 )
 from neurtransformer.spiking.attention import KINDS
 from neurtransformer.spiking.calibrate import calibrate
@@ -51,6 +53,7 @@ def convert(
     coding: Coding = "rate",
     attention: str = "linear",
     attention_code: Code | None = None,
+    digits: Digits = "binary",
     first_token: int | None = None,
     limited: tuple[int, int] | None = None,
     shared: bool = False,
@@ -59,17 +62,23 @@ def convert(
 
     source: what `dense` was loaded from, kept in the config so that the teacher is found again.
     on_block: called for each block that is calibrated. coding: see `spiking/coding.py`. attention:
-    its kind. attention_code: the attention's own code, None for that of the rest. first_token: the
-    number of the innate one (`spiking/innate.py`), None for none. limited: time steps and most
-    spikes of gated hidden neurons that are phase coded; others have the code of the rest. shared:
-    both networks have one memory for their weights from then on, and neither is to be trained.
-    Raises UserError for timesteps out of range and for what is no kind of attention.
+    its kind. attention_code: the attention's own code, None for that of the rest. digits: of all
+    that is phase coded and does not stop. first_token: the number of the innate one
+    (`spiking/innate.py`), None for none. limited: time steps and most spikes of gated hidden
+    neurons that are phase coded; others have the code of the rest. shared: both networks have one
+    memory for their weights from then on, and neither is to be trained.
+    Raises UserError for timesteps out of range, for what is no kind of attention, and for signed
+    digits of a network that is rate coded.
     """
     check_timesteps(timesteps, coding)
     if attention not in KINDS:
         raise UserError(f"attention must be {' or '.join(KINDS)}, not {attention}")
     code = attention_code or Code(timesteps, coding)
-    check_timesteps(*code)
+    check_timesteps(code.timesteps, code.coding)
+    try:
+        check_digits(digits, coding, code.coding)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     values = dense.config.to_dict()
     for name in ("model_type", "architectures", "dtype", "transformers_version"):
         values.pop(name, None)
@@ -85,6 +94,7 @@ def convert(
         attention=attention,
         attention_timesteps=code.timesteps,
         attention_coding=code.coding,
+        digits=digits,
         first_token=first_token,
         hidden_timesteps=own and own[0],
         hidden_spikes=own and own[1],

@@ -45,8 +45,10 @@ class SpikingFeedForward(nn.Module):
         limited: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        timesteps, coding = code
-        self.encode = CodingNeuron(width, timesteps, signed=True, coding=coding, analogue=True)
+        timesteps, coding, digits = code
+        self.encode = CodingNeuron(
+            width, timesteps, signed=True, coding=coding, digits=digits, analogue=True
+        )
         self.c_fc = SpikeLinear(width, (1 + gated) * hidden, self.encode.most, coding)
         # torch's own GELU; transformers' gelu_new is the same curve by way of slow powers
         own_timesteps, limit = limited or (timesteps, None)
@@ -58,6 +60,7 @@ class SpikingFeedForward(nn.Module):
             per_step=1 if gated else HIDDEN_SPIKES[coding],
             coding=coding,
             limit=limit,
+            digits=digits if limit is None else "binary",
             activation=curve,
         )
         self.c_proj = SpikeLinear(hidden, width, self.hidden.most, coding)

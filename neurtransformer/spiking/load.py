@@ -19,7 +19,7 @@ from neurtransformer.families import FAMILIES
 from neurtransformer.families.base import family_of
 from neurtransformer.memory import spare
 from neurtransformer.provenance import model_sha256
-from neurtransformer.recipe import Coding
+from neurtransformer.recipe import Coding, Digits, check_digits
 from neurtransformer.runs import is_read_only, read_json, write_json
 from neurtransformer.spiking.attention import KINDS
 from neurtransformer.spiking.config import CONFIGS
@@ -103,6 +103,13 @@ def _check_codes(run: Path, values: dict[str, Any]) -> None:
         if not isinstance(steps, int):
             raise UserError(f"{run}/config.json: timesteps must be a whole number")
         check_timesteps(steps, name)
+    digits = values.get("digits", "binary")
+    if digits not in get_args(Digits):
+        raise UserError(f"{run}/config.json: digits must be {' or '.join(get_args(Digits))}")
+    try:
+        check_digits(digits, *(name for _, name in codes))
+    except ValueError as error:
+        raise UserError(f"{run}/config.json: {error}") from None
 
 
 @dataclass(frozen=True)

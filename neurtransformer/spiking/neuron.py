@@ -16,16 +16,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neurtransformer.codes import largest_count
-from neurtransformer.recipe import Coding
+from neurtransformer.recipe import Coding, Digits
 from neurtransformer.spiking import fused
 from neurtransformer.spiking.coding import (
     counts_from_total,
     exact_type,
     limited_counts_from_total,
     phase_spikes_from_total,
+    signed_spikes_from_total,
     snap_current,
     snap_weights,
     spikes_from_total,
+    spikes_in,
     surrogate_counts,
 )
 
@@ -104,7 +106,8 @@ class CodingNeuron(Keeping):
     signed: pairs of neurons, counts -T..T. per_step: most spikes of a channel in a step; 1, or 2
     for a staggered pair, counts 0..2T (see `coding`). Neither: single neurons, counts 0..T.
     coding: phase makes 2^T - 1 of T, for pairs that are signed and for single neurons.
-    limit: phase-coding neurons stop after so many spikes.
+    limit: phase-coding neurons stop after so many spikes. digits: of phase-coding neurons that do
+    not.
     analogue: driven by a constant current (the code of a real-valued activation) and not by spikes.
     activation: applied to the membrane between integrating and firing.
     """
@@ -121,6 +124,7 @@ class CodingNeuron(Keeping):
         per_step: int = 1,
         coding: Coding = "rate",
         limit: int | None = None,
+        digits: Digits = "binary",
         analogue: bool = False,
         activation: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
@@ -130,6 +134,7 @@ class CodingNeuron(Keeping):
         self.per_step = per_step
         self.coding = coding
         self.limit = limit
+        self.digits = digits
         self.most = largest_count(timesteps, coding, per_step, limit)
         self.analogue = analogue
         self.activation = activation
@@ -187,6 +192,10 @@ class CodingNeuron(Keeping):
             return limited_counts_from_total(z, self.timesteps, self.limit, self.signed)
         return counts_from_total(z, self.most, self.signed)
 
+    def spikes_of(self, counts: Tensor) -> Tensor:
+        """How many spikes send each count."""
+        return spikes_in(counts, self.coding, self.timesteps, self.digits)
+
     def fused(self, x: Tensor) -> Tensor:
         """`counts(total(x))` in one pass of compiled code."""
         if self.activation is not None:
@@ -207,6 +216,8 @@ class CodingNeuron(Keeping):
             z = self.total(x)
             if not steps:
                 return self.counts(z)
+            if self.digits == "signed":
+                return signed_spikes_from_total(z, self.timesteps, self.signed)
             if self.coding == "phase":
                 return phase_spikes_from_total(z, self.timesteps, self.signed, self.limit)
             return spikes_from_total(z, self.timesteps, self.signed, self.per_step)

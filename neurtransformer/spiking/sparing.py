@@ -29,7 +29,6 @@ from transformers import PreTrainedModel
 
 from neurtransformer.spiking.attention import SpikingSelfAttention
 from neurtransformer.spiking.calibrate import fit_threshold
-from neurtransformer.spiking.coding import spikes_in
 from neurtransformer.spiking.innate import dense_output
 from neurtransformer.spiking.model import SpikingLanguageModel
 from neurtransformer.spiking.neuron import CodingNeuron
@@ -227,7 +226,7 @@ class Spread:
         neuron = layer.neuron
         z = neuron.samples(layer.values[:: 1 + len(layer.values) // 1024]) / neuron.threshold
         counts = neuron.counts(z * neuron.most)
-        return self.each(layer) * spikes_in(counts, neuron.coding, neuron.timesteps).mean(0)
+        return self.each(layer) * neuron.spikes_of(counts).mean(0)
 
 
 def spare(

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from neurtransformer.spiking.attention import SpikingSelfAttention
-from neurtransformer.spiking.coding import spikes_in
 from neurtransformer.spiking.model import SpikingBlock, SpikingLanguageModel
 from neurtransformer.spiking.neuron import CodingNeuron
 
@@ -30,13 +29,14 @@ def soft_spikes(counts: Tensor, neuron: CodingNeuron) -> Tensor:
     """How many spikes send counts (...): exact forward, smooth backward.
 
     A rate-coded count is its number of spikes. That of the digits of a phase-coded one jumps up and
-    down; its gradient is that of log2(1 + count), which it equals where all digits are 1.
+    down; its gradient is that of log2(1 + count), which it equals where all digits are 1, or, if
+    they are signed, of log2(1 + 3 count) / 2, which it equals where every second one is.
     """
     size = counts.abs()
     if neuron.coding == "rate":
         return size
-    smooth = torch.log2(1 + size)
-    exact = spikes_in(counts.detach(), neuron.coding, neuron.timesteps)
+    smooth = torch.log2(1 + size) if neuron.digits == "binary" else torch.log2(1 + 3 * size) / 2
+    exact = neuron.spikes_of(counts.detach())
     return smooth + (exact - smooth).detach()
 
 

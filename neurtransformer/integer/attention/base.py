@@ -76,7 +76,7 @@ class IntegerAttention(ABC):
         self.heads, self.shared = config.heads, config.shared
         self.kv_heads = self.heads // self.shared
         self.code, self.qkv = config.attention_code, self.qkv_code(config.attention_code)
-        self.encode = Encoder.of(tensors, name, self.code.most, self.code.coding)
+        self.encode = Encoder.of(tensors, name, self.code)
         saturates = config.carries(self.code.coding)
         self.c_attn = Projection.of(tensors, f"{name}.c_attn", saturates=saturates)
         self.c_proj = Projection.of(tensors, f"{name}.c_proj", saturates=saturates)
@@ -192,7 +192,7 @@ class IntegerAttention(ABC):
         trace["qkv.u"] = self.c_attn.steps(trace["encode.spikes"], self.code.coding, slots)
         trace["qkv.spikes"], trace["qkv.v"] = arithmetic.fire_steps(
             self.turned(trace["qkv.u"][-1]), self.qkv_theta, self.qkv.most, self.qkv_signed, *when,
-            self.qkv.coding,
+            self.qkv.coding, digits=self.qkv.digits,
         )  # fmt: skip
         mean, core = self.core_steps(trace["qkv.spikes"][:slots], phase)
         arriving = at_the_end(mean, phase)
@@ -200,8 +200,9 @@ class IntegerAttention(ABC):
             arriving << MERGE_SHIFT, self.merged_bias, "rate", slots
         )
         spikes, trace["merged.v"] = arithmetic.fire_steps(
-            trace["merged.u"][-1], self.merged_theta, self.code.most, True, *when, self.code.coding
-        )
+            trace["merged.u"][-1], self.merged_theta, self.code.most, True, *when,
+            self.code.coding, digits=self.code.digits,
+        )  # fmt: skip
         trace["merged.spikes"] = spikes << self.merged_carry
         u = self.c_proj.steps(trace["merged.spikes"], self.code.coding, slots)
         trace |= {"residual.u": u, "residual.x": at_the_end(self.residual.add(u[-1], x), phase)}

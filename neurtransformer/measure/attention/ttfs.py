@@ -71,8 +71,8 @@ def core(s: Shape, n: LayerSpikes) -> Part:
     fired = n.events.get("race", 0.0) * longer * column
     scored = n.query * s.seen
     counted = n.query + n.key + n.value
-    timesteps, coding = s.attention
-    doublings = (timesteps - 1) * pairs if coding == "phase" else 0.0
+    timesteps = s.attention.timesteps
+    doublings = (timesteps - 1) * pairs if s.attention.coding == "phase" else 0.0
     return {
         "write": Ops(
             mac=s.kv_width,

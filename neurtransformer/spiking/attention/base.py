@@ -33,7 +33,13 @@ class QueryNeuron(CodingNeuron):
     def __init__(
         self, channels: int, kv_heads: int, shared: int, code: Code, *, signed: bool
     ) -> None:
-        super().__init__(channels // shared, code.timesteps, signed=signed, coding=code.coding)
+        super().__init__(
+            channels // shared,
+            code.timesteps,
+            signed=signed,
+            coding=code.coding,
+            digits=code.digits,
+        )
         self.kv_heads, self.shared = kv_heads, shared
 
     def spread(self, x: Tensor) -> Tensor:
@@ -76,17 +82,19 @@ class SpikingSelfAttention(Keeping, ABC):
         self.shared = sizes.heads // sizes.kv_heads
         self.head_dim = width // sizes.heads
         self.qkv = qkv = self.qkv_code(code)
-        timesteps, coding = code
-        self.encode = CodingNeuron(width, timesteps, signed=True, coding=coding, analogue=True)
+        timesteps, coding, digits = code
+        self.encode = CodingNeuron(
+            width, timesteps, signed=True, coding=coding, digits=digits, analogue=True
+        )
         self.rows = self.sizes(width, sizes.kv_width)
         self.c_attn = SpikeLinear(width, sum(self.rows), code.most, coding)
         queries, keys, values = self.rows
         self.query = QueryNeuron(queries, self.kv_heads, self.shared, qkv, signed=self.signed[0])
         self.key, self.value = (
-            CodingNeuron(size, qkv.timesteps, signed=signed, coding=qkv.coding)
+            CodingNeuron(size, qkv.timesteps, signed=signed, coding=qkv.coding, digits=qkv.digits)
             for size, signed in zip((keys, values), self.signed[1:], strict=True)
         )
-        self.merged = CodingNeuron(width, timesteps, signed=True, coding=coding)
+        self.merged = CodingNeuron(width, timesteps, signed=True, coding=coding, digits=digits)
         self.c_proj = SpikeLinear(width, width, code.most, coding)
         self.first_key: nn.Parameter | None = None
         self.first_value: nn.Parameter | None = None
@@ -247,8 +255,8 @@ class SpikingSelfAttention(Keeping, ABC):
 
 
 def decoded(spikes: Tensor, code: Code) -> Tensor:
-    """Counts (...) from the spikes (T, ...) that send them: their sum, or the number whose binary
-    digits they are."""
+    """Counts (...) from the spikes (T, ...) that send them: their sum, or the number whose digits
+    they are."""
     if code.coding == "rate":
         return spikes.sum(0)
     count = torch.zeros_like(spikes[0])
