@@ -24,8 +24,8 @@ from neurtransformer.loihi import netlist
 from neurtransformer.loihi.graph import networks
 from neurtransformer.loihi.nodes import Neurons
 from neurtransformer.measure.card import _codes
+from neurtransformer.measure.origin import facts
 from neurtransformer.measure.quality import counting_spikes
-from neurtransformer.measure.report import facts
 from neurtransformer.provenance import model_sha256, run_sha256
 from neurtransformer.recipe import Code, load_recipe
 from neurtransformer.runs import read_json, write_json
@@ -315,5 +315,5 @@ def test_nir_knows_no_digits(tiny_dense_folder: Path, tmp_path: Path) -> None:
 def test_a_report_and_a_card_say_so(tiny_dense_folder: Path) -> None:
     for digits in ("binary", "signed"):
         config = converted(tiny_dense_folder, digits).config.to_dict()
-        said = dict(facts({}, config)), _codes(config)
+        said = dict(facts({}, config, None)), _codes(config)
         assert ("digits" in said[0], "signed digits" in said[1]) == (digits == "signed",) * 2

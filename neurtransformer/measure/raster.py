@@ -1,8 +1,8 @@
 """A raster that a person can read: the spikes of some neurons of some layers on one sentence.
 
 Counts are noted, and time steps follow from them: a neuron that has integrated fires by itself. One
-that is rate coded fires until its count is spent, one that is phase coded the digits of its count, the
-highest first. Neurons are taken at even distances, not by how much they fire.
+that is rate coded fires until its count is spent, one that is phase coded sends the digits of its
+count, the highest first. Neurons are taken at even distances, not by how much they fire.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,9 +38,9 @@ def raster(
     """Counts on the sentence, token by token.
 
     Returns `tokens` (text of each) and `rows`, of each population of each layer that is shown:
-    `layer`, `population`, `coding`, `digits`, `timesteps`, `per_step` (spikes of a neuron in a step at most),
-    `neurons` (their numbers) and `counts` (of each neuron, a text of whole numbers, one a token).
-    None for a model that the sentence does not fit.
+    `layer`, `population`, `coding`, `digits`, `timesteps`, `per_step` (spikes of a neuron in a step
+    at most), `neurons` (their numbers) and `counts` (of each neuron, a text of whole numbers, one a
+    token). None for a model that the sentence does not fit.
     """
     read = sentence(model, tokenizer)
     if read is None:
