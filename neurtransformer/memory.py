@@ -16,16 +16,13 @@ MAPPED = 2**22
 _M_MMAP_THRESHOLD = -3
 
 
-def spare(model: "PreTrainedModel") -> bool:
-    """Have freed memory returned to the system at once if `model` is large, and say whether it is.
+def spare(model: "PreTrainedModel") -> None:
+    """If `model` is large, have memory from now on returned to the system as soon as it is freed.
 
     glibc keeps freed blocks of up to 32 MiB, in which tensors of other sizes do not fit: half as
-    much again as GPT-2 XL's weights (docs/LOG.md). Without glibc nothing happens.
+    much again as the weights of a wide model (docs/LOG.md). Without glibc nothing happens.
     """
-    if sum(x.nbytes for x in model.parameters()) < LARGE:
-        return False
-    if sys.platform == "linux":
+    if sys.platform == "linux" and sum(x.nbytes for x in model.parameters()) >= LARGE:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
             mallopt(_M_MMAP_THRESHOLD, MAPPED)
-    return True
