@@ -1,6 +1,7 @@
 """What the integers cost: the integer network beside the spiking and the dense one."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel
 
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.loss import perplexity
+from neurtransformer.memory import is_large
 from neurtransformer.spiking.innate import dense_output
 from neurtransformer.spiking.model import SpikingLanguageModel
 from neurtransformer.spiking.neuron import snapping_anew
@@ -30,7 +32,8 @@ def evaluate_integer(
     first = spiking.config.first_token
     if dense is not None:
         forms["dense"] = lambda x: dense_output(dense, x, first)[0]
-    with snapping_anew(spiking):  # beside the integers
+    # beside the integers; of smaller networks the copy is not worth the time
+    with snapping_anew(spiking) if is_large(spiking) else nullcontext():
         ppl = {name: perplexity(form, ids) for name, form in forms.items()}
     values = {f"ppl_{name}": value for name, value in ppl.items()}
     values["ppl_ratio_to_spiking"] = ppl["integer"] / ppl["spiking"]
