@@ -88,9 +88,16 @@ class _Janitor:
     def __init__(self, folder: Path) -> None:
         self.parent = os.getpid()
         read, self.alive = os.pipe()
-        self.process = os.fork()
+        others = _janitors.copy()
+        # a janitor must not be in another's group for a moment: who is forked in that moment finds
+        # no group of this one's
+        _janitors.clear()
+        try:
+            self.process = os.fork()
+        finally:
+            _janitors.extend(others)
         if self.process == 0:
-            _wait_and_clean(read, self.alive, folder)
+            _wait_and_clean(read, [self.alive, *(other.alive for other in others)], folder)
         os.close(read)
         with contextlib.suppress(OSError):  # the janitor does the same; who is first is not known
             os.setpgid(self.process, self.process)
@@ -109,14 +116,16 @@ class _Janitor:
 _janitors: list[_Janitor] = []
 
 
-def _wait_and_clean(read: int, alive: int, folder: Path) -> None:
-    """The life of a janitor. Does not return."""
+def _wait_and_clean(read: int, alive: list[int], folder: Path) -> None:
+    """The life of a janitor. alive: ends of pipes that its parent alone is to hold. Does not
+    return."""
     try:
         for ignored in (*stop.SIGNALS, signal.SIGQUIT):
             signal.signal(ignored, signal.SIG_IGN)
         with contextlib.suppress(OSError):
             os.setpgid(0, 0)
-        os.close(alive)
+        for end in alive:
+            os.close(end)
         # whoever reads what the parent writes must not wait for the janitor too
         null = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):

@@ -1,7 +1,7 @@
 """The frontier: perplexity ratio against spikes and energy, as a table and a picture.
 
     python scripts/frontier.py OUT --text FILE... [--model NAME] [--timesteps T]...
-      [--run FOLDER]...
+      [--run RUN]...
 
 The model is converted once for every T with phase coding, without training; runs that were trained
 stand beside them (--run, more than once). Everything is measured by `neurtx eval` on the same
@@ -37,7 +37,7 @@ HEAD = """\
 """
 
 
-def measured(name: str, run: Path, texts: Iterable[Path], limit: int) -> dict[str, Any]:
+def measured(name: str, run: str | Path, texts: Iterable[Path], limit: int) -> dict[str, Any]:
     """What `neurtx eval` says of a run, the mean over texts, and its ratio on each."""
     found = [evaluate(run, text=text, limit=limit) for text in texts]
     row = {key: statistics.fmean(values[key] for values in found) for key in KEYS}
@@ -69,10 +69,13 @@ def picture(title: str, converted: list[dict[str, Any]], trained: list[dict[str,
             (converted, "o-", "converted, phase coded"),
             (trained, "s", "trained"),
         ):
+            if not rows:
+                continue
             x, y = [row[key] for row in rows], [row["ppl_ratio"] for row in rows]
             panel.plot(x, y, style, label=name)
             for row, at in zip(rows, zip(x, y, strict=True), strict=True):
                 panel.annotate(row["network"], at, (4, 4), textcoords="offset points", fontsize=7)
+        panel.margins(0.12)
         panel.axhline(1, color="0.6", linewidth=0.8)
         panel.set_xlabel(label)
     axes[0].set_ylabel("perplexity, ratio to the dense model")
@@ -87,14 +90,14 @@ def picture(title: str, converted: list[dict[str, Any]], trained: list[dict[str,
 @click.option("--text", "texts", multiple=True, required=True,
               type=click.Path(exists=True, path_type=Path))  # fmt: skip
 @click.option("--timesteps", multiple=True, type=int, default=(4, 5, 6, 7, 8), show_default=True)
-@click.option("--run", "runs", multiple=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--run", "runs", multiple=True, help="A folder, or the name of one that ships.")
 @click.option("--limit", default=8176, show_default=True, help="Tokens of each text.")
 def main(
     out: Path,
     model: str,
     texts: tuple[Path, ...],
     timesteps: tuple[int, ...],
-    runs: tuple[Path, ...],
+    runs: tuple[str, ...],
     limit: int,
 ) -> None:
     """Measure the frontier of MODEL and of trained runs into OUT."""
@@ -107,7 +110,7 @@ def main(
         converted.append(measured(f"T = {number}", run, texts, limit))
         click.echo(table(converted[-1:]).splitlines()[-1])
     for run in runs:
-        trained.append(measured(run.name, run, texts, limit))
+        trained.append(measured(Path(run).name, run, texts, limit))
         click.echo(table(trained[-1:]).splitlines()[-1])
     rows = [*converted, *trained]
     (out / "frontier.json").write_text(json.dumps(rows, indent=1) + "\n")

@@ -25,7 +25,11 @@ LINEAR = ("--attention", "linear")
 
 
 @pytest.mark.parametrize(
-    ("options", "kind"), [((), ("ttfs", 4, "phase")), (LINEAR, ("linear", 4, "rate"))]
+    ("options", "kind"),
+    [
+        ((), ("ttfs", 4, "phase")),
+        pytest.param(LINEAR, ("linear", 4, "rate"), marks=pytest.mark.slow),
+    ],
 )
 def test_convert_finetune_eval(
     neurtx: Any,
@@ -94,7 +98,8 @@ def test_the_teacher_continues_the_prompt_too(
     assert read_json(run / "report.json")["generate"]["dense_text"] is None
 
 
-@pytest.mark.parametrize("attention", ["ttfs", pytest.param("linear", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["ttfs", "linear"])
 def test_phase_coding_all_the_way(
     neurtx: Any, tiny_dense_folder: Path, tmp_path: Path, attention: str
 ) -> None:

@@ -223,8 +223,12 @@ def signed(counts: Tensor, spike_value: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("timesteps", "coding", "bounds"),
     [
-        (8, "rate", {"query": 0.24, "key": 0.24, "value": 0.17, "output": 0.13, "mlp": 0.24}),
         (5, "phase", {"query": 0.33, "key": 0.33, "value": 0.19, "output": 0.053, "mlp": 0.19}),
+        pytest.param(
+            *(8, "rate"),
+            {"query": 0.24, "key": 0.24, "value": 0.17, "output": 0.13, "mlp": 0.24},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 @torch.no_grad()

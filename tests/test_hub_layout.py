@@ -99,6 +99,7 @@ def test_the_folder_is_as_the_hubs(hub_folder: Path) -> None:
     assert not any(key.startswith(("transformer.", "lm_head")) for key in keys)
 
 
+@pytest.mark.slow
 def test_from_the_hubs_layout_to_lava(
     neurtx: Any, lava: None, hub_folder: Path, tmp_path: Path
 ) -> None:

@@ -39,7 +39,6 @@ MOMENTS = {
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 QUICK = {
     (signal.SIGKILL, "the tokenizer is written"),
-    (signal.SIGTERM, "the folder is made"),
 }
 
 

@@ -73,7 +73,7 @@ def stream(model: IntegerGPT2, tokens: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("spikes", "timesteps", "coding", "tokens", "first"),
     [
-        ("binary", 5, "phase", 33, None),
+        pytest.param("binary", 5, "phase", 33, None, marks=pytest.mark.slow),
         ("graded", 5, "phase", 8, None),
         ("binary", 4, "rate", 5, None),
         ("binary", 1, "rate", 4, None),

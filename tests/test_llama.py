@@ -212,7 +212,10 @@ def test_old_configs_say_theta_elsewhere(folder: Path, copy_of: Callable[[Path],
 # --- commands ---
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# the race goes on to Lava in tests/test_llama_on_chip.py
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "ttfs")) for kind in KINDS]
+)
 def test_all_commands_up_to_the_chip(
     neurtx: Callable[..., Done], tmp_path: Path, folder: Path, kind: str
 ) -> None:

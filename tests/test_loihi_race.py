@@ -214,7 +214,11 @@ def engine(lava: None) -> Any:
 
 @pytest.mark.parametrize(
     ("seed", "tokens", "dim", "most", "innate"),
-    [(0, 12, 8, 31, 0), (1, 5, 3, 127, 0), (2, 9, 8, 31, 1)],
+    [
+        pytest.param(0, 12, 8, 31, 0, marks=pytest.mark.slow),
+        (1, 5, 3, 127, 0),
+        (2, 9, 8, 31, 1),
+    ],
 )
 def test_the_learning_engine_is_exact(
     engine: Any, seed: int, tokens: int, dim: int, most: int, innate: int

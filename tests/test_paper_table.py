@@ -261,6 +261,7 @@ def test_a_training_goes_on_from_its_checkpoint_or_from_the_start(
     ]
 
 
+@pytest.mark.slow
 def test_a_table_of_a_trained_network(
     script: ModuleType, in_process: list[list[str]], tiny_dense_folder: Path, text: Path
 ) -> None:

@@ -120,6 +120,7 @@ print("whole")
 """
 
 
+@pytest.mark.slow
 def test_transformers_does_not_miss_what_we_miss() -> None:
     done = python(GONE + WHOLE, "pydantic")
     assert done.stdout == "whole\n", done.stderr

@@ -256,6 +256,7 @@ def test_without_its_teacher_a_run_is_still_exported_and_continues_prompts(
 # --- what belongs to which weights ---
 
 
+@pytest.mark.slow
 def test_a_training_makes_what_was_measured_before_older(
     neurtx: Any, run: Path, teacher: Path, text: str
 ) -> None:

@@ -339,7 +339,7 @@ def test_values_of_a_wrong_type_are_left_out(name: str, value: dict[str, Any]) -
     summary_rows({name: value})
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_report_becomes_a_page(full: dict[str, Any], data: st.DataObject) -> None:
     """Whoever edits report.json, or has it from elsewhere, gets a page that leaves things out."""
