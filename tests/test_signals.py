@@ -74,6 +74,29 @@ def working(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[Path],
     process.communicate()
 
 
+LATE = """
+import os, time
+from neurtransformer import janitor
+set_group, parent = os.setpgid, os.getpid()
+def late(process, group):
+    if os.getpid() != parent and process == 0:
+        time.sleep(0.2)
+    set_group(process, group)
+os.setpgid = late
+with janitor.temporary_folder(), janitor.temporary_folder():
+    child = os.fork()
+    if child == 0:
+        time.sleep(20)
+    time.sleep(1)
+    print(os.getpgid(child) == janitor.group())
+"""
+
+
+def test_a_child_belongs_to_a_janitor_that_is_late() -> None:
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
 @pytest.mark.parametrize("number", [*stop.SIGNALS, signal.SIGKILL])
 def test_nothing_stays(
     working: tuple[subprocess.Popen[str], list[Path], int], number: signal.Signals
