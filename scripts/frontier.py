@@ -22,6 +22,7 @@ import click
 from matplotlib.figure import Figure
 
 from neurtransformer import convert, evaluate
+from neurtransformer.measure.drawing import svg_of
 
 KEYS = (
     "ppl_ratio",
@@ -117,7 +118,7 @@ def main(
     (out / "frontier.md").write_text(table(rows))
     names = " and ".join(text.stem for text in texts)
     figure = picture(f"{model}, {limit:,} tokens each of {names}", converted, trained)
-    figure.savefig(out / "frontier.svg")
+    (out / "frontier.svg").write_bytes(svg_of(figure))
 
 
 if __name__ == "__main__":
