@@ -3,7 +3,7 @@
 import re
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -44,6 +44,39 @@ class Code(NamedTuple):
     def most(self) -> int:
         """The largest count."""
         return self.timesteps if self.coding == "rate" else 2**self.timesteps - 1
+
+
+class Coded(Protocol):
+    """What says how a network is coded: a recipe, or the config of a spiking or integer network."""
+
+    @property
+    def timesteps(self) -> int: ...
+    @property
+    def coding(self) -> Coding: ...
+    @property
+    def attention_timesteps(self) -> int | None: ...
+    @property
+    def attention_coding(self) -> Coding | None: ...
+    @property
+    def digits(self) -> Digits: ...
+
+
+class Codes:
+    """The codes that follow from it."""
+
+    @property
+    def code(self: Coded) -> Code:
+        """The code of the feed-forward blocks."""
+        return Code.of(self.timesteps, self.coding, self.digits)
+
+    @property
+    def attention_code(self: Coded) -> Code:
+        """The code of the attention."""
+        return Code.of(
+            self.attention_timesteps or self.timesteps,
+            self.attention_coding or self.coding,
+            self.digits,
+        )
 
 
 def check_digits(digits: Digits, *codings: Coding) -> None:
@@ -113,7 +146,7 @@ class Finetune(Section):
         return checked(type(self), {**self.model_dump(), **given}, None)
 
 
-class Recipe(Section):
+class Recipe(Codes, Section):
     """One way to make a spiking network; `configs/default.yaml` explains each value."""
 
     timesteps: Annotated[int, Field(ge=1, le=MAX_TIMESTEPS)]
@@ -142,20 +175,6 @@ class Recipe(Section):
     def _digits_of_something(self) -> Self:
         check_digits(self.digits, self.coding, self.attention_code.coding)
         return self
-
-    @property
-    def code(self) -> Code:
-        """The code of the feed-forward blocks."""
-        return Code.of(self.timesteps, self.coding, self.digits)
-
-    @property
-    def attention_code(self) -> Code:
-        """The code of the attention."""
-        return Code.of(
-            self.attention_timesteps or self.timesteps,
-            self.attention_coding or self.coding,
-            self.digits,
-        )
 
     @property
     def limited(self) -> tuple[int, int] | None:

@@ -7,6 +7,8 @@ sequence, with every spike and state of every time step (a `Trace`), to be compa
 Between networks travels the residual stream: integers of 24 bits with `stream_bits` fraction bits.
 """
 
+from functools import cached_property
+
 import numpy as np
 
 from neurtransformer.integer import arithmetic
@@ -36,9 +38,14 @@ class IntegerEmbedding:
         self.table = Projection.of(tensors, "embed.table")
         self.stream = Accumulator.of(tensors, "embed.stream")
 
+    @cached_property
+    def _rows(self) -> Integers:
+        """Weights (inputs, width), of which a token needs one row or two."""
+        return self.table.weight.T
+
     def counts(self, ids: Integers, past: int = 0) -> Integers:
         """Token ids (..., length) to the stream (..., length, width), behind `past` tokens."""
-        rows = self.table.weight.T
+        rows = self._rows
         u = rows[ids].astype(np.int64) + self.table.bias
         if self.embeds_positions:
             u += rows[self.begin + past + np.arange(ids.shape[-1])]

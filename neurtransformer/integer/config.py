@@ -10,6 +10,7 @@ from neurtransformer.recipe import (
     MAX_PHASE_TIMESTEPS,
     MAX_TIMESTEPS,
     Code,
+    Codes,
     Coding,
     Digits,
     check_digits,
@@ -27,7 +28,7 @@ FINAL_DIGITS = 8
 """Those of their counts where they are phase coded."""
 
 
-class IntegerConfig(BaseModel):
+class IntegerConfig(Codes, BaseModel):
     """Sizes of an IntegerGPT2, as they stand in a netlist's manifest.
 
     model: the family. A Llama has no embeddings of positions but rotary ones, and hidden neurons
@@ -101,20 +102,6 @@ class IntegerConfig(BaseModel):
     def context(self) -> int:
         """Tokens of the longest text: an innate first token takes one position."""
         return self.positions - (self.first_token is not None)
-
-    @property
-    def code(self) -> Code:
-        """The code of the inputs of a feed-forward network."""
-        return Code.of(self.timesteps, self.coding, self.digits)
-
-    @property
-    def attention_code(self) -> Code:
-        """The code of the attention."""
-        return Code.of(
-            self.attention_timesteps or self.timesteps,
-            self.attention_coding or self.coding,
-            self.digits,
-        )
 
     @property
     def hidden_code(self) -> Code:

@@ -87,10 +87,10 @@ def attention_maps(values: Mapping[str, Any]) -> bytes:
         figure = Figure(figsize=(WIDTH, 0.7 + (0.3 + 0.125 * len(tokens)) * len(heads)))
         grid = figure.subplots(len(heads), 2, sharey="row", squeeze=False)
         for panels, head in zip(grid, heads, strict=True):
-            for axes, (form, title) in zip(panels, FORMS.items(), strict=True):
+            for axes, form in zip(panels, ("dense", "spiking"), strict=True):
                 weights = square(head[form], len(tokens))
                 image = axes.imshow(weights, cmap=HEAT, vmin=0, vmax=1, aspect="auto")
-                axes.set_title(f"{title}, layer {head['layer']}, head {head['head']}", fontsize=8)
+                axes.set_title(f"{form}, layer {head['layer']}, head {head['head']}", fontsize=8)
                 axes.set_xticks([])
                 asking = range(len(tokens) - len(weights), len(tokens))
                 axes.set_yticks(range(len(weights)), [tokens[i] for i in asking], fontsize=SMALL)
@@ -100,9 +100,6 @@ def attention_maps(values: Mapping[str, Any]) -> bytes:
             image, ax=grid, label="attention weight", location="bottom", aspect=40, pad=0.01
         )
         return svg_of(figure)
-
-
-FORMS = {"dense": "dense", "spiking": "spiking"}
 
 
 def square(rows: list[str], tokens: int) -> NDArray[np.float64]:

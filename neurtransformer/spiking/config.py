@@ -8,11 +8,11 @@ from transformers import AutoConfig, GPT2Config, LlamaConfig
 from neurtransformer.families import FAMILIES
 from neurtransformer.families.base import Sizes
 from neurtransformer.families.llama import THETA
-from neurtransformer.recipe import Code, Coding, Digits
+from neurtransformer.recipe import Code, Codes, Coding, Digits
 
 
 @dataclass(init=False)  # transformers makes one of all fields, its own and these
-class SpikingConfig:
+class SpikingConfig(Codes):
     """What is the same for all families: the kind of attention, the codes, and the teacher.
 
     attention_timesteps, attention_coding: None where the attention has the code of the rest.
@@ -47,20 +47,6 @@ class SpikingConfig:
     hidden_spikes: int | None = None
     dense: str | None = None
     dense_sha256: str | None = None
-
-    @property
-    def code(self) -> Code:
-        """The code of the feed-forward blocks."""
-        return Code.of(self.timesteps, self.coding, self.digits)
-
-    @property
-    def attention_code(self) -> Code:
-        """The code of the attention."""
-        return Code.of(
-            self.attention_timesteps or self.timesteps,
-            self.attention_coding or self.coding,
-            self.digits,
-        )
 
     @property
     def hidden_code(self) -> Code:
