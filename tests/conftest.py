@@ -179,6 +179,24 @@ def tiny_race_run(
     return _converted(folder, tiny_dense_folder, nano_tokenizer, "ttfs")
 
 
+FOR_READING = ("tiny_run", "tiny_race_run", "tiny_netlist", "tiny_race_netlist", "whole")
+
+
+@pytest.fixture(autouse=True)
+def _unspoilt(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that changes what all share would make another one fail, some day."""
+
+    def state() -> dict[Path, tuple[int, int]]:
+        files = [path for folder in folders for path in sorted(folder.rglob("*"))]
+        return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+    shared = [name for name in FOR_READING if name in request.fixturenames]
+    folders: list[Path] = [request.getfixturevalue(name) for name in shared]
+    before = state()
+    yield
+    assert state() == before, f"{' or '.join(shared)} was changed: use a copy"
+
+
 @pytest.fixture
 def one_of_each(
     tmp_path: Path,

@@ -1,6 +1,7 @@
 """How `neurtx generate` draws its tokens, and where prompts come from."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,15 @@ def test_top_p_keeps_what_has_that_chance(tiny_race_run: Path) -> None:
 # --- the command ---
 
 
-def test_a_prompt_from_a_file(neurtx: Any, tiny_run: Path, tmp_path: Path) -> None:
+def test_a_prompt_from_a_file(
+    neurtx: Any, tiny_run: Path, copy_of: Callable[[Path], Path], tmp_path: Path
+) -> None:
     (tmp_path / "prompt.txt").write_text(f"{PROMPT}\n")
-    command = ("generate", str(tiny_run), "--tokens", "4", "--greedy")
+    run = copy_of(tiny_run)  # notes what was generated
+    command = ("generate", str(run), "--tokens", "4", "--greedy")
     told = json.loads(neurtx(*command, "--prompt-file", "prompt.txt", "--json").stdout)
     assert told["prompt"] == PROMPT and told["text"].startswith(PROMPT)
-    assert told["run"] == str(tiny_run)
+    assert told["run"] == str(run)
     assert neurtx(*command, "--prompt", PROMPT).stdout == told["text"] + "\n"
 
 

@@ -2,6 +2,7 @@
 spend spikes where they matter, and the price that keeps to the budget."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -144,13 +145,40 @@ def test_what_matters_more_has_finer_steps(tiny_dense_folder: Path) -> None:
 
 def test_channels_that_are_left_out_are_silent_whatever_comes(tiny_dense_folder: Path) -> None:
     attention = converted(tiny_dense_folder).blocks[0].attn
-    channels = torch.arange(attention.rows[1]) % 3 == 0
-    attention.leave_out(channels)
-    counts = attention.encode(torch.randn(1, 10, attention.rows[0]) * 10)
-    for membrane in attention.membranes(counts, False, None)[:2]:
+    keys, values = (torch.arange(attention.rows[1]) % every == 0 for every in (3, 4))
+    merged: list[Tensor] = []
+    attention.merged.register_forward_hook(lambda module, args, counts: merged.append(counts))
+    assert attention.left_out == (0, 0, 0, 0)
+    attention.leave_out_keys(keys)
+    attention.leave_out_values(values)
+    assert attention.left_out == (*2 * [int(keys.sum())], *2 * [int(values.sum())])
+    x = torch.randn(1, 10, attention.rows[0]) * 10
+    membranes = attention.membranes(attention.encode(x), False, None)
+    for membrane, channels in zip(membranes, (keys, keys, values), strict=True):
         assert torch.equal((membrane == 0).all(1)[0], channels)
-    assert attention.first_key is not None
-    assert torch.equal(attention.first_key == 0, channels)
+    attention(x)
+    assert torch.equal((merged[-1] == 0).all(1)[0], values)
+    assert attention.first_key is not None and attention.first_value is not None
+    assert torch.equal(attention.first_key == 0, keys)
+    assert torch.equal(attention.first_value == 0, values)
+
+
+def test_leaving_out_what_says_nothing_changes_nothing(tiny_dense_folder: Path) -> None:
+    model, tokens = converted(tiny_dense_folder), text(2, 16)
+    for block in model.blocks:
+        attention = block.attn
+        nothing = torch.arange(attention.rows[1]) % 4 == 0
+        with torch.no_grad():  # queries of 0, and values that the output does not read
+            for x in (attention.c_attn.weight, attention.c_attn.bias):
+                x[: attention.rows[0]][nothing] = 0.0
+            attention.c_proj.weight[:, nothing] = 0.0
+    before = model(tokens).logits
+    for block in model.blocks:
+        attention = block.attn
+        nothing = torch.arange(attention.rows[1]) % 4 == 0
+        attention.leave_out_keys(nothing)
+        attention.leave_out_values(nothing)
+    assert torch.equal(model(tokens).logits, before)
 
 
 def test_products_of_spikes_are_worth_no_more_than_the_core_can_tell() -> None:
@@ -171,8 +199,14 @@ def test_the_price_follows_what_is_spent() -> None:
     assert next_price(Step(1, "distil", 0.1, share=0.4, price=0.2), 0.5) < 0.2
 
 
-def trained(dense: Path, budget: float | None, **options: Any) -> tuple[Any, list[Step]]:
+def trained(
+    dense: Path,
+    budget: float | None,
+    prepare: Callable[[SpikingGPT2LMHeadModel], None] = lambda model: None,
+    **options: Any,
+) -> tuple[Any, list[Step]]:
     model = converted(dense)
+    prepare(model)
     recipe: Finetune = load_recipe(attention="ttfs").finetune.changed(
         steps=STEPS, batch=2, distil_rate=0.003, spikes_budget=budget
     )
@@ -181,6 +215,20 @@ def trained(dense: Path, budget: float | None, **options: Any) -> tuple[Any, lis
         model, load_teacher(model), text(16, 16), recipe, seed=0, device="cpu", **settings
     )
     return model, steps
+
+
+def test_what_was_left_out_stays_out(tiny_dense_folder: Path) -> None:
+    def thin(model: SpikingGPT2LMHeadModel) -> None:
+        for attention in (block.attn for block in model.blocks):
+            attention.leave_out_keys(torch.arange(attention.rows[1]) % 3 == 0)
+            attention.leave_out_values(torch.arange(attention.rows[2]) % 4 == 0)
+
+    then = converted(tiny_dense_folder)
+    thin(then)
+    now, _ = trained(tiny_dense_folder, None, thin)
+    for before, after in zip(then.blocks, now.blocks, strict=True):
+        assert not torch.equal(before.attn.c_attn.weight, after.attn.c_attn.weight)
+        assert before.attn.left_out == after.attn.left_out != (0, 0, 0, 0)
 
 
 def test_a_budget_is_kept_from_the_first_step_to_the_last(tiny_dense_folder: Path) -> None:
@@ -252,7 +300,16 @@ def test_heads_that_share_keys_and_rotary_positions_save_spikes_too(
         out = attention.c_proj.weight.unflatten(1, (attention.kv_heads, attention.shared, -1))
         return torch.einsum("ohsd,hdi->hsoi", out, values).detach()
 
-    before, weights = cost_of(model, tokens), through_each_head()
-    spare(model, load_teacher(model), tokens, before, 0.6, 0)
+    before, weights, state = cost_of(model, tokens), through_each_head(), model.state_dict()
+    state = {name: x.clone() for name, x in state.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RaceAttention, "leave_out_values", lambda attention, channels: None)
+        spare(model, load_teacher(model), tokens, before, 0.6, 0)
     assert 0.5 < float(share_of(cost_of(model, tokens), before)) <= 0.6
     assert torch.allclose(through_each_head(), weights, atol=1e-5)
+    model.load_state_dict(state)
+    spare(model, load_teacher(model), tokens, before, 0.6, 0)
+    assert 0.5 < float(share_of(cost_of(model, tokens), before)) <= 0.6
+    query, key, value, merged = attention.left_out
+    assert query == key == 0  # rotary positions turn their channels in pairs
+    assert merged == attention.shared * value > 0

@@ -208,7 +208,8 @@ def carried(weight: Floats) -> NDArray[np.int32]:
     # einsum needs no memory for the squares
     mean = np.einsum("ij,ij->j", weight, weight) / len(weight)
     size = np.maximum(np.sqrt(mean), _SMALLEST)
-    exponent = np.rint(np.log2(size / np.median(size)))
+    # channels that were left out have no synapses, and no say
+    exponent = np.rint(np.log2(size / np.median(size[mean > 0] if mean.any() else size)))
     return exponent.clip(0, arithmetic.MOST_CARRIED).astype(np.int32)
 
 

@@ -115,7 +115,7 @@ def messages(s: Shape, layers: Iterable[LayerSpikes]) -> float:
 
     sent = s.width * (2.0 + cores(s.width, s.vocab))  # from the embedding to the LM head
     for n in layers:
-        sent += n.encode * cores(s.width, sum(s.qkv)) + n.merged * cores(s.width, s.width)
+        sent += n.encode * cores(s.width, sum(n.qkv(s))) + n.merged * cores(s.width, s.width)
         sent += n.query + n.key + n.value + n.events.get("race", 0.0)
         sent += n.mlp_encode * cores(s.width, (1 + s.gated) * s.hidden)
         sent += n.hidden * cores(s.hidden, s.width) + 5 * s.width

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 from neurtransformer.recipe import Code
 from neurtransformer.spiking.attention import KINDS
+from neurtransformer.spiking.attention.base import LeftOut
 
 if TYPE_CHECKING:
     from neurtransformer.spiking.config import SpikingConfig
@@ -108,7 +109,8 @@ class Shape:
 class LayerSpikes:
     """Measured spikes per token of one block, summed over each population.
 
-    events: what else the kind of attention counts in its core, per token.
+    events: what else the kind of attention counts in its core, per token. left_out: neurons of the
+    attention that are not there.
     """
 
     encode: float
@@ -119,3 +121,10 @@ class LayerSpikes:
     mlp_encode: float
     hidden: float
     events: Mapping[str, float] = field(default_factory=dict)
+    left_out: LeftOut = LeftOut(0, 0, 0, 0)
+
+    def qkv(self, s: Shape) -> tuple[int, int, int]:
+        """Query, key and value neurons that are there."""
+        query, key, value = s.qkv
+        out = self.left_out
+        return query - out.query, key - out.key, value - out.value

@@ -111,6 +111,7 @@ def layer_spikes(
                 mlp_encode=float(per_token(f"{i}.mlp.encode").sum()),
                 hidden=float(per_token(f"{i}.mlp.hidden").sum()),
                 events=events,
+                left_out=model.blocks[i].attn.left_out,
             )
         )
     return layers

@@ -137,19 +137,22 @@ ONCE = Code(1, "rate")
 
 
 def spiking_attention(s: Shape, n: LayerSpikes) -> dict[str, Ops]:
-    """Spiking self-attention of one block: synapses, neurons, and the core of its kind."""
+    """Spiking self-attention of one block: synapses, neurons, and the core of its kind. Neurons that
+    were left out cost nothing: no synapse leads to them, or none from them."""
     kind = ATTENTIONS[s.kind]
     own = kind.qkv_code(s.attention)
+    rows = n.qkv(s)
+    merged = s.width - n.left_out.merged
     # inputs and mean values are no spikes; what c_proj drives goes to the residual stream
-    coded = integrating(2 * s.width, ONCE) + integrating(s.width, s.attention)
-    coded += firing(2 * s.width, n.encode + n.merged, s.attention, pairs=True)
-    populations = zip(s.qkv, (n.query, n.key, n.value), kind.signed, strict=True)
+    coded = integrating(s.width + merged, ONCE) + integrating(s.width, s.attention)
+    coded += firing(s.width + merged, n.encode + n.merged, s.attention, pairs=True)
+    populations = zip(rows, (n.query, n.key, n.value), kind.signed, strict=True)
     for channels, spikes, signed in populations:
         coded += integrating(channels, s.attention)
         coded += firing(channels, spikes, own, pairs=signed)
     return {
-        "c_attn": synapses(n.encode, sum(s.qkv)),
-        **rotary(s, s.qkv[0] + s.qkv[1]),
+        "c_attn": synapses(n.encode, sum(rows)),
+        **rotary(s, rows[0] + rows[1]),
         **KINDS[s.kind].core(s, n),
         "c_proj": synapses(n.merged, s.width),
         "neurons": coded,

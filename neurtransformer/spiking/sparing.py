@@ -182,20 +182,26 @@ class Spread:
 
     @torch.no_grad()
     def at(self, price: float) -> None:
-        """Set all thresholds, and leave out the channels of queries and keys that are worth less,
-        in nats, than their spikes."""
+        """Set all thresholds, and leave out the channels of the attention that are worth less, in
+        nats, than their spikes and those of the inputs that reach them."""
         parts = zip(self.model.blocks, self.heard, self.fitted, self.whole, strict=True)
         for block, layers, fitted, whole in parts:
             block.attn.load_state_dict(whole)
             for layer, finest in zip(layers, fitted, strict=True):
-                neuron = layer.neuron
-                fisher = neuron.samples(layer.gradients).square().mean(0).clamp_min(1e-20)
-                # a step that is larger by a factor e saves 0.5 / ln 2 of a binary digit
-                step = (12 * price * self.each(layer) / (2 * math.log(2)) / fisher).sqrt()
-                threshold = torch.maximum(step * neuron.most, finest)
-                neuron.threshold.copy_(torch.minimum(threshold, SILENT * neuron.most * finest))
+                self.coarsen(layer, finest, price)
             if block.attn.turns:
-                self.thin(block.attn, price, layers[4:6], fitted[4:6])
+                self.thin(block.attn, price, layers, fitted)
+                # the spikes of its inputs reach fewer synapses now
+                self.coarsen(layers[0], fitted[0], price)
+
+    def coarsen(self, layer: Layer, finest: Tensor, price: float) -> None:
+        """Set the thresholds of a layer."""
+        neuron = layer.neuron
+        fisher = neuron.samples(layer.gradients).square().mean(0).clamp_min(1e-20)
+        # a step that is larger by a factor e saves 0.5 / ln 2 of a binary digit
+        step = (12 * price * self.each(layer) / (2 * math.log(2)) / fisher).sqrt()
+        threshold = torch.maximum(step * neuron.most, finest)
+        neuron.threshold.copy_(torch.minimum(threshold, SILENT * neuron.most * finest))
 
     def thin(
         self,
@@ -204,17 +210,26 @@ class Spread:
         layers: list[Layer],
         fitted: list[Tensor],
     ) -> None:
-        """Bring the spikes of queries and keys, `layers`, together."""
-        query, key = layers
-        values, gradients = (query.neuron.samples(x).square().mean(0) for x in _both(query))
-        power = values * gradients
+        """Bring the spikes of queries and keys together, and leave out channels."""
+        encode, merged, _, _, query, key, value = layers
+        power = power_of(query)
         attention.even_gains(power)
+        inputs = self.spikes(encode).sum()
+        # what it costs that the spikes of the inputs reach one neuron more
+        row = share_of(torch.stack([inputs, torch.zeros_like(inputs)]), self.before)
         if self.model.config.rotary is None:
-            kept = power / 2 > price * (self.spent(query) + self.spent(key))
-            attention.leave_out(~kept)
-            for layer, finest in zip(layers, fitted, strict=True):
-                threshold = layer.neuron.threshold
-                threshold.copy_(torch.where(kept, threshold, finest))
+            out = power / 2 <= price * (self.spent(query) + self.spent(key) + 2 * row)
+            attention.leave_out_keys(out)
+            # gains are relative to the product that is worth most
+            for layer, finest in zip(layers[4:6], fitted[4:6], strict=True):
+                layer.neuron.threshold.copy_(torch.where(out, finest, layer.neuron.threshold))
+
+        def of_group(x: Tensor) -> Tensor:
+            """Of the query heads that share values, together."""
+            return x.view(attention.kv_heads, attention.shared, -1).sum(1).flatten()
+
+        spent = self.spent(value) + of_group(self.spent(merged)) + row
+        attention.leave_out_values(of_group(power_of(merged)) / 2 <= price * spent)
 
     def each(self, layer: Layer) -> float:
         """What a spike costs, as a share of all."""
@@ -223,10 +238,20 @@ class Spread:
 
     def spent(self, layer: Layer) -> Tensor:
         """What the spikes of each threshold cost, as a share of all."""
+        return self.each(layer) * self.spikes(layer)
+
+    @staticmethod
+    def spikes(layer: Layer) -> Tensor:
+        """How many spikes of each threshold a token needs."""
         neuron = layer.neuron
         z = neuron.samples(layer.values[:: 1 + len(layer.values) // 1024]) / neuron.threshold
-        counts = neuron.counts(z * neuron.most)
-        return self.each(layer) * neuron.spikes_of(counts).mean(0)
+        return neuron.spikes_of(neuron.counts(z * neuron.most)).mean(0)
+
+
+def power_of(layer: Layer) -> Tensor:
+    """Twice the nats of divergence that a token costs if the channels of a threshold say nothing."""
+    values, gradients = (layer.neuron.samples(x).square().mean(0) for x in _both(layer))
+    return values * gradients
 
 
 def spare(

@@ -21,7 +21,7 @@ from neurtransformer.spiking.neuron import CodingNeuron
 Cost = Tensor
 """Synaptic operations and spikes per token, (2,)."""
 
-OPERATIONS = 0.75
+OPERATIONS = 0.5
 """What part of a budget synaptic operations are; the rest are the spikes themselves."""
 
 
@@ -87,8 +87,8 @@ def fan_outs(block: SpikingBlock) -> Iterator[tuple[CodingNeuron, Callable[[int]
     """Every layer of coding neurons of a block, and how many synapses one of its spikes reaches in
     a text of so many tokens."""
     attention, mlp = block.attn, block.mlp
+    yield attention.encode, partial(_to_those_left, attention)
     for neuron, synapse in (
-        (attention.encode, attention.c_attn),
         (attention.merged, attention.c_proj),
         (mlp.encode, mlp.c_fc),
         (mlp.hidden, mlp.c_proj),
@@ -96,6 +96,10 @@ def fan_outs(block: SpikingBlock) -> Iterator[tuple[CodingNeuron, Callable[[int]
         yield neuron, partial(_always, len(synapse.weight))
     for index, neuron in enumerate((attention.query, attention.key, attention.value)):
         yield neuron, partial(_in_core, attention, index)
+
+
+def _to_those_left(attention: SpikingSelfAttention, length: int) -> float:
+    return sum(attention.rows) - sum(attention.left_out[:3])
 
 
 def _always(fan_out: float, length: int) -> float:

@@ -62,7 +62,9 @@ def core(s: Shape, n: LayerSpikes) -> Part:
     in the other add twice what they hear, two ACs. values: the spike of a token neuron adds its
     value and the witness to what the listeners hear. normalise: as in the linear kind.
     """
-    column = s.width // s.heads + 1
+    _, keys, values = n.qkv(s)
+    merged = s.width - n.left_out.merged
+    column = merged / s.heads + 1  # of a head, on average
     pairs = s.heads * s.seen
     measured = n.events.get("seen", 0.0)
     longer = pairs / measured if measured else 0.0
@@ -75,11 +77,11 @@ def core(s: Shape, n: LayerSpikes) -> Part:
     doublings = (timesteps - 1) * pairs if s.attention.coding == "phase" else 0.0
     return {
         "write": Ops(
-            mac=s.kv_width,
+            mac=keys,
             ac=counted,
-            weights=2 * s.kv_width,
+            weights=keys + values,
             events=counted,
-            writes=2 * s.kv_width,
+            writes=keys + values,
         ),
         "scores": Ops(
             ac=scored + doublings,
@@ -94,5 +96,5 @@ def core(s: Shape, n: LayerSpikes) -> Part:
             updates=compared + listening,
         ),
         "values": Ops(ac=fired, weights=fired, events=fired),
-        "normalise": Ops(mac=s.width, ac=2 * s.width + 3 * s.heads, weights=s.heads),
+        "normalise": Ops(mac=merged, ac=2 * merged + 3 * s.heads, weights=s.heads),
     }

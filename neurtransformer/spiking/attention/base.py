@@ -11,7 +11,7 @@ heads share keys and values, their query neurons have the same thresholds.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,16 @@ from neurtransformer.spiking.rotary import Rotation, rotate
 
 State = tuple[Tensor, ...]
 """What a core keeps between tokens; the first dimension of every tensor is the batch."""
+
+
+class LeftOut(NamedTuple):
+    """Neurons of a block without synapses, which need not be there: of query, key and value those
+    to which none leads, of the merged heads those from which none does."""
+
+    query: int
+    key: int
+    value: int
+    merged: int
 
 
 class QueryNeuron(CodingNeuron):
@@ -143,9 +153,13 @@ class SpikingSelfAttention(Keeping, ABC):
         """The same for values and merged heads."""
         raise NotImplementedError
 
-    def leave_out(self, channels: Tensor) -> None:
-        """Silence queries and keys of `channels`, bool (kv_heads * dim,), for good: their weights
-        and biases are 0. Kinds that turn have it."""
+    def leave_out_keys(self, channels: Tensor) -> None:
+        """Leave `channels`, bool (kv_heads * dim,), of queries and keys out for good: all their
+        synapses are 0, and stay so in training. Kinds that turn have it."""
+        raise NotImplementedError
+
+    def leave_out_values(self, channels: Tensor) -> None:
+        """The same for values and merged heads."""
         raise NotImplementedError
 
     def even_gains(self, power: Tensor) -> None:
@@ -192,6 +206,13 @@ class SpikingSelfAttention(Keeping, ABC):
         """
 
     # --- what all kinds share ---
+
+    @property
+    def left_out(self) -> LeftOut:
+        """How many neurons were left out."""
+        rows = (self.c_attn.weight != 0).any(1) | (self.c_attn.bias != 0)
+        parts = *rows.split(self.rows), (self.c_proj.weight != 0).any(0)
+        return LeftOut(*(int((~part).sum()) for part in parts))
 
     def make_room(self, name: str) -> None:
         """Raise the thresholds of the neurons called `name` above those of least error."""

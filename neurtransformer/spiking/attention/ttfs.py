@@ -157,12 +157,28 @@ class RaceAttention(SpikingSelfAttention):
             x[rows] = _turned(x[rows], basis)
 
     @torch.no_grad()
-    def leave_out(self, channels: Tensor) -> None:
-        rows = torch.cat([self.query.spread(channels), channels]).nonzero().squeeze(-1)
-        self.c_attn.weight[rows] = 0.0
-        self.c_attn.bias[rows] = 0.0
+    def leave_out_keys(self, channels: Tensor) -> None:
+        # without both, the product of query and key has no gradient to either
+        self._silence(0, self.query.spread(channels))
+        self._silence(1, channels)
         if self.first_key is not None:
             self.first_key[channels] = 0.0
+
+    @torch.no_grad()
+    def leave_out_values(self, channels: Tensor) -> None:
+        self._silence(2, channels)
+        if self.first_value is not None:
+            self.first_value[channels] = 0.0
+        heads = channels.view(self.kv_heads, 1, -1).expand(-1, self.shared, -1).flatten()
+        # what the centre of the code comes to is in the output's bias, and stays
+        self.merged.center[heads] = 0.0
+        self.c_proj.weight[:, heads] = 0.0
+
+    def _silence(self, part: int, channels: Tensor) -> None:
+        """Of queries, keys or values."""
+        rows = channels.nonzero().squeeze(-1) + sum(self.rows[:part])
+        self.c_attn.weight[rows] = 0.0
+        self.c_attn.bias[rows] = 0.0
 
     @torch.no_grad()
     def even_gains(self, power: Tensor) -> None:
