@@ -109,9 +109,8 @@ class Ledger:
         return hear
 
     def sent(self, module: CodingNeuron, args: tuple[Any, ...], spikes: Tensor) -> None:
-        self.add(
-            "fired", self.present(spikes).numel()
-        )  # neurons that fire in this time step, or could
+        # neurons that fire in this time step, or could
+        self.add("fired", self.present(spikes).numel())
         self.add("spikes", int(spikes.abs().sum()))
 
     def linear(self, spikes: Tensor, weight: Tensor) -> Tensor:

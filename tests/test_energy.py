@@ -66,7 +66,7 @@ SPIKES = LayerSpikes(
     | {"seen": 6, "race": 5, "steps": 30, "compared": 90, "fine": 21, "heard": 65},
 )
 POPULATIONS = [field.name for field in fields(LayerSpikes)][:7]
-SILENT = LayerSpikes(**dict.fromkeys(POPULATIONS, 0.0), events={"seen": 6.0})
+SILENT = LayerSpikes(0, 0, 0, 0, 0, 0, 0, events={"seen": 6.0})
 
 RACING = ("race", "steps", "compared", "fine", "heard")
 

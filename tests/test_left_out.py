@@ -49,11 +49,10 @@ def test_it_is_silent_there_whatever_comes(
     width = thinned.config.sizes.width
     keys, values = (out_of(width, every).numpy() for every in (EVERY_KEY, EVERY_VALUE))
     silent = np.concatenate([keys, keys, values])
-    assert not trace["qkv.u"][..., silent].any() and not trace["qkv.spikes"][..., silent].any()
-    assert (
-        not trace["merged.u"][..., values].any() and not trace["merged.spikes"][..., values].any()
-    )
-    assert trace["qkv.spikes"][..., ~silent].any() and trace["merged.spikes"][..., ~values].any()
+    for node, out in (("qkv", silent), ("merged", values)):
+        for quantity in ("u", "spikes"):
+            found_in = trace[f"{node}.{quantity}"]
+            assert not found_in[..., out].any() and found_in[..., ~out].any()
     tally = compare(found, network, x)
     assert tally.mismatches == 0 and tally.compared > 0
 

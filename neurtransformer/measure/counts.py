@@ -105,6 +105,9 @@ class Shape:
         return KINDS[self.kind].sizes(self.width, self.kv_width)
 
 
+NONE_LEFT_OUT = LeftOut(0, 0, 0, 0)
+
+
 @dataclass(frozen=True)
 class LayerSpikes:
     """Measured spikes per token of one block, summed over each population.
@@ -121,7 +124,7 @@ class LayerSpikes:
     mlp_encode: float
     hidden: float
     events: Mapping[str, float] = field(default_factory=dict)
-    left_out: LeftOut = LeftOut(0, 0, 0, 0)
+    left_out: LeftOut = NONE_LEFT_OUT
 
     def qkv(self, s: Shape) -> tuple[int, int, int]:
         """Query, key and value neurons that are there."""

@@ -249,7 +249,7 @@ class Spread:
 
 
 def power_of(layer: Layer) -> Tensor:
-    """Twice the nats of divergence that a token costs if the channels of a threshold say nothing."""
+    """Twice the nats of divergence per token if the channels of a threshold say nothing."""
     values, gradients = (layer.neuron.samples(x).square().mean(0) for x in _both(layer))
     return values * gradients
 
