@@ -92,6 +92,8 @@ def _tables(values: Mapping[str, Any]) -> Any:
     """The estimate for a person: arithmetic, other prices, the full bill."""
     from rich.console import Group
 
+    from neurtransformer.measure.summary import thinned_line
+
     low, high = values["paper_reduction_percent"]
     used = values["constants"]
     paper = {"attention": f"{low} to {high}"}
@@ -114,6 +116,7 @@ def _tables(values: Mapping[str, Any]) -> Any:
             title=f"ESTIMATED energy of arithmetic alone: T = {values['timesteps']}, context "
             f"{values['context']}, {used['mac_pj']} pJ a MAC, {used['ac_pj']} pJ an AC",
         ),
+        *([f" {thinned_line(values['thinned'])}\n"] if values["thinned"] else []),
         rows_table(
             (
                 "energies of",

@@ -67,7 +67,7 @@ def command(
     that stage out (`match_share: 0`).
 
     With `--spikes-budget 0.6` RUN also learns to do with 60 % of what its spikes cost: synaptic
-    operations for three quarters, and for one the spikes themselves. Training then begins with
+    operations for one half, and the spikes themselves for the other. Training then begins with
     higher thresholds where spikes matter least, and keeps to the budget from the first step.
 
     The weights of RUN are replaced when training has ended. Until then only RUN/checkpoint changes,

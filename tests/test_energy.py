@@ -423,3 +423,30 @@ def test_the_command(either_run: Path, copy_of: Callable[[Path], Path], tmp_path
     done = CliRunner().invoke(neurtx, words)
     assert "ESTIMATED" in done.stdout
     assert "64.71 to 85.28" in done.stdout
+
+
+def test_what_thinning_saves_is_no_merit_of_spikes(tiny_race_run: Path) -> None:
+    """Beside a dense model that does without the same channels the saving is smaller."""
+    import torch
+
+    from neurtransformer.spiking.load import load_run
+
+    model, _ = load_run(tiny_race_run)
+    blocks = torch.randint(0, 4096, (1, 16), generator=torch.Generator().manual_seed(0))
+    assert estimate(model, measure_spikes(model, blocks))["thinned"] is None
+    for attention in (block.attn for block in model.blocks):
+        channels = torch.arange(attention.rows[1]) % 2 == 0
+        attention.leave_out_keys(channels)
+        attention.leave_out_values(channels)
+    found = estimate(model, measure_spikes(model, blocks))
+    thinned = found["thinned"]
+    assert thinned["left_out_percent"] == 50
+    s = Shape.of(model.config)
+    half = 2 * (s.width * s.width) + s.width * s.seen  # of the projections, and of both products
+    dense = s.layers * (half + 2 * s.heads * s.seen) * 4.6e-12
+    assert thinned["attention_dense_j"] == pytest.approx(dense)
+    for part in ("attention", "model"):
+        spiking = found[part]["spiking_j"]
+        saved = 100 * (1 - spiking / thinned[f"{part}_dense_j"])
+        assert thinned[f"{part}_reduction_percent"] == pytest.approx(saved)
+        assert saved < found[part]["reduction_percent"]

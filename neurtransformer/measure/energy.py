@@ -19,7 +19,7 @@ from torch import Tensor
 
 from neurtransformer.measure.bill import bill
 from neurtransformer.measure.counts import LayerSpikes, Ops, Shape, total
-from neurtransformer.measure.operations import Forms, operations
+from neurtransformer.measure.operations import Forms, dense_attention, operations
 from neurtransformer.measure.prices import DRAM_PJ
 from neurtransformer.measure.quality import SpikeCounter, counting_spikes
 from neurtransformer.spiking.model import SpikingLanguageModel
@@ -136,6 +136,7 @@ def estimate(model: SpikingLanguageModel, counter: SpikeCounter) -> dict[str, An
         "timesteps": shape.code.timesteps,
         "context": shape.context,
         **{name: compare(forms) for name, forms in sums.items()},
+        "thinned": _thinned(shape, spikes, sums),
         "paper_reduction_percent": list(PAPER_REDUCTION_PERCENT),
         "constants": {
             **asdict(FLOAT),
@@ -164,6 +165,25 @@ def compare(forms: Mapping[str, Ops]) -> dict[str, float]:
         values["memory_dense_j"], values["memory_spiking_j"]
     )
     return values
+
+
+def _thinned(
+    s: Shape, spikes: list[LayerSpikes], sums: Mapping[str, Mapping[str, Ops]]
+) -> dict[str, float] | None:
+    """What is saved beside a dense model whose attention has as few channels, None if none was left
+    out: that part of the saving is no merit of spikes."""
+    channels = 2 * (s.width + s.kv_width)
+    share = sum(sum(n.left_out) for n in spikes) / (channels * len(spikes))
+    if not share:
+        return None
+    dense = total([dense_attention(s, n.left_out) for n in spikes])
+    less = joules(sums["attention"]["dense"]) - joules(dense)
+    found = {"left_out_percent": 100 * share}
+    for name in ("attention", "model"):
+        needs = joules(sums[name]["dense"]) - less
+        saved = reduction_percent(needs, joules(sums[name]["spiking"]))
+        found |= {f"{name}_dense_j": needs, f"{name}_reduction_percent": saved}
+    return found
 
 
 def _alternative(prices: Prices, sums: Mapping[str, Mapping[str, Ops]]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from neurtransformer.measure.summary import change, shown
+from neurtransformer.measure.summary import change, shown, thinned_line
 
 PARTS = {
     "attention": "attention blocks",
@@ -42,6 +42,8 @@ def energy_tables(energy: Mapping[str, Any]) -> EnergyTables:
     """All of it for the section `energy` of report.json. Raises what `summary.legible` catches if
     that is not as `neurtx energy` writes it."""
     verdicts = [_verdict(energy, title, prefix) for title, prefix in KINDS.items()]
+    if energy.get("thinned"):
+        verdicts.append(Told(thinned_line(energy["thinned"])))
     if "bill" in energy:
         verdicts.append(_bill_verdict(energy["bill"]))
     return EnergyTables(

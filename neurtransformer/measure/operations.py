@@ -19,9 +19,10 @@ from dataclasses import replace
 
 from neurtransformer.codes import HIDDEN_SPIKES
 from neurtransformer.measure.attention import KINDS
-from neurtransformer.measure.counts import LayerSpikes, Ops, Part, Shape, total
+from neurtransformer.measure.counts import NONE_LEFT_OUT, LayerSpikes, Ops, Part, Shape, total
 from neurtransformer.recipe import Code
 from neurtransformer.spiking.attention import KINDS as ATTENTIONS
+from neurtransformer.spiking.attention.base import LeftOut
 
 LAYER_NORM_MACS = 4
 """Per channel: mean, variance, scaling, gain and bias."""
@@ -45,20 +46,21 @@ def dense_projection(inputs: int, outputs: int) -> Ops:
     return Ops(mac=inputs * outputs, weights=inputs * outputs)
 
 
-def dense_attention(s: Shape) -> dict[str, Ops]:
+def dense_attention(s: Shape, out: LeftOut = NONE_LEFT_OUT) -> dict[str, Ops]:
     """Softmax attention of one block with a key-value cache, at the mean of all positions.
 
-    Heads that share keys and values read them together, once.
+    Heads that share keys and values read them together, once. out: channels that it does without.
     """
-    pairs, cached = s.width * s.seen, s.kv_width * s.seen
+    query, merged = s.width - out.query, s.width - out.merged
+    key, value = s.kv_width - out.key, s.kv_width - out.value
     return {
-        "c_attn": dense_projection(s.width, s.width + 2 * s.kv_width),
-        **rotary(s, s.width + s.kv_width),
-        "cache": Ops(weights=2 * s.kv_width),
-        "q k": Ops(mac=pairs, weights=cached),
+        "c_attn": dense_projection(s.width, query + key + value),
+        **rotary(s, query + key),
+        "cache": Ops(weights=key + value),
+        "q k": Ops(mac=query * s.seen, weights=key * s.seen),
         "softmax": Ops(mac=SOFTMAX_MACS * s.heads * s.seen),
-        "a v": Ops(mac=pairs, weights=cached),
-        "c_proj": dense_projection(s.width, s.width),
+        "a v": Ops(mac=merged * s.seen, weights=value * s.seen),
+        "c_proj": dense_projection(merged, s.width),
     }
 
 

@@ -39,6 +39,17 @@ def change(percent: Any) -> str | None:
     return f"{number.removeprefix('-')}% {'more' if number.startswith('-') else 'less'}"
 
 
+def thinned_line(thinned: Mapping[str, float]) -> str:
+    """The section `thinned` of an estimate of energy in a sentence or two."""
+    return (
+        f"{thinned['left_out_percent']:.0f} % of the attention's channels were left out. Beside a "
+        "dense model that does without them too, whose attention blocks would need "
+        f"{thinned['attention_dense_j'] * 1e6:.4g} microjoules, spikes save "
+        f"{thinned['attention_reduction_percent']:.4g} % of the attention blocks' arithmetic and "
+        f"{thinned['model_reduction_percent']:.4g} % of the whole model's."
+    )
+
+
 def trainings(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The sections of all trainings, the last one last."""
     earlier = report.get("earlier_trainings")

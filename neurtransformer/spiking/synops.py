@@ -65,7 +65,7 @@ def counting_costs(model: SpikingLanguageModel) -> Iterator[list[Cost]]:
 
 
 def share_of(cost: Cost, before: Cost) -> Tensor:
-    """What is left of a cost, one number: for three quarters the share of operations, and for one
+    """What is left of a cost, one number: for one half the share of operations, and for the other
     that of spikes.
 
     Operations alone would leave keys and values as they are, each of whose spikes is written to one
