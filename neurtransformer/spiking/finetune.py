@@ -56,6 +56,10 @@ GRADIENT_NORM = {"match": 5.0, "distil": 1.0}
 SPARING_BLOCKS = 8
 """Blocks of text that the thresholds which a budget begins with are found on."""
 
+BUDGET_RATE = 0.3
+"""With a budget, what part of the recipe's rate of distilling is taken: larger steps undo at once
+what the start has found, and win it back only as the rate runs out (docs/LOG.md)."""
+
 THRESHOLD_RATE = 10.0
 """With a budget, the rate of thresholds over that of the attention, in thresholds."""
 
@@ -269,6 +273,7 @@ def finetune(
         "processes": accelerator.num_processes,
     }
     match_steps = round(recipe.steps * recipe.match_share)
+    distil_rate = recipe.distil_rate * (1.0 if budget is None else BUDGET_RATE)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
     done: list[Step] = []
     if resume and checkpoint is not None:
@@ -280,7 +285,7 @@ def finetune(
         begin, length, peak = (
             (0, match_steps, recipe.match_rate)
             if stage == "match"
-            else (match_steps, recipe.steps - match_steps, recipe.distil_rate)
+            else (match_steps, recipe.steps - match_steps, distil_rate)
         )
         for group in optimizer.param_groups:
             group["lr"] = group["scale"] * rate_at(number - begin, length, peak)
