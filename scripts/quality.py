@@ -91,7 +91,7 @@ class Gelu(nn.Module):
 class OwnValue(LinearAttention):
     """The no-attention control: each token passes on its own value and sees no other."""
 
-    def forward(self, x: Tensor, steps: bool = False, *_: Any) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, steps: bool = False, *_: Any, **__: Any) -> tuple[Tensor, None]:
         value = self.code(x, steps)[2]
         spikes = self.merged(self.merge(value.sum(0) if steps else value), steps)
         return self.c_proj(spikes, self.merged.spike_value, steps), None

@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from neurtransformer import runs
-from neurtransformer.integer import arithmetic, config, model, quantise
+from neurtransformer.integer import arithmetic, config, from_spiking, model, quantise
 from neurtransformer.loss import perplexity
 from neurtransformer.spiking.load import load_run
 from neurtransformer.text import load_blocks
@@ -36,7 +36,7 @@ def widths(attention: str) -> Iterator[tuple[str, str, list[Change]]]:
         yield (
             "residual stream",
             f"{bits} fraction bits",
-            [(model, {"MAX_STREAM_BITS": bits})],
+            [(from_spiking, {"MAX_STREAM_BITS": bits})],
         )
     for bits in (12, 10, 8, 6):
         yield "LayerNorm's result", f"{bits} fraction bits", [(arithmetic, {"NORM_BITS": bits})]

@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,10 @@ PAGES = sorted(
 # --- finding commands ---
 
 _FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(
+    r"^ *```(?P<language>\w*)\n(?P<fenced>.*?)^ *```$|(?P<indented>^ {4}[^\n]*(?:\n+ {4}[^\n]*)*)",
+    re.MULTILINE | re.DOTALL,
+)
 _INLINE = re.compile(r"`([^`]+)`")
 # a command begins a line, or stands behind a prompt or what a shell has before it
 _COMMAND = re.compile(
@@ -47,17 +52,21 @@ class Typed(NamedTuple):
     whole: bool
 
 
+def blocks(text: str) -> Iterator[tuple[str, str]]:
+    """The blocks of code of a page, in its order, with their language; "" if they are indented.
+    What a backslash at the end of a line continues is one line."""
+    for match in _BLOCK.finditer(text):
+        code = textwrap.dedent(match["fenced"] or match["indented"] or "")
+        yield match["language"] or "", re.sub(r"\\\n\s*", " ", code)
+
+
 def commands(page: str, text: str) -> Iterator[Typed]:
     """All commands `neurtx ...` of a page."""
-    blocks = [match.group() for match in _FENCE.finditer(text)]
-    prose = _FENCE.sub("", text)
-    indented = [line for line in prose.splitlines() if line.startswith("    ")]
-    rest = "\n".join(line for line in prose.splitlines() if not line.startswith("    "))
-    for block in [*blocks, "\n".join(indented)]:
-        for line in re.sub(r"\\\n\s*", " ", block).splitlines():
+    for _, block in blocks(text):
+        for line in block.splitlines():
             for match in _COMMAND.finditer(line.strip()):
                 yield Typed(page, _words(match.group(1)), True)
-    for match in _INLINE.finditer(rest):
+    for match in _INLINE.finditer(_BLOCK.sub("", text)):
         code = " ".join(match.group(1).split())
         if code == "neurtx" or code.startswith("neurtx "):
             yield Typed(page, _words(code), False)

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
+from neurtransformer.dense import load_dense
 from neurtransformer.errors import UserError
 from neurtransformer.recipe import Finetune, load_recipe
 from neurtransformer.runs import read_json, write_json
 from neurtransformer.spiking import finetune as training
 from neurtransformer.spiking.calibrate import tapped
+from neurtransformer.spiking.convert import convert
 from neurtransformer.spiking.finetune import Distiller, finetune, rate_at, trainable, training_text
 from neurtransformer.spiking.load import load_run, load_teacher
 from neurtransformer.text import load_blocks, write_text
@@ -64,6 +66,17 @@ def test_both_losses_are_what_they_are_called(either_run: Path) -> None:
             shares.append(error.square().mean() / tap["attn_out"].var())
         expected = sum(map(float, shares)) / len(shares)
         assert float(distiller(text, "match")[0]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_attention_without_any_output_can_be_matched(tiny_dense_folder: Path) -> None:
+    """As of a block that was pruned, or of a model that was hardly trained."""
+    dense, _ = load_dense(str(tiny_dense_folder))
+    dense.transformer.h[0].attn.c_proj.weight.data.zero_()
+    model = convert(dense, tokens(2, 32), 4, "here", attention="linear").train()
+    loss, _ = Distiller(model, dense)(tokens(2, 12), "match")
+    loss.backward()
+    found = [p.grad for p in model.parameters() if p.grad is not None]
+    assert found and all(torch.isfinite(x).all() for x in (loss, *found))
 
 
 def test_the_rate_warms_up_and_runs_out() -> None:

@@ -53,6 +53,7 @@ Stage = Literal["match", "distil"]
 WARM_UP = 10
 CHECKPOINT_EVERY = 50
 GRADIENT_NORM = {"match": 5.0, "distil": 1.0}
+LEAST_VARIANCE = 1e-12
 SPARING_BLOCKS = 8
 """Blocks of text that the thresholds which a budget begins with are found on."""
 
@@ -116,7 +117,8 @@ class Distiller(nn.Module):
         for block, tap in zip(self.student.blocks, taps, strict=True):
             output, _ = block.attn(tap["attn_in"][:, begin:], turned=turned)
             wanted = tap["attn_out"][:, begin:]
-            losses.append(F.mse_loss(output, wanted) / wanted.var())
+            # an attention that was pruned away varies by nothing, and is followed exactly
+            losses.append(F.mse_loss(output, wanted) / wanted.var().clamp(min=LEAST_VARIANCE))
         return torch.stack(losses).mean()
 
     def distil(self, tokens: Tensor) -> Tensor:
