@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -228,7 +229,27 @@ def place(
     return place
 
 
+MOST_SECONDS = 600
 MAIN = "from neurtx.main import main\nmain()\n"
+
+
+def ran(words: list[str], place: Path, environment: dict[str, str]) -> tuple[int, str, str]:
+    """A command's exit status and its two outputs. One that hangs leaves no process behind."""
+    with subprocess.Popen(
+        words,
+        cwd=place,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=MOST_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGTERM)
+            raise
+        return process.returncode, out, err
 
 
 @pytest.mark.slow
@@ -269,18 +290,8 @@ def test_the_commands_of_a_page_run(page: Path, place: Path, hub: Path) -> None:
         program = (
             [sys.executable, "-c"] if task.kind == "python" else ["bash", "-euo", "pipefail", "-c"]
         )
-        done = subprocess.run(
-            [*program, kept.get(task.kind, "") + text],
-            cwd=place,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, (
-            f"{task.page}: {text}\nended with {done.returncode}:\n"
-            f"{done.stdout[-2000:]}{done.stderr[-4000:]}"
-        )
+        code, out, err = ran([*program, kept.get(task.kind, "") + text], place, environment)
+        assert code == 0, f"{task.page}: {text}\nended with {code}:\n{out[-2000:]}{err[-4000:]}"
         if task.kind == "python":
             kept["python"] += "".join(re.findall(r"^(?:import|from) .*\n", text, re.MULTILINE))
         elif re.match(r"(export )?\w+=", text):
