@@ -63,7 +63,7 @@ RACES = Code(5, "phase"), Code(8, "phase")
 """Of networks that have one code all the way; the first is trained too."""
 
 KINDS = {"linear": "fast weights", "ttfs": "race"}
-SHIPPED = "gpt2-nano-spiking", "gpt2-nano-phase", "gpt2-nano-linear"
+SHIPPED = "gpt2-nano-spiking", "gpt2-nano-phase", "gpt2-nano-sparse", "gpt2-nano-linear"
 
 
 class Softmax(nn.Module):

@@ -128,6 +128,7 @@ def test_phase_coding_all_the_way(
     [
         ("gpt2-nano-spiking", 90.11, 0.995, 0.9900),
         ("gpt2-nano-phase", 90.11, 0.994, 0.9960),
+        ("gpt2-nano-sparse", 90.11, 1.019, 0.9951),
         ("gpt2-nano-linear", 88.42, 1.078, 0.9697),
     ],
 )
