@@ -66,6 +66,8 @@ def picture(title: str, converted: list[dict[str, Any]], trained: list[dict[str,
         ("attention_energy_reduction_percent", "energy of attention saved, estimate (%)"),
     )
     for panel, (key, label) in zip(axes, panels, strict=True):
+        every = [row[key] for row in (*converted, *trained)]
+        middle = (min(every) + max(every)) / 2
         for rows, style, name in (
             (converted, "o-", "converted, phase coded"),
             (trained, "s", "trained"),
@@ -75,7 +77,10 @@ def picture(title: str, converted: list[dict[str, Any]], trained: list[dict[str,
             x, y = [row[key] for row in rows], [row["ppl_ratio"] for row in rows]
             panel.plot(x, y, style, label=name)
             for row, at in zip(rows, zip(x, y, strict=True), strict=True):
-                panel.annotate(row["network"], at, (4, 4), textcoords="offset points", fontsize=7)
+                # a name grows towards the middle, so that none leaves the panel
+                aside, align = (-4, "right") if at[0] > middle else (4, "left")
+                panel.annotate(row["network"], at, (aside, 4), textcoords="offset points",
+                               fontsize=7, ha=align)  # fmt: skip
         panel.margins(0.12)
         panel.axhline(1, color="0.6", linewidth=0.8)
         panel.set_xlabel(label)
