@@ -68,7 +68,8 @@ def command(
 
     With `--spikes-budget 0.6` RUN also learns to do with 60 % of what its spikes cost: synaptic
     operations for one half, and the spikes themselves for the other. Training then begins with
-    higher thresholds where spikes matter least, and keeps to the budget from the first step.
+    higher thresholds where spikes matter least, without the channels of the attention that are
+    worth less than their spikes, and keeps to the budget from the first step.
 
     The weights of RUN are replaced when training has ended. Until then only RUN/checkpoint changes,
     and `--resume` goes on from there. With `--out` all of that happens to a copy of RUN, which may

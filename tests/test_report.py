@@ -193,6 +193,16 @@ def test_everything_measured(tiny_run: Path, full: dict[str, Any]) -> None:
         assert said in html
 
 
+def test_channels_that_were_left_out_are_said(tiny_run: Path, full: dict[str, Any]) -> None:
+    thinned = {"left_out_percent": 38.6, "attention_dense_j": 4.5e-6, "model_dense_j": 19e-6}
+    thinned |= {"attention_reduction_percent": 70.0, "model_reduction_percent": 55.1}
+    energy = {**full["energy"], "thinned": thinned}
+    html = render({**full, "energy": energy}, read_json(tiny_run / "config.json"), "x")
+    check_self_contained(html)
+    assert "39 % of the attention&#39;s channels were left out" in html
+    assert "were left out" not in render(full, read_json(tiny_run / "config.json"), "x")
+
+
 def test_what_people_write_is_text(tiny_run: Path, full: dict[str, Any]) -> None:
     html = render(full, read_json(tiny_run / "config.json"), "<i>name</i>")
     assert "<script" not in html

@@ -141,7 +141,8 @@ ONCE = Code(1, "rate")
 def spiking_attention(s: Shape, n: LayerSpikes) -> dict[str, Ops]:
     """Spiking self-attention of one block: synapses, neurons, and the core of its kind.
 
-    Neurons that were left out cost nothing: no synapse leads to them, or none from them."""
+    Neurons that were left out cost nothing: no synapse leads to them, or none from them.
+    """
     kind = ATTENTIONS[s.kind]
     own = kind.qkv_code(s.attention)
     rows = n.qkv(s)
