@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .bill import bill_tables
-from .options import device_option, dtype_option, reporting
+from .options import device_option, dtype_option, reporting, text_option
 from .output import answer, picture_file, rows_table
 
 _PARTS = {
@@ -20,7 +20,7 @@ _FORMS = ("dense", "spiking", "graded")
 
 @click.command()
 @click.argument("run", required=False)
-@click.option("--text", help="Text to count spikes on: a file, - or a hub data set.")
+@text_option("Text to count spikes on")
 @click.option(
     "--limit",
     type=click.IntRange(min=2),
@@ -31,7 +31,7 @@ _FORMS = ("dense", "spiking", "graded")
 @click.option(
     "--picture",
     type=click.Path(path_type=Path),
-    help="A PNG or SVG file to draw in where the energy goes.",
+    help="Draw where the energy goes into this file (.png or .svg).",
 )
 @device_option
 @dtype_option

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .options import device_option, reporting, teacher_option
+from .options import device_option, reporting, teacher_option, text_option
 
 _TASKS = ("induction", "regression", "omniglot")
 
@@ -27,7 +27,7 @@ class _Tasks(click.Group):
 
 @click.group(cls=_Tasks, no_args_is_help=False, subcommand_metavar="TASK [ARGS]...")
 def command() -> None:
-    """Measure in-context learning, form by form.
+    """Measure what networks learn from their context, in floats, spikes, integers and Lava.
 
     A language model predicts later tokens of a text better than earlier ones, although its weights
     stay as they are: it learns from the context. Each task measures that in another way, and how
@@ -35,13 +35,15 @@ def command() -> None:
     """
 
 
-_picture = click.option("--picture", type=click.Path(path_type=Path), help="An SVG file to write.")
+_picture = click.option(
+    "--picture", type=click.Path(path_type=Path), help="Draw the result into this .svg file."
+)
 _force = click.option("--force", is_flag=True, help="Replace a file that stands at --picture.")
 
 
 @command.command()
 @click.argument("run", required=False)
-@click.option("--text", help="Held-out text: a file, - or a hub data set.")
+@text_option("Held-out text")
 @click.option(
     "--limit",
     type=click.IntRange(min=2),
@@ -88,14 +90,18 @@ def regression(ctx: click.Context, **options: Any) -> None:
 @click.option(
     "--data", type=click.Path(path_type=Path), help="The folder with Omniglot's archives."
 )
-@click.option("--ways", type=click.IntRange(min=2), help="Characters of an episode.")
-@click.option("--shots", type=click.IntRange(min=1), help="Drawings of each in the context.")
+@click.option(
+    "--ways", type=click.IntRange(min=2), help="How many characters the network chooses between."
+)
+@click.option(
+    "--shots", type=click.IntRange(min=1), help="How many labelled drawings it sees of each."
+)
 @click.option(
     "--episodes",
     type=click.IntRange(min=1),
     default=2000,
     show_default=True,
-    help="Episodes of each setting.",
+    help="How many trials per setting.",
 )
 @reporting
 @click.pass_context

@@ -42,7 +42,7 @@ def reporting(command: F) -> F:
             is_eager=True,
             expose_value=False,
             callback=_on_quiet,
-            help="No progress and no remarks: only the answer, and errors.",
+            help="Print only the answer and errors.",
         ),
         click.option(
             "--verbose",
@@ -70,15 +70,25 @@ def reporting(command: F) -> F:
 teacher_option = click.option(
     "--teacher",
     metavar="NAME_OR_FOLDER",
-    help="The dense model, if it is not where it was or is another one.",
+    help="Use this dense model as the teacher, if the original has moved or you want another.",
 )
+
+
+def text_option(use: str) -> Callable[[F], F]:
+    """`--text`, the same kinds of text everywhere. use: what the command does with it."""
+    return click.option(
+        "--text",
+        help=f"{use}: a file, - for standard input, or a data set on the Hugging Face hub "
+        "(owner/name).",
+    )
+
 
 device_option = click.option(
     "--device",
     metavar="[cpu|cuda|cuda:N]",
     default="cpu",
     show_default=True,
-    help="Where the network computes.",
+    help="Device that computes.",
 )
 
 dtype_option = click.option(
@@ -86,7 +96,7 @@ dtype_option = click.option(
     type=click.Choice(_DTYPES),
     default=_DTYPES[0],
     show_default=True,
-    help="The type of the weights; spike counts and states are float32 always.",
+    help="Number format of the weights; spikes and states are always float32.",
 )
 
 

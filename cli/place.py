@@ -22,9 +22,13 @@ _SHOWN = ("cores", "chips", "bottleneck", "lower_bound_chips", "bound_factor")
     "--chip",
     "description",
     type=click.Path(path_type=Path),
-    help="A YAML file of what differs from configs/loihi2.yaml.",
+    help="A YAML file with chip limits that replace those of configs/loihi2.yaml.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="A PNG file to draw the cores in.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Draw how full the cores are into this .png file.",
+)
 @reporting
 def command(netlist: str | None, description: Path | None, out: Path | None, as_json: bool) -> None:
     """Place NETLIST on the cores of Loihi 2, and say which systems hold it.
