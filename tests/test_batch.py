@@ -306,7 +306,7 @@ def test_a_wrong_config(
 
 
 def test_no_config(batch: Callable[..., Done], neurtx: Callable[..., Done], tmp_path: Path) -> None:
-    assert "no readable YAML" in neurtx("run", "gone.yaml").mistake()
+    assert "gone.yaml does not exist" in neurtx("run", "gone.yaml").mistake()
     (tmp_path / "bad.yaml").write_text("a: [")
     assert "no readable YAML" in neurtx("run", "bad.yaml").mistake()
     (tmp_path / "list.yaml").write_text("[1]")
@@ -429,5 +429,5 @@ def _eventually(found: Callable[[], Any], seconds: float = 60) -> Any:
 
 
 def test_a_config_that_cannot_be_read_is_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no readable YAML"):
+    with pytest.raises(UserError, match="is a folder"):
         read_config(tmp_path)

@@ -165,7 +165,7 @@ def test_an_unknown_attention_is_refused_before_anything_heavy_is_imported(tmp_p
     for options in (["--attention", "nonsense"], ["--config", "recipe.yaml"]):
         command = [sys.executable, "-c", code, "gpt2-nano", *options]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert "attention: must be ttfs or linear, not nonsense\nset()" in done.stdout, done.stderr
+        assert "attention must be ttfs or linear, not 'nonsense'\nset()" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_an_unknown_attention_is_refused_before_anything_heavy_is_imported(tmp_p
     [
         ("timesteps: 0", "timesteps"),
         ("coding: morse", "coding"),
-        ("attention: nonsense", "attention: must be ttfs or linear, not nonsense"),
+        ("attention: nonsense", "attention must be ttfs or linear, not 'nonsense'"),
         ("attention: [ttfs]", "attention"),
         ("calibration: {tokens: 1}", "calibration.tokens"),
         ("calibration: {block: 1}", "calibration.block"),

@@ -77,7 +77,7 @@ def test_a_chip_of_ones_own(neurtx: Callable[..., Any], tmp_path: Path) -> None:
     ("args", "message"),
     [
         (("gpt2-huge",), "does not exist"),
-        (("gpt2-nano", "--chip", "none.yaml"), "no readable YAML"),
+        (("gpt2-nano", "--chip", "none.yaml"), "none.yaml does not exist"),
         (("gpt2-nano", "--chip", "bad.yaml"), "core.neurons"),
         (("gpt2-nano", "--chip", "odd.yaml"), "sugar"),
         (("gpt2-nano", "--out", "cores.pdf"), "ends in .png"),
