@@ -161,4 +161,6 @@ def _refuse_idle(ctx: click.Context, why: str, given: bool, idle: tuple[str, ...
     """Raise a usage error for an option that was typed and would do nothing."""
     for name in idle:
         if given and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name.replace('_', '-')} is without effect for {why}", ctx)
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} has no effect with {why}: leave one out", ctx
+            )

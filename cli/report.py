@@ -26,7 +26,9 @@ def command(run: str | None, out: Path | None, force: bool, as_json: bool) -> No
 
     folder = runs.resolve("run", run)
     if runs.is_plastic(folder):
-        raise UserError(f"{folder} is no spiking GPT-2: `neurtx icl omniglot` measures it")
+        raise UserError(
+            f"{folder} has no report, for it reads drawings, not text: use `neurtx icl omniglot`"
+        )
     # one that ships with the package, or is the hub's, is not written to
     own = (Path.cwd() if runs.is_read_only(folder) else folder) / "report.html"
     target = (out or own).expanduser().resolve()

@@ -360,7 +360,8 @@ def _data_set(source: str, split: Split, *, limited: bool) -> Iterator[Piece]:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         reason = line if online else f"no network to {hub.endpoint()}, and not in the local cache"
         raise UserError(
-            f"no file and no data set '{source}' to be had ({reason}): give a text file"
+            f"'{source}' is neither a file here nor a data set that can be reached ({reason}): "
+            "give a text file"
         ) from error
     wanted = ("train",) if split == "train" else ("test", "validation", "train")
     rows = next((parts[key] for key in wanted if key in parts), None)

@@ -107,9 +107,9 @@ def test_a_file_that_is_no_prompt(neurtx: Any, tiny_run: Path, tmp_path: Path) -
     [
         ("", "--prompt TEXT or --prompt-file FILE"),
         ("--prompt a --prompt-file b", "--prompt TEXT or --prompt-file FILE"),
-        ("--prompt a --greedy --top-k 5", "--top-k is without effect for --greedy"),
-        ("--prompt a --greedy --seed 5", "--seed is without effect for --greedy"),
-        ("--prompt a --backend integer --dtype float16", "--dtype is without effect"),
+        ("--prompt a --greedy --top-k 5", "--top-k has no effect with --greedy: leave one out"),
+        ("--prompt a --greedy --seed 5", "--seed has no effect with --greedy: leave one out"),
+        ("--prompt a --backend integer --dtype float16", "--dtype has no effect"),
         ("--prompt a --temperature 0", "--temperature"),
         ("--prompt a --top-p 1.5", "--top-p"),
         ("--prompt a --top-k -1", "--top-k"),

@@ -1,6 +1,8 @@
 """What is said of wrong settings: one plain line for each kind of mistake."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,7 +70,11 @@ CHIPS = [
     ("core: 1", "core must be a group of settings (neurons, synaptic_bytes, neuron_bytes,"),
 ]
 
-READERS = {"recipe": load_recipe, "batch": read_config, "chip": load_chip}
+READERS: dict[str, Callable[[Path], Any]] = {
+    "recipe": load_recipe,
+    "batch": read_config,
+    "chip": load_chip,
+}
 WRONG = [
     *(("recipe", *case) for case in RECIPES),
     *(("batch", *case) for case in BATCHES),
@@ -96,7 +102,7 @@ def test_what_was_given_is_shortened(tmp_path: Path) -> None:
 
 
 def test_an_option_needs_no_file() -> None:
-    with pytest.raises(UserError, match="^timesteps must be 64 or less, not 99$"):
+    with pytest.raises(UserError, match=r"^timesteps must be 64 or less, not 99$"):
         load_recipe(timesteps=99)
 
 
