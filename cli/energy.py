@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from .bill import bill_tables
-from .options import device_option, dtype_option, reporting, text_option
-from .output import answer, picture_file, rows_table
+from .options import device_option, dtype_option, force_option, reporting, text_option
+from .output import answer, free_file, rows_table
 
 _PARTS = {
     "attention": "attention blocks",
@@ -33,6 +33,7 @@ _FORMS = ("dense", "spiking", "graded")
     type=click.Path(path_type=Path),
     help="Draw where the energy goes into this file (.png or .svg).",
 )
+@force_option("--picture")
 @device_option
 @dtype_option
 @reporting
@@ -41,6 +42,7 @@ def command(
     text: str | None,
     limit: int,
     picture: Path | None,
+    force: bool,
     device: str,
     dtype: str,
     as_json: bool,
@@ -58,7 +60,7 @@ def command(
 
     device_of(device)
     if picture is not None:
-        picture = picture_file(picture, "--picture", (".png", ".svg"))
+        picture = free_file(picture, "--picture", force=force, kinds=(".png", ".svg"))
     folder = runs.resolve("run", run)
 
     from neurtransformer.measure.energy import estimate, measure_spikes

@@ -19,7 +19,8 @@ _DRAWING = ("temperature", "top_k", "top_p", "seed")
 @click.option(
     "--prompt-file",
     type=click.Path(path_type=Path),
-    help="A UTF-8 file with the text to continue, in the place of --prompt.",
+    help="A UTF-8 file with the text to continue, or - for standard input; in the place of "
+    "--prompt.",
 )
 @click.option(
     "--tokens", type=click.IntRange(min=1), default=60, show_default=True, help="Tokens to write."

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from .options import device_option, reporting, teacher_option, text_option
+from .options import device_option, force_option, reporting, teacher_option, text_option
+from .output import free_file
 
 _TASKS = ("induction", "regression", "omniglot")
 
@@ -38,7 +39,6 @@ def command() -> None:
 _picture = click.option(
     "--picture", type=click.Path(path_type=Path), help="Draw the result into this .svg file."
 )
-_force = click.option("--force", is_flag=True, help="Replace a file that stands at --picture.")
 
 
 @command.command()
@@ -52,7 +52,7 @@ _force = click.option("--force", is_flag=True, help="Replace a file that stands 
     help="Tokens to measure on.",
 )
 @_picture
-@_force
+@force_option("--picture")
 @device_option
 @teacher_option
 @reporting
@@ -71,7 +71,7 @@ def induction(ctx: click.Context, **options: Any) -> None:
 
 @command.command()
 @_picture
-@_force
+@force_option("--picture")
 @reporting
 @click.pass_context
 def regression(ctx: click.Context, **options: Any) -> None:
@@ -123,17 +123,8 @@ def _measure(ctx: click.Context, options: dict[str, Any]) -> None:
     """Call the function of the task's own file, which loads what it needs."""
     force = options.pop("force", False)
     if options.get("picture") is not None:
-        options["picture"] = _free(options["picture"].expanduser(), force)
+        options["picture"] = free_file(
+            options["picture"], "--picture", force=force, kinds=(".svg",)
+        )
     task = str(ctx.command.name)
     getattr(importlib.import_module(f".icl_{task}", __package__), task)(**options)
-
-
-def _free(picture: Path, force: bool) -> Path:
-    """`picture`, if a file may be written there: said before anything is measured."""
-    special = picture.exists() and not picture.is_file()  # a folder, or as /dev/stdout is
-    picture = picture.resolve()
-    if special or not picture.parent.is_dir():
-        raise click.UsageError(f"{picture} cannot be a file: name one in a folder that exists")
-    if picture.exists() and not force:
-        raise click.UsageError(f"{picture} exists already: name another file or add --force")
-    return picture

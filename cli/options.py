@@ -16,14 +16,25 @@ F = TypeVar("F", bound=Callable[..., Any])
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
+_LOUDNESS = "neurtx.loudness"
+
+
 def _on_quiet(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
+        _not_both(ctx, "quiet")
         ctx.with_resource(output.silenced())
 
 
 def _on_verbose(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
+        _not_both(ctx, "verbose")
         ctx.with_resource(output.talkative())
+
+
+def _not_both(ctx: click.Context, loudness: str) -> None:
+    if ctx.meta.setdefault(_LOUDNESS, loudness) != loudness:
+        ctx.close()  # click does that only for what could be parsed
+        raise click.UsageError("--quiet and --verbose exclude each other: leave one out", ctx)
 
 
 def _on_json(ctx: click.Context, _option: click.Parameter, value: bool) -> bool:
@@ -65,6 +76,11 @@ def reporting(command: F) -> F:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def force_option(option: str) -> Callable[[F], F]:
+    """`--force` of a command that writes one file. option: what names this file."""
+    return click.option("--force", is_flag=True, help=f"Replace a file that stands at {option}.")
 
 
 teacher_option = click.option(

@@ -117,24 +117,29 @@ def _log_level(level: int) -> Iterator[None]:
 # --- answers ---
 
 
-def picture_file(path: Path, option: str, kinds: tuple[str, ...]) -> Path:
-    """The absolute path of a picture that is to be made. option: what named it. kinds: suffixes.
+def free_file(path: Path, option: str, *, force: bool, kinds: Sequence[str] = ()) -> Path:
+    """The absolute path of a file that is to be written: said before anything is measured.
 
-    Raises UserError for another kind of file, for a folder that is not there, and for a file that
-    is.
+    option: what named it. force: whether a file that stands there may be replaced. kinds: the
+    suffixes that it may have, if not any.
+    Raises UserError for another suffix, a folder, what is no ordinary file, a folder that is not
+    there, and without `force` for a file that is.
     """
     from neurtransformer.errors import UserError
 
-    path = path.expanduser().resolve()
-    if path.suffix.lower() not in kinds:
-        endings = " or ".join(kinds)
-        raise UserError(
-            f"{path} is no name of a picture: {option} names a file that ends in {endings}"
-        )
+    path = path.expanduser()
+    special = path.exists() and not path.is_file()  # as /dev/stdout is, until it is resolved
+    path = path.resolve()
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: {option} names a file")
+    if special:
+        raise UserError(f"{path} is no ordinary file: {option} names one")
+    if kinds and path.suffix.lower() not in kinds:
+        raise UserError(f"{option} must end in {' or '.join(kinds)}, not '{path.name}'")
     if not path.parent.is_dir():
-        raise UserError(f"{path.parent} does not exist: name a place that does")
-    if path.exists():
-        raise UserError(f"{path} exists already: name another file")
+        raise UserError(f"folder {path.parent} does not exist: create it or choose another")
+    if path.exists() and not force:
+        raise UserError(f"{path} exists already: name another file or add --force")
     return path
 
 

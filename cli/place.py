@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import reporting
-from .output import answer, picture_file, rows_table
+from .options import force_option, reporting
+from .output import answer, free_file, rows_table
 
 if TYPE_CHECKING:
     from neurtransformer.loihi.netlist import Manifest
@@ -29,8 +29,11 @@ _SHOWN = ("cores", "chips", "bottleneck", "lower_bound_chips", "bound_factor")
     type=click.Path(path_type=Path),
     help="Draw how full the cores are into this .png file.",
 )
+@force_option("--out")
 @reporting
-def command(netlist: str | None, description: Path | None, out: Path | None, as_json: bool) -> None:
+def command(
+    netlist: str | None, description: Path | None, out: Path | None, force: bool, as_json: bool
+) -> None:
     """Place NETLIST on the cores of Loihi 2, and say which systems hold it.
 
     What is found without --chip is noted in the run that NETLIST was made from, if it is still
@@ -43,7 +46,7 @@ def command(netlist: str | None, description: Path | None, out: Path | None, as_
     from neurtransformer import runs
 
     if out is not None:
-        out = picture_file(out, "--out", (".png",))
+        out = free_file(out, "--out", force=force, kinds=(".png",))
 
     from neurtransformer.loihi.chip import Resources, load_chip
     from neurtransformer.loihi.place import place, summary, utilisation

@@ -119,24 +119,30 @@ def _tokens(
 
 
 def read_prompt(path: Path) -> str:
-    """The prompt in a UTF-8 file, without the line break at its end, which editors put there.
+    """The prompt in a UTF-8 file, or for `-` in standard input, without the line break at its end,
+    which editors put there.
 
     Raises UserError if it cannot be read, is not text or is too long for any model.
     """
+    standard = str(path) == "-"
+    name = "standard input" if standard else str(path)
     try:
+        if standard:
+            read = sys.stdin.buffer.read(_LONGEST_PROMPT + 1)
         # a pipe that nobody writes to would be waited for, and a device may never end
-        if not path.is_file():
+        elif not path.is_file():
             what = "is no ordinary file" if path.exists() else "does not exist"
             raise UserError(f"{path} {what}: --prompt-file takes a file of text")
-        with path.open("rb") as file:
-            read = file.read(_LONGEST_PROMPT + 1)
+        else:
+            with path.open("rb") as file:
+                read = file.read(_LONGEST_PROMPT + 1)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{name} cannot be read: {error.strerror}") from None
     if len(read) > _LONGEST_PROMPT:
         raise UserError(
-            f"{path} is longer than the {_LONGEST_PROMPT:,} bytes of the longest prompt"
+            f"{name} is longer than the {_LONGEST_PROMPT:,} bytes of the longest prompt"
         )
-    return "".join(_lines(io.BytesIO(read), str(path))).removesuffix("\n")
+    return "".join(_lines(io.BytesIO(read), name)).removesuffix("\n")
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:

@@ -233,6 +233,20 @@ def test_nothing_is_overwritten(neurtx: Any, tiny_dense_folder: Path, tmp_path: 
     assert (tmp_path / "run" / "precious").read_text() == "x"
 
 
+@pytest.mark.usefixtures("one_of_each")
+def test_blocks_are_no_longer_than_the_context(
+    neurtx: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And it is said that they are not as long as was asked for."""
+    command = ("eval", "run", "--text", "text", "--limit", "128", "--json", "--block")
+    done = neurtx(*command, "99999")
+    assert json.loads(done.stdout)["block"] == 64
+    assert "blocks have 64 tokens, not 99999: that is the model's context" in caplog.text
+    caplog.clear()
+    done = neurtx(*command, "32")
+    assert json.loads(done.stdout)["block"] == 32 and "blocks have" not in caplog.text
+
+
 def test_no_run_and_no_checkpoint(neurtx: Any, tiny_run: Path) -> None:
     assert "convert" in neurtx("eval").mistake()
     assert "--resume" in neurtx("finetune", str(tiny_run), "--resume").mistake()

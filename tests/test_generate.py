@@ -1,5 +1,6 @@
 """How `neurtx generate` draws its tokens, and where prompts come from."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,21 @@ def test_a_prompt_from_a_file(
     assert told["prompt"] == PROMPT and told["text"].startswith(PROMPT)
     assert told["run"] == str(run)
     assert neurtx(*command, "--prompt", PROMPT).stdout == told["text"] + "\n"
+
+
+def test_a_prompt_from_standard_input(
+    neurtx: Any, tiny_run: Path, copy_of: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(given: bytes) -> Any:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given)))
+        command = ("generate", str(run), "--tokens", "4", "--greedy", "--prompt-file", "-")
+        return neurtx(*command, "--json")
+
+    run = copy_of(tiny_run)
+    assert json.loads(told(f"{PROMPT}\n".encode()).stdout)["prompt"] == PROMPT
+    assert "the prompt is empty" in told(b"").mistake()
+    assert "standard input is not UTF-8" in told(b"\xff").mistake()
+    assert "standard input is longer" in told(b"x" * (2**20 + 1)).mistake()
 
 
 def test_a_file_that_is_no_prompt(neurtx: Any, tiny_run: Path, tmp_path: Path) -> None:

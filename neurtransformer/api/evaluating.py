@@ -1,10 +1,13 @@
 """`evaluate`: a run beside its dense model, what `neurtx eval` does."""
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
 from neurtransformer.api.given import Named, check_choice, check_least, name_of
 from neurtransformer.progress import SILENT, Progress
+
+log = logging.getLogger(__name__)
 
 BUCKETS = 16
 """Of positions, for the report's picture."""
@@ -68,6 +71,8 @@ def evaluate(
 
     model, tokenizer = load_run(folder)
     length = min(block or BLOCK, model.config.context)
+    if block is not None and block > length:
+        log.warning("blocks have %d tokens, not %d: that is the model's context", length, block)
     blocks = load_blocks(text, tokenizer, length, split="heldout", limit_tokens=limit)
     found = teacher_of(folder, model, name_of(teacher))
     provenance = stamp(
@@ -100,6 +105,7 @@ def evaluate(
         "mode": mode,
         "dtype": dtype,
         "text": text,
+        "block": length,
         **values,
         **saved,
         "neurobench": neurobench(model, counter),
