@@ -86,7 +86,7 @@ def command(
         progress=progress,
     )
     runs.remember("run", values["run"])
-    answer(values, as_json=as_json, title="converted")
+    answer(values, as_json=as_json, title="converted", command="convert")
     if values.get("ppl_ratio", 1.0) > _POOR:
         progress.remark(_advice(values))
 

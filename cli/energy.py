@@ -15,6 +15,11 @@ _PARTS = {
     "feed_forward": "feed-forward blocks",
     "model": "whole model",
 }
+_ARITHMETIC = (
+    " A MAC is a product and its addition, which a dense model does; an AC adds the weight of one "
+    "spike. Negative savings are losses. the paper %: what NeurTransformer (arXiv:2510.00133) "
+    "reports.\n"
+)
 _FORMS = ("dense", "spiking", "graded")
 
 
@@ -118,10 +123,11 @@ def _tables(values: Mapping[str, Any]) -> Any:
             title=f"ESTIMATED energy of arithmetic alone: T = {values['timesteps']}, context "
             f"{values['context']}, {used['mac_pj']} pJ a MAC, {used['ac_pj']} pJ an AC",
         ),
+        _ARITHMETIC,
         *([f" {thinned_line(values['thinned'])}\n"] if values["thinned"] else []),
         rows_table(
             (
-                "energies of",
+                "number format",
                 "pJ a MAC",
                 "pJ an AC",
                 "attention %",

@@ -5,7 +5,7 @@ from typing import Literal
 import click
 
 from .options import device_option, dtype_option, reporting, teacher_option, text_option
-from .output import answer, rows_table
+from .output import answer, meant_table
 
 
 @click.command()
@@ -91,4 +91,4 @@ def command(
         if name not in drawn
     ]
     title = "the spiking network compared with the dense model"
-    answer(values, as_json=as_json, table=lambda: rows_table(("", ""), rows, title=title))
+    answer(values, as_json=as_json, table=lambda: meant_table(rows, "eval", title=title))

@@ -73,4 +73,4 @@ def command(
     )
     if target == "loihi2":  # `simulate` and `place` read no others
         runs.remember("netlist", values["netlist"])
-    answer(values, as_json=as_json, title="exported")
+    answer(values, as_json=as_json, title="exported", command="export")

@@ -106,4 +106,4 @@ def command(
     from accelerate import PartialState
 
     if PartialState().is_main_process:
-        answer(values, as_json=as_json, title="fine-tuned")
+        answer(values, as_json=as_json, title="fine-tuned", command="finetune")

@@ -149,9 +149,11 @@ def answer(
     as_json: bool,
     table: Callable[[], Any] | None = None,
     title: str | None = None,
+    command: str = "",
 ) -> None:
     """Print the answer of a command: one JSON object (NaN and infinities as null), else the rich
-    renderable that `table` makes, else a table of keys and values."""
+    renderable that `table` makes, else a table of keys, values and what the keys mean in the answer
+    of `command`."""
     if as_json:
         from neurtransformer.runs import plain
 
@@ -161,7 +163,7 @@ def answer(
     from rich.console import Console
 
     if table is None:
-        shown: Any = rows_table(("", ""), _flat(values), title=title)
+        shown: Any = meant_table(_flat(values), command, title=title)
     else:
         shown = table()
     # a file or a pipe has no edge to wrap at
@@ -186,6 +188,30 @@ def rows_table(
     for row in rows:
         table.add_row(*(Text(readable(cell)) for cell in row))
     return table
+
+
+def meant_table(rows: Iterable[tuple[str, Any]], command: str, *, title: str | None = None) -> Any:
+    """A rich table of keys, values and what the keys mean in the answer of `command`. In a terminal
+    that is too narrow for it, the meanings stand below the table."""
+    from rich.console import Console, ConsoleOptions, Group, RenderResult
+    from rich.measure import Measurement
+
+    from neurtransformer.measure.meanings import meaning
+
+    told = [(key, value, meaning(key.partition(", ")[0], command)) for key, value in rows]
+    brief = rows_table(("", ""), [row[:2] for row in told], title=title)
+    if not any(what for _, _, what in told):
+        return brief
+    wide = rows_table(("", "", "meaning"), told, title=title)
+    legend = rows_table(("", "meaning"), [(key, what) for key, _, what in told if what])
+
+    class Fitting:
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            needs = Measurement.get(console, options.update(max_width=1000), wide).maximum
+            fits = needs <= options.max_width
+            yield wide if fits else Group(brief, legend)
+
+    return Fitting()
 
 
 def readable(value: Any) -> str:

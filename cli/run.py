@@ -121,7 +121,12 @@ def _show_plan(folder: Path, entries: "list[Entry]", jobs: int, as_json: bool) -
         (row["id"], ", ".join(row["steps"]) or "-", _span(seconds), row["estimated_memory_gb"])
         for row, seconds in zip(rows, times, strict=True)
     ]
-    columns = ("entry", "left to do, if no entry above does it", "ESTIMATED time", "ESTIMATED GB")
+    columns = (
+        "entry",
+        "steps left (shared steps are listed once)",
+        "ESTIMATED time",
+        "ESTIMATED GB",
+    )
     title = f"{len(rows)} entries in {folder}, about {_span(total)} in all with --jobs {jobs}"
     answer(values, as_json=as_json, table=lambda: rows_table(columns, table, title=title))
 
