@@ -203,7 +203,8 @@ def meant_table(rows: Iterable[tuple[str, Any]], command: str, *, title: str | N
     if not any(what for _, _, what in told):
         return brief
     wide = rows_table(("", "", "meaning"), told, title=title)
-    legend = rows_table(("", "meaning"), [(key, what) for key, _, what in told if what])
+    meant = [(key.partition(", ")[0], what) for key, _, what in told if what]
+    legend = rows_table(("", "meaning"), meant)
 
     class Fitting:
         def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
