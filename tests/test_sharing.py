@@ -188,6 +188,27 @@ def test_finetune_out_leaves_the_run_alone(
     assert "leave --out" in resumed.mistake()
 
 
+def test_a_copy_has_a_card_of_its_own(made: Path, tmp_path: Path, text: str) -> None:
+    """One written by hand is about the weights of the run that it was written for."""
+    mine = (made / CARD).read_text().replace(MARK, "My own words.")
+    (made / CARD).write_text(mine)
+    begun: list[str] = []
+    neurtransformer.finetune(
+        made,
+        tmp_path / "trained",
+        text=text,
+        steps=2,
+        on_start=lambda run: begun.append((run / CARD).read_text()),
+    )
+    card = (tmp_path / "trained" / CARD).read_text()
+    assert MARK in card and "My own words." not in card and "fine-tuned for 2 steps" in card
+    # from the start on, should the training be stopped
+    assert MARK in begun[0] and "nothing was trained" in begun[0]
+    assert (made / CARD).read_text() == mine
+    neurtransformer.finetune(made, text=text, steps=2)
+    assert (made / CARD).read_text() == mine
+
+
 def test_a_mistake_leaves_no_copy(neurtx: Any, tiny_run: Path, tmp_path: Path, text: str) -> None:
     for options in (("--device", "cuda:99"), ("--text", "no.txt"), ("--teacher", "gpt2-nano")):
         given = options if "--text" in options else (*options, "--text", text)

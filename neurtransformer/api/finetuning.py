@@ -180,9 +180,12 @@ def _check_writable(run: Path) -> None:
 
 
 def _copy_run(source: Path, target: Path, force: bool) -> None:
-    """A copy of a run, without the checkpoint of a training and without what is hidden."""
+    """A copy of a run, without the checkpoint of a training and without what is hidden. Its card is
+    a new one: what somebody wrote by hand is about the weights of `source`."""
     from neurtransformer.folders import new_folder
+    from neurtransformer.measure.card import CARD, write_card
 
     with new_folder(target, force=force) as fresh:
-        ignored = shutil.ignore_patterns(".*", "checkpoint")
+        ignored = shutil.ignore_patterns(".*", "checkpoint", CARD)
         shutil.copytree(source, fresh, ignore=ignored, dirs_exist_ok=True)
+        write_card(fresh)
