@@ -43,6 +43,7 @@ _NEEDS = {
     "transformers.models.auto.modeling_auto": "AutoModelForCausalLM",
     "transformers.models.gpt2.configuration_gpt2": "GPT2Config",
     "transformers.models.llama.configuration_llama": "LlamaConfig",
+    "transformers.modeling_layers": "GradientCheckpointingLayer",
     "transformers.modeling_utils": "PreTrainedModel",
     "transformers.generation.utils": "GenerationMixin",
 }

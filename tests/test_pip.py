@@ -114,6 +114,20 @@ for run in sys.argv[2:]:
     assert done.stdout == 2 * "SpikingGPT2LMHeadModel True\n", done.stderr
 
 
+def test_a_run_loads_whatever_of_transformers_was_imported_first(tiny_run: Path) -> None:
+    """GPT-2's model imports what ours needs too, and is in the middle of that at the time."""
+    code = """
+import sys
+import neurtransformer
+from transformers import GPT2LMHeadModel
+from transformers import AutoModelForCausalLM
+print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__name__)
+"""
+    done = python(code, str(tiny_run))
+    assert done.stdout == "SpikingGPT2LMHeadModel\n", done.stderr
+    assert "do not load here" not in done.stderr
+
+
 WHOLE = """
 import neurtransformer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
