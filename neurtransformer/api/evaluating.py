@@ -32,7 +32,8 @@ def evaluate(
     text: what is read: a file, "-" for standard input, or a data set on the hub. None is the
         held-out part of CPython's text.
     limit: how many tokens are read at most, 2 or more.
-    block: tokens of one text, 2 or more. None is the model's context, 1024 at most.
+    block: tokens of one text, 2 or more. More than the model's context is cut down to that, with a
+        remark in the log. None is the model's context, 1024 at most.
     mode: "counts" computes each neuron's spike count at once. "steps" simulates every time step
         with SpikingJelly's neurons, which is slower and gives equal numbers.
     device: where both networks compute: "cpu", "cuda" or "cuda:N".
@@ -45,7 +46,7 @@ def evaluate(
     Returns a dict:
 
     - `run`: the folder, an absolute Path; `mode`, `dtype`, `text`: the settings;
-    - `tokens`: how many were read;
+    - `tokens`: how many were read; `block`: how many of them make one text;
     - `ppl_dense`, `ppl_spiking`: perplexities; `ppl_ratio`: the latter divided by the former;
     - `cosine_similarity`, `cosine_similarity_logits`: of the last hidden states and of the logits
       of both networks, means over tokens, 1 where they are equal;
