@@ -40,7 +40,9 @@ test: setup
 	$(BIN)/python -m pytest -q -n 2
 
 slow: setup
+	$(PIP) lm-eval
 	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m "not slow" tests/test_lm_eval.py
 
 demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
