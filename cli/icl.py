@@ -97,6 +97,7 @@ def regression(ctx: click.Context, **options: Any) -> None:
     show_default=True,
     help="Episodes of each setting.",
 )
+@device_option
 @reporting
 @click.pass_context
 def omniglot(ctx: click.Context, **options: Any) -> None:

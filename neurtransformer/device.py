@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     M = TypeVar("M", bound=torch.nn.Module)
 
+DEVICE = r"cpu|cuda(:(0|[1-9][0-9]?))?"
+"""What the whole name of a device looks like, as a regular expression."""
+
 DTYPES = ("float32", "bfloat16", "float16")
 """Types that weights may have. Spike counts, membranes and states are float32 in all of them."""
 
@@ -20,7 +23,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 def device_of(name: str) -> "torch.device":
     """The device called "cpu", "cuda" or "cuda:N". Raises UserError for another name, and
     for a device that this machine does not have."""
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
+    if not re.fullmatch(DEVICE, name):
         raise UserError(f"--device must be cpu, cuda or cuda:N, not {name!r}")
 
     import torch
