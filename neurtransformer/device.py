@@ -13,17 +13,19 @@ if TYPE_CHECKING:
 
     M = TypeVar("M", bound=torch.nn.Module)
 
-DEVICE = r"cpu|cuda(:(0|[1-9][0-9]?))?"
-"""What the whole name of a device looks like, as a regular expression."""
-
 DTYPES = ("float32", "bfloat16", "float16")
 """Types that weights may have. Spike counts, membranes and states are float32 in all of them."""
+
+
+def is_device(name: str) -> bool:
+    """Whether `name` is that of a device, which this machine may have or not."""
+    return re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]?))?", name) is not None
 
 
 def device_of(name: str) -> "torch.device":
     """The device called "cpu", "cuda" or "cuda:N". Raises UserError for another name, and
     for a device that this machine does not have."""
-    if not re.fullmatch(DEVICE, name):
+    if not is_device(name):
         raise UserError(f"--device must be cpu, cuda or cuda:N, not {name!r}")
 
     import torch

@@ -6,7 +6,8 @@ before it and the versions of neurtx, torch and transformers. Entries that have 
 common share the job: a conversion knows neither seed nor text, a training no text, and a netlist
 is the same whatever text its loss was measured on.
 
-Files count by what is in them, models and data sets of the hub by their names.
+Files count by what is in them, models and data sets of the hub by their names. Where a step
+computes does not count, so that a batch may move to another machine, except of a training.
 """
 
 import fnmatch
@@ -152,6 +153,8 @@ class _Maker:
                 if key in given:
                     source = _text(given[key], base) if key == "text" else _file(given[key], base)
                     given[key], identity[key] = source.given, source.identity
+            if step != "finetune":  # which adds up over its steps what devices round differently
+                identity.pop("device", None)
             self.given[step], self.identities[step] = given, identity
 
     def jobs(self, model: Source, recipe: Source, seed: int, text: Source) -> dict[Step, Job]:
