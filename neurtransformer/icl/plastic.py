@@ -159,6 +159,8 @@ def load(folder: Path = SHIPPED) -> tuple[Encoders, tuple[str, ...]]:
             f"{folder} holds no plastic transformer: name a folder that "
             "scripts/train_omniglot.py wrote, or omniglot-plastic"
         )
+    if not (folder / "model.safetensors").is_file():  # whoever opens a pipe waits
+        raise UserError(f"{folder}/model.safetensors is missing: train the network again")
     trained_on = values.pop("trained_on", None)
     if not isinstance(trained_on, list) or not all(isinstance(x, str) for x in trained_on):
         raise UserError(f"{folder}/config.json: trained_on must be names of alphabets")
