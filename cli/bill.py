@@ -9,15 +9,33 @@ COLUMNS = ("operations", "weights", "accumulators", "states", "transport")
 FORMS = {"spiking": "binary", "graded": "graded"}
 
 
+_LINES = (
+    " The columns behind % say what the energy of the spiking network is for. operations: "
+    "additions and products; weights: reading weights, keys and values; accumulators: the sums "
+    "that arriving spikes add to; states: membranes and thresholds; transport: spikes from core to "
+    "core. graded spikes: the whole energy if one spike carries a number. docs/energy.md explains "
+    "the rows.\n"
+)
+_BREAK_EVEN = (
+    " energy / dense: above 1 the spiking network needs more. wins below: the spike rate at which "
+    "both need the same; the next column says how much of today's spikes that is.\n"
+)
+_LOIHI = " Loihi 1's published figures include no price for a product, so there is no total.\n"
+
+
 def bill_tables(bill: Mapping[str, Any]) -> Iterator[Any]:
     """Rich tables of what `measure.bill.bill` returns."""
     yield _lines(bill)
+    yield _LINES
     yield _totals(bill)
     yield _break_even(bill)
+    yield _BREAK_EVEN
     yield _verdict(bill["break_even"][0])
     yield _traffic(bill)
     yield _loihi(bill)
+    yield _LOIHI
     yield _prices(bill)
+    yield _units(bill)
 
 
 def _micro(joules: float | None) -> float | None:
@@ -30,7 +48,7 @@ def _lines(bill: Mapping[str, Any]) -> Any:
         for of in (bill["dense"]["int8, on-chip"], bill["graded"])
     )
     ours = bill["spiking"]
-    whole = {"cause": "all of it", **ours}
+    whole = {"cause": "total", **ours}
     dense[whole["cause"]] = bill["dense"]["int8, on-chip"]["total_j"]
     graded[whole["cause"]] = bill["graded"]["total_j"]
     rows = [
@@ -67,7 +85,7 @@ def _totals(bill: Mapping[str, Any]) -> Any:
         for form, name in FORMS.items()
     ]
     return rows_table(
-        ("all of it", "weights on the chip", "weights in DRAM"),
+        ("number format", "weights on the chip", "weights in DRAM"),
         rows,
         title="the same of other number formats and memories, microjoules per token",
     )
@@ -145,7 +163,7 @@ def _loihi(bill: Mapping[str, Any]) -> Any:
         for line in ours["lines"]
     ]
     rows.append(("what has a price", _micro(ours["priced_j"]), "a lower bound"))
-    rows.append(("all of it", _micro(ours["total_j"]), _lacking(ours["missing"])))
+    rows.append(("total", _micro(ours["total_j"]), _lacking(ours["missing"])))
     return rows_table(
         ("by Loihi 1's figures", "microjoules", ""),
         rows,
@@ -169,7 +187,15 @@ def _prices(bill: Mapping[str, Any]) -> Any:
         return f"{price['pj']:.3g} {price['grade']}" if price else "-"
 
     return rows_table(
-        ("picojoules of a", *_LISTS),
+        ("price of one ..., pJ", *_LISTS),
         [(unit, *(cell(name, unit) for name in _LISTS)) for unit in units],
         title="the prices, and how each is known (sources: --json, docs/energy.md)",
     )
+
+
+def _units(bill: Mapping[str, Any]) -> Any:
+    """What the rows of that table are."""
+    from neurtransformer.measure.prices import UNITS
+
+    priced = dict.fromkeys(price["unit"] for price in bill["prices"])
+    return rows_table(("", "what one of these is"), [(unit, UNITS[unit]) for unit in priced])

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import click
 
-from .options import device_option, reporting
+from .options import device_option, reporting, text_option
 from .output import answer
 
 _POOR = 1.1
@@ -23,16 +23,22 @@ _BEST_PHASE = 8
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
-    help="A YAML file of settings; the rest is the default.",
+    help="A YAML file with the settings to change; configs/default.yaml lists all.",
 )
-@click.option("--attention", help="ttfs, a race of neurons (the default), or linear, fast weights.")
+@click.option("--attention", help="ttfs: a race of neurons (the default). linear: fast weights.")
 @click.option(
-    "--coding", type=click.Choice(["rate", "phase"]), help="One code for the whole network."
+    "--coding",
+    type=click.Choice(["rate", "phase"]),
+    help="How all neurons send numbers: rate counts spikes, phase sends binary digits.  [default: "
+    "phase in the attention, rate elsewhere; with fast weights rate everywhere]",
 )
 @click.option(
-    "--timesteps", type=int, help="Time steps of a value: 1 to 64, or 1 to 8 phase coded."
+    "--timesteps",
+    type=int,
+    help="How many time steps a neuron takes to send one value: 1 to 64 for rate, 1 to 8 for "
+    "phase.",
 )
-@click.option("--text", help="Text to fit thresholds to: a file, - or a hub data set.")
+@text_option("Text to fit thresholds to")
 @click.option("--force", is_flag=True, help="Replace a run that stands at --out.")
 @device_option
 @reporting
@@ -56,8 +62,8 @@ def command(
     Softmax attention becomes spiking self-attention in every layer. By default that is a race of
     neurons, one for each past token, and `--attention linear` makes it fast weights. By default the
     attention is phase coded (spikes are binary digits) and the feed-forward blocks are rate coded
-    (spikes are counted). `--coding phase` phase codes the whole network, but for the keys, queries
-    and values of fast weights.
+    (spikes are counted). `--coding phase` phase codes the whole network; only the keys, queries
+    and values of fast weights stay rate coded.
 
     The thresholds of the neurons are fitted to text. Left out, the model writes it itself. Nothing
     is trained: `neurtx finetune` does that. At the end the run is compared with MODEL, on about a
@@ -80,7 +86,7 @@ def command(
         progress=progress,
     )
     runs.remember("run", values["run"])
-    answer(values, as_json=as_json, title="converted")
+    answer(values, as_json=as_json, title="converted", command="convert")
     if values.get("ppl_ratio", 1.0) > _POOR:
         progress.remark(_advice(values))
 

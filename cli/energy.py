@@ -7,20 +7,25 @@ from typing import Any
 import click
 
 from .bill import bill_tables
-from .options import device_option, dtype_option, reporting
-from .output import answer, picture_file, rows_table
+from .options import device_option, dtype_option, force_option, reporting, text_option
+from .output import answer, free_file, rows_table
 
 _PARTS = {
     "attention": "attention blocks",
     "feed_forward": "feed-forward blocks",
     "model": "whole model",
 }
+_ARITHMETIC = (
+    " A MAC is a product and its addition, which a dense model does; an AC adds the weight of one "
+    "spike. Negative savings are losses. the paper %: what NeurTransformer (arXiv:2510.00133) "
+    "reports.\n"
+)
 _FORMS = ("dense", "spiking", "graded")
 
 
 @click.command()
 @click.argument("run", required=False)
-@click.option("--text", help="Text to count spikes on: a file, - or a hub data set.")
+@text_option("Text to count spikes on")
 @click.option(
     "--limit",
     type=click.IntRange(min=2),
@@ -31,8 +36,9 @@ _FORMS = ("dense", "spiking", "graded")
 @click.option(
     "--picture",
     type=click.Path(path_type=Path),
-    help="A PNG or SVG file to draw in where the energy goes.",
+    help="Draw where the energy goes into this file (.png or .svg).",
 )
+@force_option("--picture")
 @device_option
 @dtype_option
 @reporting
@@ -41,6 +47,7 @@ def command(
     text: str | None,
     limit: int,
     picture: Path | None,
+    force: bool,
     device: str,
     dtype: str,
     as_json: bool,
@@ -58,7 +65,7 @@ def command(
 
     device_of(device)
     if picture is not None:
-        picture = picture_file(picture, "--picture", (".png", ".svg"))
+        picture = free_file(picture, "--picture", force=force, kinds=(".png", ".svg"))
     folder = runs.resolve("run", run)
 
     from neurtransformer.measure.energy import estimate, measure_spikes
@@ -116,10 +123,11 @@ def _tables(values: Mapping[str, Any]) -> Any:
             title=f"ESTIMATED energy of arithmetic alone: T = {values['timesteps']}, context "
             f"{values['context']}, {used['mac_pj']} pJ a MAC, {used['ac_pj']} pJ an AC",
         ),
+        _ARITHMETIC,
         *([f" {thinned_line(values['thinned'])}\n"] if values["thinned"] else []),
         rows_table(
             (
-                "energies of",
+                "number format",
                 "pJ a MAC",
                 "pJ an AC",
                 "attention %",

@@ -4,13 +4,13 @@ from typing import Literal
 
 import click
 
-from .options import device_option, dtype_option, reporting, teacher_option
-from .output import answer, rows_table
+from .options import device_option, dtype_option, reporting, teacher_option, text_option
+from .output import answer, meant_table
 
 
 @click.command()
 @click.argument("run", required=False)
-@click.option("--text", help="Held-out text: a file, - or a hub data set.")
+@text_option("Held-out text")
 @click.option(
     "--limit",
     type=click.IntRange(min=2),
@@ -21,9 +21,16 @@ from .output import answer, rows_table
 @click.option(
     "--block",
     type=click.IntRange(min=2),
-    help="Tokens of one text.  [default: the model's context, 1024 at most]",
+    help="Cut the text into pieces of this many tokens.  [default: the model's context, 1024 at "
+    "most]",
 )
-@click.option("--mode", type=click.Choice(["counts", "steps"]), default="counts", show_default=True)
+@click.option(
+    "--mode",
+    type=click.Choice(["counts", "steps"]),
+    default="counts",
+    show_default=True,
+    help="counts: fast. steps: simulate each time step with SpikingJelly.",
+)
 @device_option
 @dtype_option
 @teacher_option
@@ -84,4 +91,4 @@ def command(
         if name not in drawn
     ]
     title = "the spiking network compared with the dense model"
-    answer(values, as_json=as_json, table=lambda: rows_table(("", ""), rows, title=title))
+    answer(values, as_json=as_json, table=lambda: meant_table(rows, "eval", title=title))

@@ -5,13 +5,18 @@ from typing import Literal
 
 import click
 
-from .options import device_option, reporting, teacher_option
+from .options import device_option, reporting, teacher_option, text_option
 from .output import answer
 
 
 @click.command()
 @click.argument("run", required=False)
-@click.option("--target", type=click.Choice(["loihi2", "nir"]), required=True)
+@click.option(
+    "--target",
+    type=click.Choice(["loihi2", "nir"]),
+    required=True,
+    help="loihi2: a netlist for Lava. nir: the parts that NIR can hold.",
+)
 @click.option(
     "--spikes",
     type=click.Choice(["binary", "graded", "rate"]),
@@ -20,9 +25,9 @@ from .output import answer
     metavar="[binary|graded]",
     default="binary",
     show_default=True,
-    help="Send a count as T spikes of one bit, or as one spike that carries it.",
+    help="binary: a number is sent as T spikes of one bit. graded: as one spike that carries it.",
 )
-@click.option("--text", help="Text to measure the integers on: a file, - or a hub data set.")
+@text_option("Text to measure the integers on")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -71,4 +76,4 @@ def command(
     )
     if target == "loihi2":  # `simulate` and `place` read no others
         runs.remember("netlist", values["netlist"])
-    answer(values, as_json=as_json, title="exported")
+    answer(values, as_json=as_json, title="exported", command="export")

@@ -6,7 +6,7 @@ from typing import Literal
 
 import click
 
-from .options import device_option, reporting, teacher_option
+from .options import device_option, reporting, teacher_option, text_option
 from .output import answer
 
 
@@ -17,7 +17,7 @@ from .output import answer
     type=click.Path(path_type=Path),
     help="A folder for a copy to train; RUN stays as it is.",
 )
-@click.option("--text", help="Text to train on: a file, - or a hub data set.")
+@text_option("Text to train on")
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
@@ -26,12 +26,13 @@ from .output import answer
 @click.option(
     "--train",
     type=click.Choice(["ssa", "blocks"]),
-    help="Train the attention and all thresholds, or all of every block.",
+    help="What to train. ssa: the attention and all thresholds. blocks: all weights of every "
+    "block; embeddings and LM head stay as they are.  [default: as in the recipe]",
 )
 @click.option(
     "--spikes-budget",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Share of what its spikes cost that the run may keep.",
+    help="How much of today's spike cost may remain, above 0 to 1: 0.6 means 60 %.",
 )
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
 @click.option(
@@ -39,7 +40,7 @@ from .output import answer
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Of the text that the teacher writes, and of the order of batches.",
+    help="Seed of the random numbers: the text that the teacher writes and the order of batches.",
 )
 @click.option("--force", is_flag=True, help="Replace a run that stands at --out.")
 @device_option
@@ -59,12 +60,11 @@ def command(
     teacher: str | None,
     as_json: bool,
 ) -> None:
-    """Train RUN to follow its dense teacher.
+    """Train RUN to predict what the dense model that it was made from predicts.
 
-    The teacher is the dense model that RUN was made from. RUN learns to predict the next token as
-    the teacher does. Fast weights (attention `linear`) first learn the output of each of the
-    teacher's attention layers; a race (`ttfs`) is close to it from the start, and its recipe leaves
-    that stage out (`match_share: 0`).
+    That dense model is called the teacher. Fast weights (attention `linear`) first learn the output
+    of each of the teacher's attention layers; a race (`ttfs`) is close to it from the start, and
+    its recipe leaves that stage out (`match_share: 0`).
 
     With `--spikes-budget 0.6` RUN also learns to do with 60 % of what its spikes cost: synaptic
     operations for one half, and the spikes themselves for the other. Training then begins with
@@ -106,4 +106,4 @@ def command(
     from accelerate import PartialState
 
     if PartialState().is_main_process:
-        answer(values, as_json=as_json, title="fine-tuned")
+        answer(values, as_json=as_json, title="fine-tuned", command="finetune")

@@ -19,7 +19,8 @@ _DRAWING = ("temperature", "top_k", "top_p", "seed")
 @click.option(
     "--prompt-file",
     type=click.Path(path_type=Path),
-    help="A UTF-8 file with the text to continue, in the place of --prompt.",
+    help="A UTF-8 file with the text to continue, or - for standard input; in the place of "
+    "--prompt.",
 )
 @click.option(
     "--tokens", type=click.IntRange(min=1), default=60, show_default=True, help="Tokens to write."
@@ -29,36 +30,38 @@ _DRAWING = ("temperature", "top_k", "top_p", "seed")
     type=click.FloatRange(min=0, min_open=True),
     default=0.8,
     show_default=True,
-    help="What logits are divided by: below 1 likely tokens become likelier.",
+    help="Randomness: below 1 favours likely tokens, above 1 evens them out.",
 )
 @click.option(
     "--top-k",
+    metavar="K",
     type=click.IntRange(min=0),
     default=40,
     show_default=True,
-    help="Draw from so many of the likeliest tokens; 0 is all.",
+    help="Choose only among the K likeliest tokens; 0 means all.",
 )
 @click.option(
     "--top-p",
+    metavar="P",
     type=click.FloatRange(0, 1, min_open=True),
     default=1.0,
     show_default=True,
-    help="Draw from the likeliest tokens that together have this chance.",
+    help="Choose only among the likeliest tokens whose probabilities add up to P.",
 )
-@click.option("--greedy", is_flag=True, help="Take the likeliest token, and draw nothing.")
+@click.option("--greedy", is_flag=True, help="Always take the likeliest token; nothing is random.")
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Of the random numbers; the same seed gives the same text.",
+    help="Seed of the random numbers; the same seed gives the same text.",
 )
 @click.option(
     "--backend",
     type=click.Choice(["torch", "integer"]),
     default="torch",
     show_default=True,
-    help="Which form of the network writes.",
+    help="torch: the spiking network. integer: the integer network.",
 )
 @device_option
 @dtype_option
@@ -159,4 +162,6 @@ def _refuse_idle(ctx: click.Context, why: str, given: bool, idle: tuple[str, ...
     """Raise a usage error for an option that was typed and would do nothing."""
     for name in idle:
         if given and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name.replace('_', '-')} is without effect for {why}", ctx)
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} has no effect with {why}: leave one out", ctx
+            )

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from .options import device_option, reporting, teacher_option
+from .options import device_option, force_option, reporting, teacher_option, text_option
+from .output import free_file
 
 _TASKS = ("induction", "regression", "omniglot")
 
@@ -27,7 +28,7 @@ class _Tasks(click.Group):
 
 @click.group(cls=_Tasks, no_args_is_help=False, subcommand_metavar="TASK [ARGS]...")
 def command() -> None:
-    """Measure in-context learning, form by form.
+    """Measure what networks learn from their context, in floats, spikes, integers and Lava.
 
     A language model predicts later tokens of a text better than earlier ones, although its weights
     stay as they are: it learns from the context. Each task measures that in another way, and how
@@ -35,13 +36,14 @@ def command() -> None:
     """
 
 
-_picture = click.option("--picture", type=click.Path(path_type=Path), help="An SVG file to write.")
-_force = click.option("--force", is_flag=True, help="Replace a file that stands at --picture.")
+_picture = click.option(
+    "--picture", type=click.Path(path_type=Path), help="Draw the result into this .svg file."
+)
 
 
 @command.command()
 @click.argument("run", required=False)
-@click.option("--text", help="Held-out text: a file, - or a hub data set.")
+@text_option("Held-out text")
 @click.option(
     "--limit",
     type=click.IntRange(min=2),
@@ -50,7 +52,7 @@ _force = click.option("--force", is_flag=True, help="Replace a file that stands 
     help="Tokens to measure on.",
 )
 @_picture
-@_force
+@force_option("--picture")
 @device_option
 @teacher_option
 @reporting
@@ -69,7 +71,7 @@ def induction(ctx: click.Context, **options: Any) -> None:
 
 @command.command()
 @_picture
-@_force
+@force_option("--picture")
 @reporting
 @click.pass_context
 def regression(ctx: click.Context, **options: Any) -> None:
@@ -88,14 +90,18 @@ def regression(ctx: click.Context, **options: Any) -> None:
 @click.option(
     "--data", type=click.Path(path_type=Path), help="The folder with Omniglot's archives."
 )
-@click.option("--ways", type=click.IntRange(min=2), help="Characters of an episode.")
-@click.option("--shots", type=click.IntRange(min=1), help="Drawings of each in the context.")
+@click.option(
+    "--ways", type=click.IntRange(min=2), help="How many characters the network chooses between."
+)
+@click.option(
+    "--shots", type=click.IntRange(min=1), help="How many labelled drawings it sees of each."
+)
 @click.option(
     "--episodes",
     type=click.IntRange(min=1),
     default=2000,
     show_default=True,
-    help="Episodes of each setting.",
+    help="How many trials per setting.",
 )
 @device_option
 @reporting
@@ -118,17 +124,8 @@ def _measure(ctx: click.Context, options: dict[str, Any]) -> None:
     """Call the function of the task's own file, which loads what it needs."""
     force = options.pop("force", False)
     if options.get("picture") is not None:
-        options["picture"] = _free(options["picture"].expanduser(), force)
+        options["picture"] = free_file(
+            options["picture"], "--picture", force=force, kinds=(".svg",)
+        )
     task = str(ctx.command.name)
     getattr(importlib.import_module(f".icl_{task}", __package__), task)(**options)
-
-
-def _free(picture: Path, force: bool) -> Path:
-    """`picture`, if a file may be written there: said before anything is measured."""
-    special = picture.exists() and not picture.is_file()  # a folder, or as /dev/stdout is
-    picture = picture.resolve()
-    if special or not picture.parent.is_dir():
-        raise click.UsageError(f"{picture} cannot be a file: name one in a folder that exists")
-    if picture.exists() and not force:
-        raise click.UsageError(f"{picture} exists already: name another file or add --force")
-    return picture

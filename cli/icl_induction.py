@@ -5,6 +5,20 @@ from typing import Any
 
 from .output import answer, rows_table
 
+_COLUMNS = (
+    "form",
+    "attention on the earlier match (best head)",
+    "layer.head",
+    "copying score",
+    "loss at token 500 less that at 50 (negative is a gain)",
+)
+_CAPTION = (
+    " On random tokens that repeat: the attention that the best head pays to what followed the "
+    "present token before; its place; and whether it makes likelier what it attends to (1 always, "
+    "-1 never). On text: the loss, whose tokens move together in a context shorter than 512. "
+    "converted: the network before any training.\n"
+)
+
 
 def induction(
     *,
@@ -76,10 +90,15 @@ def induction(
         text_sha256=text_sha256(blocks),
     )
     runs.update_report(folder, "induction", found, provenance)
-    columns = ("form", "prefix matching, best head", "layer.head", "its copying", "ICL score")
     rows = [_induction_row(name, values) for name, values in found.items()]
     values = {"task": "induction", "run": folder, "tokens": blocks.numel(), **found}
-    answer(values, as_json=as_json, table=lambda: rows_table(columns, rows, title=str(folder)))
+    answer(values, as_json=as_json, table=lambda: _table(rows, str(folder)))
+
+
+def _table(rows: list[tuple[Any, ...]], title: str) -> Any:
+    from rich.console import Group
+
+    return Group(rows_table(_COLUMNS, rows, title=title), _CAPTION)
 
 
 def _induction_row(name: str, values: dict[str, Any]) -> tuple[Any, ...]:

@@ -6,6 +6,37 @@ from typing import Any
 
 from .output import answer, readable, rows_table
 
+_ERRORS = {
+    "float_max_error": "largest difference between attention and gradient descent in floats",
+    "integer_max_error": "the same in integers, in units of the last bit",
+    "lava_relative_error": "error of the learning engine in Lava, see below",
+    "lava_missing": "why that was not measured",
+}
+_SETTINGS = {
+    "bits": "bits of a trace",
+    "dimension": "inputs",
+    "examples": "examples in the context",
+}
+# as loihi.learning.FORMS has them -> the column, and what limits the engine there
+_COLUMNS = {
+    "float": ("floats", "no limit of the engine"),
+    "traces": ("traces", "inputs and targets are rounded to traces"),
+    "range": ("+ 8-bit weights", "and weights stay within -256 to 255"),
+    "nearest": ("nearest", "and are rounded after each example, to the nearest whole number"),
+    "stochastic": ("random", "or up or down at random, each synapse for itself"),
+    "lava": ("random, shared", "or with one random number for all synapses, as Lava does"),
+    "even": ("steps of two", "or to even numbers, as the chip stores weights of mixed sign"),
+}
+_ENGINE = (
+    " An error is relative to the exact step of gradient descent: 0.05 is 5 %. A trace is a "
+    "number that the engine keeps for a neuron; exponent is that of its learning rule.\n"
+)
+_TRAINED = (
+    " squared error: of what an algorithm or a trained attention layer predicts. to ...: squared "
+    "difference to what that algorithm predicts; the smallest says which one the layer is closest "
+    "to. All are in units of the mean squared target.\n"
+)
+
 
 def regression(picture: Path | None, as_json: bool) -> None:
     """The three errors, the sweeps of the engine's error, and what trained models predict with."""
@@ -54,13 +85,20 @@ def _lava(measure: Callable[[], tuple[float, int]]) -> dict[str, Any]:
 def _tables(values: dict[str, Any]) -> Any:
     from rich.console import Group
 
-    names = ("float_max_error", "integer_max_error", "lava_relative_error", "lava_missing")
-    lines = [f"{name}: {readable(values[name])}" for name in names if name in values]
-    rows = [row.values() for sweep in values["sweeps"].values() for row in sweep]
-    columns = list(values["engine"])
-    parts = [
-        rows_table(columns, [list(row) for row in rows], title="errors in the learning engine")
+    lines = [
+        f"{name}: {readable(values[name])} ({what})"
+        for name, what in _ERRORS.items()
+        if name in values
     ]
+    parts: list[Any] = []
+    for changed, sweep in values["sweeps"].items():
+        same = [f"{sweep[0][name]} {what}" for name, what in _SETTINGS.items() if name != changed]
+        shown = [name for name in sweep[0] if name == changed or name not in _SETTINGS]
+        columns = [_SETTINGS.get(name) or _COLUMNS.get(name, (name,))[0] for name in shown]
+        title = f"error in the learning engine by {_SETTINGS[changed]} ({', '.join(same)})"
+        rows = [[row[name] for name in shown] for row in sweep]
+        parts.append(rows_table(columns, rows, title=title))
+    parts += [rows_table(("column", "what limits the engine"), _COLUMNS.values()), _ENGINE]
     for found in values["trained"]:
         algorithms = list(next(iter(found["difference"].values())))
         shown = [
@@ -73,4 +111,5 @@ def _tables(values: dict[str, Any]) -> Any:
                 columns, shown, title=f"what trained layers do, with noise {found['noise']:g}"
             )
         )
+    parts.append(_TRAINED)
     return Group(*lines, *parts)

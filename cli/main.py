@@ -16,6 +16,7 @@ import contextlib
 import errno
 import importlib
 import json
+import re
 import signal
 import traceback
 from collections.abc import Iterator
@@ -31,15 +32,15 @@ from . import output
 COMMANDS = {
     "models": "List the dense models that have a short name, and the runs that ship.",
     "convert": "Turn a dense language model into a spiking run.",
-    "finetune": "Train a run's spiking attention to follow its dense teacher.",
+    "finetune": "Train a run to predict what the dense model it was made from predicts.",
     "eval": "Compare a run with its dense teacher on the same tokens.",
     "generate": "Continue a prompt with a run.",
     "energy": "Estimate the energy of a run beside the dense model's.",
     "export": "Write a run as a netlist for Loihi 2, or as NIR graphs.",
     "simulate": "Run a prompt through a netlist in Lava, and compare every spike and state.",
     "place": "Count the cores and chips of Loihi 2 that a netlist needs.",
-    "run": "Take many models, recipes, seeds and texts through all of these steps.",
-    "icl": "Measure in-context learning, form by form.",
+    "run": "Convert, train, measure and export many models in one batch, described by a file.",
+    "icl": "Measure what networks learn from their context, in floats, spikes, integers and Lava.",
     "report": "Gather what was measured of a run in one HTML page.",
     "install": "Fetch SpikingJelly and Lava, which pip alone does not install, or SmolLM2.",
     "doctor": "Say what is installed, what is missing, and what to type.",
@@ -125,19 +126,19 @@ def main() -> NoReturn:
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         message, code = explain(error)
-        if os.environ.get("NEURTX_TRACEBACK") or (code == 1 and _typed("--verbose", "-v")):
+        if os.environ.get("NEURTX_TRACEBACK") or (code == 1 and _typed(r"--verbose|-v+")):
             traceback.print_exc()
         if message:
             click.echo(f"neurtx: {message}", err=True)
-            if _typed("--json"):
+            if _typed(r"--json"):
                 _tell_json(message.removeprefix("error: "), code)
         _drop_unwritten()
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _typed(*options: str) -> bool:
-    """Whether one of these was typed: what was parsed of the command may be nothing at all."""
-    return any(word in options for word in sys.argv[1:])
+def _typed(option: str) -> bool:
+    """Whether a word was typed that fits this pattern: what was parsed may be nothing at all."""
+    return any(re.fullmatch(option, word) for word in sys.argv[1:])
 
 
 def _tell_json(message: str, code: int) -> None:
@@ -163,6 +164,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         return f"error: {_line(error)}", 2
     if isinstance(error, click.Abort | KeyboardInterrupt):
         return process.farewell(signal.SIGINT), 130
+    if isinstance(error, click.NoSuchOption) and (option := _misplaced(error)):
+        return f"error: put {option} behind the command, as in `neurtx models {option}`", 2
     if isinstance(error, click.ClickException):
         hint = ""
         if isinstance(error, click.UsageError) and error.ctx is not None:
@@ -200,6 +203,13 @@ def explain(error: BaseException) -> tuple[str, int]:
         f"error: {type(error).__name__}: {_line(error)} (--verbose shows where)",
         1,
     )
+
+
+def _misplaced(error: click.NoSuchOption) -> str | None:
+    """The option of every command that was typed before the command; None if it was another."""
+    of_all = ("--json", "--quiet", "-q", "--verbose", "-v")
+    before = error.ctx is not None and error.ctx.command is neurtx
+    return error.option_name if before and error.option_name in of_all else None
 
 
 def _gone() -> bool:

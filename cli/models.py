@@ -8,7 +8,13 @@ from .options import reporting
 from .output import answer, rows_table
 
 _DENSE = ("name", "layers", "width", "heads", "context", "parameters", "source", "offline")
-_RUNS = ("name", "made from", "attention", "its code", "code of the rest")
+_RUNS = (
+    "name",
+    "made from",
+    "attention",
+    "code of the attention",
+    "code of the feed-forward blocks",
+)
 
 
 @click.command()
@@ -60,8 +66,8 @@ def _tables(values: dict[str, Any]) -> Any:
     rows = [
         (
             row["name"],
-            row["model"],
-            row["attention"],
+            row["model"] or "drawings (`neurtx icl omniglot`)",
+            row["attention"] or "plastic synapses",
             _code(row["attention_coding"], row["attention_timesteps"]),
             _code(row["coding"], row["timesteps"]),
         )
@@ -70,7 +76,7 @@ def _tables(values: dict[str, Any]) -> Any:
     models = [[model[key] for key in _DENSE] for model in values["models"]]
     return Group(
         rows_table(_DENSE, models, title="dense models that have a short name"),
-        rows_table(_RUNS, rows, title="runs that ship with neurtx, for reading"),
+        rows_table(_RUNS, rows, title="spiking runs that ship with neurtx (read-only)"),
     )
 
 

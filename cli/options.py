@@ -16,14 +16,25 @@ F = TypeVar("F", bound=Callable[..., Any])
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
+_LOUDNESS = "neurtx.loudness"
+
+
 def _on_quiet(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
+        _not_both(ctx, "quiet")
         ctx.with_resource(output.silenced())
 
 
 def _on_verbose(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
+        _not_both(ctx, "verbose")
         ctx.with_resource(output.talkative())
+
+
+def _not_both(ctx: click.Context, loudness: str) -> None:
+    if ctx.meta.setdefault(_LOUDNESS, loudness) != loudness:
+        ctx.close()  # click does that only for what could be parsed
+        raise click.UsageError("--quiet and --verbose exclude each other: leave one out", ctx)
 
 
 def _on_json(ctx: click.Context, _option: click.Parameter, value: bool) -> bool:
@@ -42,7 +53,7 @@ def reporting(command: F) -> F:
             is_eager=True,
             expose_value=False,
             callback=_on_quiet,
-            help="No progress and no remarks: only the answer, and errors.",
+            help="Print only the answer and errors.",
         ),
         click.option(
             "--verbose",
@@ -67,18 +78,33 @@ def reporting(command: F) -> F:
     return command
 
 
+def force_option(option: str) -> Callable[[F], F]:
+    """`--force` of a command that writes one file. option: what names this file."""
+    return click.option("--force", is_flag=True, help=f"Replace a file that stands at {option}.")
+
+
 teacher_option = click.option(
     "--teacher",
     metavar="NAME_OR_FOLDER",
-    help="The dense model, if it is not where it was or is another one.",
+    help="Use this dense model as the teacher, if the original has moved or you want another.",
 )
+
+
+def text_option(use: str) -> Callable[[F], F]:
+    """`--text`, the same kinds of text everywhere. use: what the command does with it."""
+    return click.option(
+        "--text",
+        help=f"{use}: a file, - for standard input, or a data set on the Hugging Face hub "
+        "(owner/name).",
+    )
+
 
 device_option = click.option(
     "--device",
     metavar="[cpu|cuda|cuda:N]",
     default="cpu",
     show_default=True,
-    help="Where the network computes.",
+    help="Device that computes.",
 )
 
 dtype_option = click.option(
@@ -86,7 +112,7 @@ dtype_option = click.option(
     type=click.Choice(_DTYPES),
     default=_DTYPES[0],
     show_default=True,
-    help="The type of the weights; spike counts and states are float32 always.",
+    help="Number format of the weights; spikes and states are always float32.",
 )
 
 

@@ -117,24 +117,29 @@ def _log_level(level: int) -> Iterator[None]:
 # --- answers ---
 
 
-def picture_file(path: Path, option: str, kinds: tuple[str, ...]) -> Path:
-    """The absolute path of a picture that is to be made. option: what named it. kinds: suffixes.
+def free_file(path: Path, option: str, *, force: bool, kinds: Sequence[str] = ()) -> Path:
+    """The absolute path of a file that is to be written: said before anything is measured.
 
-    Raises UserError for another kind of file, for a folder that is not there, and for a file that
-    is.
+    option: what named it. force: whether a file that stands there may be replaced. kinds: the
+    suffixes that it may have, if not any.
+    Raises UserError for another suffix, a folder, what is no ordinary file, a folder that is not
+    there, and without `force` for a file that is.
     """
     from neurtransformer.errors import UserError
 
-    path = path.expanduser().resolve()
-    if path.suffix.lower() not in kinds:
-        endings = " or ".join(kinds)
-        raise UserError(
-            f"{path} is no name of a picture: {option} names a file that ends in {endings}"
-        )
+    path = path.expanduser()
+    special = path.exists() and not path.is_file()  # as /dev/stdout is, until it is resolved
+    path = path.resolve()
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: {option} names a file")
+    if special:
+        raise UserError(f"{path} is no ordinary file: {option} names one")
+    if kinds and path.suffix.lower() not in kinds:
+        raise UserError(f"{option} must end in {' or '.join(kinds)}, not '{path.name}'")
     if not path.parent.is_dir():
-        raise UserError(f"{path.parent} does not exist: name a place that does")
-    if path.exists():
-        raise UserError(f"{path} exists already: name another file")
+        raise UserError(f"folder {path.parent} does not exist: create it or choose another")
+    if path.exists() and not force:
+        raise UserError(f"{path} exists already: name another file or add --force")
     return path
 
 
@@ -144,9 +149,11 @@ def answer(
     as_json: bool,
     table: Callable[[], Any] | None = None,
     title: str | None = None,
+    command: str = "",
 ) -> None:
     """Print the answer of a command: one JSON object (NaN and infinities as null), else the rich
-    renderable that `table` makes, else a table of keys and values."""
+    renderable that `table` makes, else a table of keys, values and what the keys mean in the answer
+    of `command`."""
     if as_json:
         from neurtransformer.runs import plain
 
@@ -156,7 +163,7 @@ def answer(
     from rich.console import Console
 
     if table is None:
-        shown: Any = rows_table(("", ""), _flat(values), title=title)
+        shown: Any = meant_table(_flat(values), command, title=title)
     else:
         shown = table()
     # a file or a pipe has no edge to wrap at
@@ -181,6 +188,31 @@ def rows_table(
     for row in rows:
         table.add_row(*(Text(readable(cell)) for cell in row))
     return table
+
+
+def meant_table(rows: Iterable[tuple[str, Any]], command: str, *, title: str | None = None) -> Any:
+    """A rich table of keys, values and what the keys mean in the answer of `command`. In a terminal
+    that is too narrow for it, the meanings stand below the table."""
+    from rich.console import Console, ConsoleOptions, Group, RenderResult
+    from rich.measure import Measurement
+
+    from neurtransformer.measure.meanings import meaning
+
+    told = [(key, value, meaning(key.partition(", ")[0], command)) for key, value in rows]
+    brief = rows_table(("", ""), [row[:2] for row in told], title=title)
+    if not any(what for _, _, what in told):
+        return brief
+    wide = rows_table(("", "", "meaning"), told, title=title)
+    meant = [(key.partition(", ")[0], what) for key, _, what in told if what]
+    legend = rows_table(("", "meaning"), meant)
+
+    class Fitting:
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            needs = Measurement.get(console, options.update(max_width=1000), wide).maximum
+            fits = needs <= options.max_width
+            yield wide if fits else Group(brief, legend)
+
+    return Fitting()
 
 
 def readable(value: Any) -> str:

@@ -6,14 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import reporting
-from .output import answer, picture_file, rows_table
+from .options import force_option, reporting
+from .output import answer, free_file, rows_table
 
 if TYPE_CHECKING:
     from neurtransformer.loihi.netlist import Manifest
     from neurtransformer.loihi.network import Network
 
-_SHOWN = ("cores", "chips", "bottleneck", "lower_bound_chips", "bound_factor")
+# key of the answer -> the row for a person, and what it means
+_SHOWN = {
+    "cores": ("cores", "cores that the network takes"),
+    "chips": ("chips", "chips that have so many cores"),
+    "bottleneck": ("bottleneck", "the resource that is used most"),
+    "lower_bound_chips": ("lower bound of chips", "no placement needs fewer"),
+    "bound_factor": ("chips over the lower bound", "1 is as good as can be"),
+}
 
 
 @click.command()
@@ -22,11 +29,18 @@ _SHOWN = ("cores", "chips", "bottleneck", "lower_bound_chips", "bound_factor")
     "--chip",
     "description",
     type=click.Path(path_type=Path),
-    help="A YAML file of what differs from configs/loihi2.yaml.",
+    help="A YAML file with chip limits that replace those of configs/loihi2.yaml.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="A PNG file to draw the cores in.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Draw how full the cores are into this .png file.",
+)
+@force_option("--out")
 @reporting
-def command(netlist: str | None, description: Path | None, out: Path | None, as_json: bool) -> None:
+def command(
+    netlist: str | None, description: Path | None, out: Path | None, force: bool, as_json: bool
+) -> None:
     """Place NETLIST on the cores of Loihi 2, and say which systems hold it.
 
     What is found without --chip is noted in the run that NETLIST was made from, if it is still
@@ -39,7 +53,7 @@ def command(netlist: str | None, description: Path | None, out: Path | None, as_
     from neurtransformer import runs
 
     if out is not None:
-        out = picture_file(out, "--out", (".png",))
+        out = free_file(out, "--out", force=force, kinds=(".png",))
 
     from neurtransformer.loihi.chip import Resources, load_chip
     from neurtransformer.loihi.place import place, summary, utilisation
@@ -105,7 +119,7 @@ def _tables(values: Mapping[str, Any]) -> Any:
             kind,
             len(layers),
             sum(layer["cores"] for layer in layers),
-            layers[0]["binds"] or "one core holds it",
+            layers[0]["binds"] or "fits one core",
             *(round(100 * share, 1) for share in layers[0]["utilisation"].values()),
         )
         for kind, layers in kinds.items()
@@ -113,20 +127,23 @@ def _tables(values: Mapping[str, Any]) -> Any:
     resources = [f"{name.replace('_', ' ')} %" for name in values["utilisation"]]
     return Group(
         rows_table(
-            ("", ""),
+            ("", "", "meaning"),
             [
-                *((name.replace("_", " "), values[name]) for name in _SHOWN),
-                *((f"fits {name}", fits) for name, fits in values["fits"].items()),
+                *((name, values[key], what) for key, (name, what) in _SHOWN.items()),
+                *((f"fits {name}", fits, "") for name, fits in values["fits"].items()),
                 *(
-                    (f"{name.replace('_', ' ')} used, %", round(100 * share, 1))
+                    (f"{name.replace('_', ' ')} used, %", round(100 * share, 1), "")
                     for name, share in values["utilisation"].items()
                 ),
             ],
             title=f"{what} on {values['chip']}",
         ),
         rows_table(
-            ("layer", "of them", "cores", "a core is full of", *resources),
+            ("layer", "number of layers", "cores", "a core is full of", *resources),
             rows,
             title="how full the cores of each layer are, in the first block",
         ),
+        " A row is all layers of one name: number of layers, and the cores of all of them. A layer "
+        "that does not fit one core is split; a column names the resource of which its cores are "
+        "full.\n",
     )

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from .options import reporting
-from .output import answer, rows_table
+from .options import force_option, reporting
+from .output import answer, free_file, rows_table
 
 
 @click.command()
@@ -13,7 +13,7 @@ from .output import answer, rows_table
 @click.option(
     "--out", type=click.Path(path_type=Path), help="The file to write.  [default: RUN/report.html]"
 )
-@click.option("--force", is_flag=True, help="Replace a file that stands at --out.")
+@force_option("--out")
 @reporting
 def command(run: str | None, out: Path | None, force: bool, as_json: bool) -> None:
     """Gather what is known of RUN in one HTML page that needs nothing else to be read.
@@ -26,18 +26,14 @@ def command(run: str | None, out: Path | None, force: bool, as_json: bool) -> No
 
     folder = runs.resolve("run", run)
     if runs.is_plastic(folder):
-        raise UserError(f"{folder} is no spiking GPT-2: `neurtx icl omniglot` measures it")
+        raise UserError(
+            f"{folder} has no report, for it reads drawings, not text: use `neurtx icl omniglot`"
+        )
     # one that ships with the package, or is the hub's, is not written to
     own = (Path.cwd() if runs.is_read_only(folder) else folder) / "report.html"
-    target = (out or own).expanduser().resolve()
-    if target.is_dir():
-        raise UserError(f"{target} is a folder: --out names a file, such as report.html")
-    if out is not None and out.exists() and not out.is_file():  # as /dev/stdout is
-        raise UserError(f"{out} is no ordinary file: --out names one, such as report.html")
-    if not target.parent.is_dir():
-        raise UserError(f"{target.parent} does not exist: name a place that does")
-    if target.exists() and target != own and not force:
-        raise UserError(f"{target} exists already: name another file or add --force")
+    # a page that stands there is an older one of the same run
+    same = (out or own).expanduser().resolve() == own
+    target = free_file(out or own, "--out", force=force or same)
 
     from neurtransformer.measure.report import page
     from neurtransformer.measure.summary import summary_rows

@@ -18,9 +18,16 @@ if TYPE_CHECKING:
     "--only",
     multiple=True,
     metavar="ENTRY",
-    help="An id of the plan, a pattern of ids, or a part such as 3/10; repeatable.",
+    help="Do only these entries: an id from --dry-run, a pattern ('gpt2-nano.*'), or part 3 of 10 "
+    "(3/10). May be repeated.",
 )
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="At once.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How many steps run at the same time.",
+)
 @click.option(
     "--root",
     type=click.Path(path_type=Path),
@@ -38,12 +45,15 @@ def command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Take every model of the file CONFIG, with every recipe, seed and text, through its steps.
+    """Convert, train, measure and export every model of the file CONFIG.
+
+    Every model is combined with every recipe, seed and text of the file; one such combination is an
+    entry, and has one line in the results.
 
     Each step is a `neurtx` process of its own. What is done is not done again: start the same
-    command again after a stop or a failure, and it goes on. One that fails takes no other entry
-    along; exit code 1 says that there was one. The results are in results.jsonl and results.csv of
-    the batch's folder. docs/batch.md has an example of CONFIG, and of clusters.
+    command again after a stop or a failure, and it goes on. If an entry fails, the others go on,
+    and the exit code is 1. The results are in results.jsonl and results.csv of the batch's folder.
+    docs/batch.md has an example of CONFIG, and of clusters.
     """
     from neurtransformer import runs
     from neurtransformer.batch.config import read_config
@@ -111,7 +121,12 @@ def _show_plan(folder: Path, entries: "list[Entry]", jobs: int, as_json: bool) -
         (row["id"], ", ".join(row["steps"]) or "-", _span(seconds), row["estimated_memory_gb"])
         for row, seconds in zip(rows, times, strict=True)
     ]
-    columns = ("entry", "left to do, if no entry above does it", "ESTIMATED time", "ESTIMATED GB")
+    columns = (
+        "entry",
+        "steps left (shared steps are listed once)",
+        "ESTIMATED time",
+        "ESTIMATED GB",
+    )
     title = f"{len(rows)} entries in {folder}, about {_span(total)} in all with --jobs {jobs}"
     answer(values, as_json=as_json, table=lambda: rows_table(columns, table, title=title))
 

@@ -70,6 +70,6 @@ def command(
         "lava": "Lava compared with the integer model",
         "integer": "time steps of the integer model compared with its counts",
     }
-    answer(values, as_json=as_json, title=titles[backend])
+    answer(values, as_json=as_json, title=titles[backend], command="simulate")
     if values["mismatches"] or not values.get("same_text", True):
         ctx.exit(1)

@@ -130,6 +130,8 @@ def checked_config(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     """`check_config` of what was read from `path`."""
     kind = config.get("model_type")
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    if str(kind).startswith("spiking_"):
+        raise UserError(f"{path.parent} is a run already: `neurtx eval` measures it")
     if family is None:
         raise UserError(
             f"{path} is of model type '{kind}': only {' and '.join(FAMILIES)} can be converted"

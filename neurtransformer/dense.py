@@ -25,7 +25,7 @@ from neurtransformer.errors import UserError, shortened
 from neurtransformer.families import FAMILIES
 from neurtransformer.families.base import Sizes
 from neurtransformer.memory import spare
-from neurtransformer.runs import BUNDLED, read_json
+from neurtransformer.runs import BUNDLED, bundled, read_json
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -219,6 +219,8 @@ def locate(name: str) -> Path:
         return folder.resolve()
     if name and folder.exists():
         raise UserError(f"{name} is a file: give the folder that holds config.json")
+    if name in bundled("run"):
+        raise UserError(f"{name} is a run already, not a dense model: `neurtx models` lists both")
     if not hub.may_be_id(name):
         raise UserError(f"no model folder at '{name}'; `neurtx models` lists the names")
     return _from_hub(name, name)

@@ -195,8 +195,8 @@ def remarks(report: Mapping[str, Any], config: Mapping[str, Any], weights: str |
     if old := outdated(report, weights):
         again = ", ".join(dict.fromkeys(MEASURED[name] for name in old))
         found.append(
-            f"measured on earlier weights of this run, and left out: {', '.join(old)}; "
-            f"measure again with {again}"
+            "left out, because they were measured before the weights last changed: "
+            f"{', '.join(old)}. Run {again} again"
         )
     maker = provenance_of(report.get("finetune") or report.get("convert")).get("weights_sha256")
     if None not in (maker, weights) and maker != weights:

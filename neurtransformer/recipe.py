@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from neurtransformer.errors import UserError, shortened
+from neurtransformer.wording import told
 
 R = TypeVar("R", bound=BaseModel)
 MAX_TIMESTEPS = 64
@@ -22,6 +23,8 @@ MAX_LIMITED_TIMESTEPS = 16
 
 MAX_YAML = 2**20
 """Bytes of the largest YAML file that is read."""
+
+_DEFAULTS = "configs/default.yaml"
 
 Coding = Literal["rate", "phase"]
 Digits = Literal["binary", "signed"]
@@ -203,7 +206,7 @@ def load_recipe(
     the attention may have. coding: that of the whole network, at one T.
     Raises UserError for a file that is not there, is not YAML, or says what is not known.
     """
-    over = {} if path is None else read_yaml(path, "configs/default.yaml")
+    over = {} if path is None else read_yaml(path, _DEFAULTS)
     values = settings("default.yaml", None)
     kind = attention or over.get("attention") or values["attention"]
     own = resources.files("neurtransformer.configs").joinpath(f"{kind}.yaml")
@@ -219,7 +222,7 @@ def load_recipe(
         own_timesteps = values.get("attention_timesteps")
         if isinstance(own_timesteps, int):
             values["attention_timesteps"] = min(own_timesteps, timesteps)
-    return checked(Recipe, values, path)
+    return checked(Recipe, values, path, _DEFAULTS)
 
 
 def settings(default: str, path: Path | None) -> dict[str, object]:
@@ -234,17 +237,16 @@ def settings(default: str, path: Path | None) -> dict[str, object]:
     return values
 
 
-def checked(model: type[R], values: object, path: Path | None) -> R:
-    """`values` as a `model`. Raises UserError, naming `path`, for the first that does not fit."""
+def checked(model: type[R], values: object, path: Path | None, explained: str | None = None) -> R:
+    """`values` as a `model`. explained: where it is said what settings there are.
+
+    Raises UserError, naming `path`, for the first that does not fit.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        what = first["msg"].removeprefix("Value error, ")
-        got = f", not {first['input']}" if isinstance(first["input"], int | float | str) else ""
-        where = [str(part) for part in (path, key) if part]
-        raise UserError(": ".join([*where, f"{what}{got}"])) from None
+        where = "" if path is None else f"{path}: "
+        raise UserError(f"{where}{told(error, model, explained)}") from None
 
 
 def read_yaml(path: Path, explained: str) -> dict[str, object]:
@@ -258,8 +260,14 @@ def read_yaml(path: Path, explained: str) -> dict[str, object]:
         if len(content) > MAX_YAML:
             raise UserError(f"{path} has more than {MAX_YAML:,} bytes: it is no file of settings")
         values = yaml.safe_load(content.decode("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder: name a YAML file, see {explained}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     # a ValueError: a date that is none, and what is not UTF-8
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path} is no readable YAML file: {shortened(error)}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no mapping of settings: see {explained}")

@@ -96,8 +96,9 @@ def latest(kind: Kind) -> Path:
             return noted
     found = [path for path in (home() / HOME[kind]).glob("[!.]*") if is_one(kind, path)]
     if not found:
-        names = " or ".join(["its folder", *bundled(kind)])
-        raise UserError(f"no {kind} here yet: make one with `{MAKER[kind]}`, or name {names}")
+        names = ", ".join(bundled(kind))
+        other = f"name one that ships: {names}" if names else "name the folder of one"
+        raise UserError(f"there is no {kind} here yet: make one with `{MAKER[kind]}`, or {other}")
     return max(found, key=lambda path: path.stat().st_mtime)
 
 
@@ -119,17 +120,57 @@ def resolve(kind: Kind, given: str | None) -> Path:
     folder = Path(given).expanduser().resolve()
     if kind == "run" and not folder.exists() and _may_be_on_hub(given):
         return _from_hub(given)
+    make = f"make a {kind} with `{MAKER[kind]}`"
     if not folder.is_dir():
+        if other := not folder.exists() and _named(kind, given):
+            raise UserError(other)
         what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise UserError(f"{folder} {what}: make a {kind} with `{MAKER[kind]}`")
+        ships = ", or name one that ships (`neurtx models`)" if bundled(kind) else ""
+        raise UserError(f"{folder} {what}: {make}{ships}")
     for mark in MARKS[kind]:
         # a model that was pushed to the hub without its report is a run too, for reading
         if not (folder / mark).is_file() and not (mark == "report.json" and hub.is_cached(folder)):
             raise UserError(
-                f"{folder} is not a {kind} (no {mark} in it): make one with `{MAKER[kind]}`"
+                _another(kind, folder, given)
+                or f"{folder} is not a {kind} (no {mark} in it): {make}"
             )
     check_name(folder)
     return folder
+
+
+def _named(kind: Kind, name: str) -> str | None:
+    """What to say of a name that means something else than a run or a netlist; None if none."""
+    from neurtransformer.dense import ALIASES, KNOWN
+
+    if kind == "netlist" and name in bundled("run"):
+        return _EXPORT.format(name)
+    if kind == "run" and (name in KNOWN or name in ALIASES):
+        return _CONVERT.format(name)
+    return None
+
+
+def _another(kind: Kind, folder: Path, given: str) -> str | None:
+    """What to say of a folder that holds something else than what was asked for; None if it is
+    nothing that is known."""
+    from neurtransformer.families import FAMILIES
+
+    def said(file: str, key: str) -> str:
+        try:
+            return str(read_json(folder / file).get(key))
+        except UserError:
+            return ""
+
+    if kind == "netlist" and is_one("run", folder):
+        return _EXPORT.format(given)
+    if said("manifest.json", "format") == "neurtx netlist":
+        return f"{given} is a netlist: `neurtx simulate` runs it, and `neurtx place` places it"
+    if said("config.json", "model_type") in FAMILIES:
+        return _CONVERT.format(given)
+    return None
+
+
+_EXPORT = "{0} is a run: export it first with `neurtx export {0} --target loihi2`"
+_CONVERT = "{0} is a dense model: convert it first with `neurtx convert {0}`"
 
 
 def _tell_apart(kind: Kind, name: str) -> None:

@@ -119,24 +119,30 @@ def _tokens(
 
 
 def read_prompt(path: Path) -> str:
-    """The prompt in a UTF-8 file, without the line break at its end, which editors put there.
+    """The prompt in a UTF-8 file, or for `-` in standard input, without the line break at its end,
+    which editors put there.
 
     Raises UserError if it cannot be read, is not text or is too long for any model.
     """
+    standard = str(path) == "-"
+    name = "standard input" if standard else str(path)
     try:
+        if standard:
+            read = sys.stdin.buffer.read(_LONGEST_PROMPT + 1)
         # a pipe that nobody writes to would be waited for, and a device may never end
-        if not path.is_file():
+        elif not path.is_file():
             what = "is no ordinary file" if path.exists() else "does not exist"
             raise UserError(f"{path} {what}: --prompt-file takes a file of text")
-        with path.open("rb") as file:
-            read = file.read(_LONGEST_PROMPT + 1)
+        else:
+            with path.open("rb") as file:
+                read = file.read(_LONGEST_PROMPT + 1)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{name} cannot be read: {error.strerror}") from None
     if len(read) > _LONGEST_PROMPT:
         raise UserError(
-            f"{path} is longer than the {_LONGEST_PROMPT:,} bytes of the longest prompt"
+            f"{name} is longer than the {_LONGEST_PROMPT:,} bytes of the longest prompt"
         )
-    return "".join(_lines(io.BytesIO(read), str(path))).removesuffix("\n")
+    return "".join(_lines(io.BytesIO(read), name)).removesuffix("\n")
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
@@ -360,7 +366,8 @@ def _data_set(source: str, split: Split, *, limited: bool) -> Iterator[Piece]:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         reason = line if online else f"no network to {hub.endpoint()}, and not in the local cache"
         raise UserError(
-            f"no file and no data set '{source}' to be had ({reason}): give a text file"
+            f"'{source}' is neither a file here nor a data set that can be reached ({reason}): "
+            "give a text file"
         ) from error
     wanted = ("train",) if split == "train" else ("test", "validation", "train")
     rows = next((parts[key] for key in wanted if key in parts), None)

@@ -22,6 +22,7 @@ from neurtransformer.measure.summary import trainings
 from neurtransformer.provenance import model_sha256, outdated, provenance_of
 from neurtransformer.runs import read_json, write_json
 from neurtransformer.spiking.load import find_teacher, load_run, remember_teacher
+from neurtransformer.spiking.shim import auto_map, write_shim
 
 CURVE_STEPS = 20
 """One point of the loss curve in so many steps is kept."""
@@ -51,7 +52,9 @@ def main(run: Path, target: Path) -> None:
     remember_teacher(model, teacher)
     card = target / "README.md"
     with new_folder(target, force=True) as folder:
+        model.config.auto_map = auto_map(model)  # runs made before there was one have none
         model.half().save_pretrained(folder)
+        write_shim(folder, model)
         tokenizer.save_pretrained(folder)
         report = without_paths(read_json(run / "report.json"))
         for training in trainings(report):

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,13 +37,23 @@ def test_importing_it_is_light() -> None:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_they_are_typed_and_say_what_they_raise(name: str) -> None:
+def test_they_are_typed_and_explained(name: str) -> None:
+    """Every parameter, what comes back, and what is raised."""
     function = getattr(neurtransformer, name)
     signature = inspect.signature(function)
     assert all(p.annotation is not p.empty for p in signature.parameters.values())
     assert signature.return_annotation is not signature.empty
-    told = inspect.getdoc(function)
-    assert told is not None and "Raises UserError" in told
+    told = inspect.getdoc(function) or ""
+    explained = re.findall(r"^(\w+): \S", told, re.MULTILINE)
+    assert explained == list(signature.parameters)
+    assert "\n\nReturns a " in told and "\n\nRaises UserError " in told
+
+
+def named(function: Callable[..., object], values: dict[str, Any]) -> dict[str, Any]:
+    """What a function returned, if its docstring names every key."""
+    told = inspect.getdoc(function) or ""
+    assert [key for key in values if f"`{key}`" not in told.partition("Returns a dict")[2]] == []
+    return values
 
 
 def test_type_hints_are_shipped() -> None:
@@ -56,21 +67,29 @@ def test_from_a_dense_model_to_a_netlist_that_is_run(here: Path, tiny_dense_fold
     made = neurtransformer.convert(
         tiny_dense_folder, "run", config=short, timesteps=4, coding="phase", text=here / "text.txt"
     )
-    assert made["run"] == here / "run"
+    assert named(neurtransformer.convert, made)["run"] == here / "run"
     assert made["timesteps"] == 4 and made["coding"] == made["attention_coding"] == "phase"
     assert made["ppl_ratio"] > 0
 
-    trained = neurtransformer.finetune("run", text="text.txt", steps=2)
+    trained = neurtransformer.finetune("run", text="text.txt", steps=2, spikes_budget=0.9)
+    named(neurtransformer.finetune, trained)
     assert trained["run"] == here / "run" and trained["steps"] == 2
 
     found = neurtransformer.evaluate(here / "run", text="text.txt", limit=64)
-    assert found["ppl_ratio"] == pytest.approx(found["ppl_spiking"] / found["ppl_dense"])
+    assert named(neurtransformer.evaluate, found)["ppl_ratio"] == pytest.approx(
+        found["ppl_spiking"] / found["ppl_dense"]
+    )
     assert found["tokens"] <= 64
 
     exported = neurtransformer.export("run", "net", text="text.txt")
-    assert exported["netlist"] == here / "net" and exported["weight_bits"] == 8
+    assert named(neurtransformer.export, exported)["netlist"] == here / "net"
+    assert exported["weight_bits"] == 8
+
+    graphs = neurtransformer.export("run", "graphs", target="nir")
+    assert named(neurtransformer.export, graphs)["netlist"] == here / "graphs"
 
     checked = neurtransformer.simulate("net", "The neuron", backend="integer", tokens=2)
+    named(neurtransformer.simulate, checked)
     assert checked["mismatches"] == 0 and checked["same_text"] and checked["compared"] > 0
 
     report = runs.read_json(here / "run" / "report.json")

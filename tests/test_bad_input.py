@@ -69,7 +69,7 @@ CASES: dict[str, tuple[Spoil, str, str]] = {
     "unknown attention": (
         untouched,
         f"{CONVERT} --attention nonsense",
-        "attention: must be ttfs or linear, not nonsense",
+        "attention must be ttfs or linear, not 'nonsense'",
     ),
     "taken": (taken, CONVERT, "--force"),
     "taken by a stranger": (taken, f"{CONVERT} --force", "neither a run nor a netlist"),

@@ -296,8 +296,8 @@ def test_why_a_job_failed(tmp_path: Path, code: int, answer: Any, log: str, reas
         ({"eval": {"limits": 3}}, "eval.limits"),
         ({"finetune": {"steps": 0}}, "finetune.steps"),
         ({"place": {"chip": "gone.yaml"}}, "there is no file"),
-        ({"export": {"device": "tpu"}}, "export.device: must be cpu, cuda or cuda:N, not tpu"),
-        ({"finetune": {"device": "cuda:07"}}, "finetune.device: must be"),
+        ({"export": {"device": "tpu"}}, "export.device must be cpu, cuda or cuda:N, not 'tpu'"),
+        ({"finetune": {"device": "cuda:07"}}, "finetune.device must be"),
         ({"eval": {"dtype": "int8"}}, "eval.dtype"),
         ({"export": {"dtype": "float16"}}, "export.dtype"),
         ({"simulate": {"device": "cuda"}}, "simulate.device"),
@@ -312,7 +312,7 @@ def test_a_wrong_config(
 
 
 def test_no_config(batch: Callable[..., Done], neurtx: Callable[..., Done], tmp_path: Path) -> None:
-    assert "no readable YAML" in neurtx("run", "gone.yaml").mistake()
+    assert "gone.yaml does not exist" in neurtx("run", "gone.yaml").mistake()
     (tmp_path / "bad.yaml").write_text("a: [")
     assert "no readable YAML" in neurtx("run", "bad.yaml").mistake()
     (tmp_path / "list.yaml").write_text("[1]")
@@ -465,5 +465,5 @@ def _eventually(found: Callable[[], Any], seconds: float = 60) -> Any:
 
 
 def test_a_config_that_cannot_be_read_is_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no readable YAML"):
+    with pytest.raises(UserError, match="is a folder"):
         read_config(tmp_path)

@@ -266,7 +266,8 @@ def test_the_command_draws_and_tells(
         assert shown in done.stdout
     for wrong in ("where.svg", "where.pdf", "no/such/place.svg"):
         assert isinstance(call(str(tmp_path / wrong)).exception, UserError)
-    done = call(str(tmp_path / "again.svg"), "--json")
+    (tmp_path / "again.svg").write_text("older")
+    done = call(str(tmp_path / "again.svg"), "--force", "--json")
     values = json.loads(done.stdout)
     assert values["picture"] == str(tmp_path / "again.svg")
     assert {price["grade"] for price in values["bill"]["prices"]} == set(GRADES)

@@ -10,17 +10,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
 from neurtransformer.errors import UserError
 from neurtx import main as cli
+from neurtx import output
 
 ROOT = Path(__file__).parent.parent
 
 
-def neurtx(*words: str, cwd: Path, text: str = "") -> "subprocess.CompletedProcess[str]":
+def process(*words: str, cwd: Path, text: str = "") -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "neurtx.main", *words],
         cwd=cwd,
@@ -75,7 +77,7 @@ def test_every_command_has_help(command: str) -> None:
 
 
 def test_models_as_json(tmp_path: Path) -> None:
-    done = neurtx("models", "--json", cwd=tmp_path)
+    done = process("models", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     names = [model["name"] for model in json.loads(done.stdout)["models"]]
     assert names[0] == "gpt2-nano"
@@ -84,7 +86,7 @@ def test_models_as_json(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_doctor_as_json(tmp_path: Path) -> None:
-    done = neurtx("doctor", "--json", cwd=tmp_path)
+    done = process("doctor", "--json", cwd=tmp_path)
     found = json.loads(done.stdout)
     assert done.returncode == (0 if found["ok"] else 1)
     assert {"python", "torch", "lava-dl", "spikingjelly", "gpt2-nano", "lava netx works"} <= {
@@ -159,7 +161,7 @@ def test_what_doctor_says_to_type_is_what_is_taken() -> None:
 
 
 def test_install_has_nothing_to_do_here(tmp_path: Path) -> None:
-    done = neurtx("install", "spikingjelly", cwd=tmp_path)
+    done = process("install", "spikingjelly", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "already here: spikingjelly 2.0.0\n"
 
@@ -168,7 +170,36 @@ def test_install_has_nothing_to_do_here(tmp_path: Path) -> None:
     "words", [["nonsense"], ["models", "--nonsense"], ["install", "nonsense"], ["--nonsense"]]
 )
 def test_usage_errors_are_one_line(tmp_path: Path, words: list[str]) -> None:
-    assert "--help" in one_line(neurtx(*words, cwd=tmp_path), tmp_path)
+    assert "--help" in one_line(process(*words, cwd=tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("words", [["-qv"], ["-vq"], ["-q", "-v"], ["--verbose", "--quiet"]])
+def test_quiet_and_verbose_exclude_each_other(neurtx: Any, words: list[str]) -> None:
+    assert "--quiet and --verbose exclude each other" in neurtx("models", *words).mistake()
+    assert not output.is_silent()
+
+
+def test_the_same_word_twice_is_no_conflict(neurtx: Any) -> None:
+    assert neurtx("models", "-qq", "--quiet").returncode == 0
+    assert neurtx("models", "-vv").returncode == 0
+
+
+@pytest.mark.parametrize("option", ["--json", "-q", "--quiet", "-v", "--verbose"])
+def test_an_option_before_the_command_is_told_its_place(neurtx: Any, option: str) -> None:
+    assert f"put {option} behind the command" in neurtx(option, "models").mistake()
+
+
+def test_verbose_shows_a_traceback_however_it_is_typed(
+    neurtx: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setattr("neurtransformer.dense.list_models", broken)
+    for words, shown in (((), False), (("-v",), True), (("-vv",), True), (("--verbose",), True)):
+        done = neurtx("models", *words)
+        assert done.returncode == 1 and "ValueError: a fault of ours" in done.stderr
+        assert ("Traceback" in done.stderr) == shown
 
 
 def test_a_silent_hub_is_given_up_within_ten_seconds(
@@ -179,7 +210,7 @@ def test_a_silent_hub_is_given_up_within_ten_seconds(
         monkeypatch.setenv("HF_HOME", str(tmp_path / "none"))
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         start = time.monotonic()
-        line = one_line(neurtx("convert", "gpt2-small", cwd=tmp_path), tmp_path)
+        line = one_line(process("convert", "gpt2-small", cwd=tmp_path), tmp_path)
     assert time.monotonic() - start < 10
     assert "no network" in line
     assert "openai-community/gpt2 --local-dir" in line

@@ -165,7 +165,7 @@ def test_an_unknown_attention_is_refused_before_anything_heavy_is_imported(tmp_p
     for options in (["--attention", "nonsense"], ["--config", "recipe.yaml"]):
         command = [sys.executable, "-c", code, "gpt2-nano", *options]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert "attention: must be ttfs or linear, not nonsense\nset()" in done.stdout, done.stderr
+        assert "attention must be ttfs or linear, not 'nonsense'\nset()" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_an_unknown_attention_is_refused_before_anything_heavy_is_imported(tmp_p
     [
         ("timesteps: 0", "timesteps"),
         ("coding: morse", "coding"),
-        ("attention: nonsense", "attention: must be ttfs or linear, not nonsense"),
+        ("attention: nonsense", "attention must be ttfs or linear, not 'nonsense'"),
         ("attention: [ttfs]", "attention"),
         ("calibration: {tokens: 1}", "calibration.tokens"),
         ("calibration: {block: 1}", "calibration.block"),
@@ -231,6 +231,20 @@ def test_nothing_is_overwritten(neurtx: Any, tiny_dense_folder: Path, tmp_path: 
     assert "--force" in neurtx(*args).mistake()
     neurtx(*args, "--force").mistake()
     assert (tmp_path / "run" / "precious").read_text() == "x"
+
+
+@pytest.mark.usefixtures("one_of_each")
+def test_blocks_are_no_longer_than_the_context(
+    neurtx: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And it is said that they are not as long as was asked for."""
+    command = ("eval", "run", "--text", "text", "--limit", "128", "--json", "--block")
+    done = neurtx(*command, "99999")
+    assert json.loads(done.stdout)["block"] == 64
+    assert "blocks have 64 tokens, not 99999: that is the model's context" in caplog.text
+    caplog.clear()
+    done = neurtx(*command, "32")
+    assert json.loads(done.stdout)["block"] == 32 and "blocks have" not in caplog.text
 
 
 def test_no_run_and_no_checkpoint(neurtx: Any, tiny_run: Path) -> None:

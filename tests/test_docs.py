@@ -310,6 +310,8 @@ def test_packages_import_what_the_docs_say() -> None:
         ours = part(".".join(file.relative_to(ROOT).with_suffix("").parts))
         if file == LIBRARY / "__init__.py":
             continue  # it hands on what api/ has
+        if file.is_relative_to(LIBRARY / "models"):
+            continue  # belongs to a run that ships
         for module in imported(file):
             assert not module.startswith(("neurtx", "cli")), file
             if module.split(".")[0] == "neurtransformer" and part(module) not in (ours, "base"):

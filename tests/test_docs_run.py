@@ -287,9 +287,9 @@ def test_the_commands_of_a_page_run(page: Path, place: Path, hub: Path) -> None:
             (place / named[1]).write_text(text)
             if not text.startswith("#!"):
                 continue
-        program = (
-            [sys.executable, "-c"] if task.kind == "python" else ["bash", "-euo", "pipefail", "-c"]
-        )
+        # -P: without the folder, where a part of ours lies that Python would take for the whole
+        python, shell = [sys.executable, "-P", "-c"], ["bash", "-euo", "pipefail", "-c"]
+        program = python if task.kind == "python" else shell
         code, out, err = ran([*program, kept.get(task.kind, "") + text], place, environment)
         assert code == 0, f"{task.page}: {text}\nended with {code}:\n{out[-2000:]}{err[-4000:]}"
         if task.kind == "python":

@@ -1,5 +1,6 @@
 """How `neurtx generate` draws its tokens, and where prompts come from."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +85,21 @@ def test_a_prompt_from_a_file(
     assert neurtx(*command, "--prompt", PROMPT).stdout == told["text"] + "\n"
 
 
+def test_a_prompt_from_standard_input(
+    neurtx: Any, tiny_run: Path, copy_of: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(given: bytes) -> Any:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given)))
+        command = ("generate", str(run), "--tokens", "4", "--greedy", "--prompt-file", "-")
+        return neurtx(*command, "--json")
+
+    run = copy_of(tiny_run)
+    assert json.loads(told(f"{PROMPT}\n".encode()).stdout)["prompt"] == PROMPT
+    assert "the prompt is empty" in told(b"").mistake()
+    assert "standard input is not UTF-8" in told(b"\xff").mistake()
+    assert "standard input is longer" in told(b"x" * (2**20 + 1)).mistake()
+
+
 def test_a_file_that_is_no_prompt(neurtx: Any, tiny_run: Path, tmp_path: Path) -> None:
     def complaint(name: str) -> str:
         line: str = neurtx("generate", str(tiny_run), "--prompt-file", name).mistake()
@@ -107,9 +123,9 @@ def test_a_file_that_is_no_prompt(neurtx: Any, tiny_run: Path, tmp_path: Path) -
     [
         ("", "--prompt TEXT or --prompt-file FILE"),
         ("--prompt a --prompt-file b", "--prompt TEXT or --prompt-file FILE"),
-        ("--prompt a --greedy --top-k 5", "--top-k is without effect for --greedy"),
-        ("--prompt a --greedy --seed 5", "--seed is without effect for --greedy"),
-        ("--prompt a --backend integer --dtype float16", "--dtype is without effect"),
+        ("--prompt a --greedy --top-k 5", "--top-k has no effect with --greedy: leave one out"),
+        ("--prompt a --greedy --seed 5", "--seed has no effect with --greedy: leave one out"),
+        ("--prompt a --backend integer --dtype float16", "--dtype has no effect"),
         ("--prompt a --temperature 0", "--temperature"),
         ("--prompt a --top-p 1.5", "--top-p"),
         ("--prompt a --top-k -1", "--top-k"),

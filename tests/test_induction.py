@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from neurtransformer.errors import UserError
 from neurtransformer.icl import induction
 from neurtransformer.integer.model import IntegerGPT2
 from neurtransformer.spiking.convert import convert
@@ -134,8 +135,9 @@ def test_by_command(
         assert len(values[form]["prefix_matching"]) == 2
         assert isinstance(values[form]["icl_score"], float)
     assert picture.read_text().lstrip().startswith("<?xml")
-    with pytest.raises(click.UsageError, match="exists already"):
-        neurtx.main([*arguments, "--picture", str(picture)], standalone_mode=False)
+    for wrong, told in ((picture, "exists already"), (tmp_path / "heads.png", "must end in .svg")):
+        with pytest.raises(UserError, match=told):
+            neurtx.main([*arguments, "--picture", str(wrong)], standalone_mode=False)
 
 
 def test_a_run_that_was_only_converted_is_its_own_control(

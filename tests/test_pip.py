@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -183,20 +184,37 @@ except UserError as error:
     assert "Linux and macOS" in done.stdout, done.stderr
 
 
-def test_the_sdist_holds_what_its_tests_need(tmp_path: Path) -> None:
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A copy of what is here, without what was made in it."""
     made: Any = (".git", ".venv*", "build", "dist", "runs", "netlists", ".neurtx")
     caches = ("__pycache__", ".*_cache", ".hypothesis", "*.egg-info", "*.so")
-    source = shutil.copytree(
-        ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(*made, *caches)
-    )
-    files = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
-    code = "import setuptools.build_meta as b, sys; b.build_sdist(sys.argv[1])"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=source, capture_output=True, text=True
-    )
+    ignored = shutil.ignore_patterns(*made, *caches)
+    return Path(shutil.copytree(ROOT, tmp_path / "source", ignore=ignored))
+
+
+def built(kind: str, source: Path, out: Path) -> Path:
+    """The archive that setuptools makes of a source. kind: sdist or wheel."""
+    code = f"import setuptools.build_meta as b, sys; b.build_{kind}(sys.argv[1])"
+    command = [sys.executable, "-c", code, str(out)]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (archive,) = tmp_path.glob("*.tar.gz")
-    with tarfile.open(archive) as tar:
+    (archive,) = (*out.glob("*.tar.gz"), *out.glob("*.whl"))
+    return archive
+
+
+def test_the_sdist_holds_what_its_tests_need(source: Path, tmp_path: Path) -> None:
+    files = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
+    with tarfile.open(built("sdist", source, tmp_path)) as tar:
         held = {name.partition("/")[2] for name in tar.getnames()}
     assert {"tests/conftest.py", "Makefile", "constraints.txt", "scripts/demo.sh"} <= held
     assert files <= held
+
+
+def test_the_wheel_holds_what_ships_whole(source: Path, tmp_path: Path) -> None:
+    """The code that transformers looks for in a run too, which is no module of the package."""
+    models = source / "neurtransformer" / "models"
+    files = {str(path.relative_to(source)) for path in models.rglob("*") if path.is_file()}
+    assert "neurtransformer/models/gpt2-nano-phase/neurtx_run.py" in files
+    with zipfile.ZipFile(built("wheel", source, tmp_path)) as wheel:
+        assert files <= set(wheel.namelist())

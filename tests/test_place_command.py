@@ -24,7 +24,9 @@ def test_place_a_netlist(
     assert found["chips"] == 1
     assert found["fits"] == {"one chip": True, "Kapoho Point": True, "Hala Point": True}
     assert Path(found["picture"]).read_bytes().startswith(b"\x89PNG")
-    assert "exists already" in neurtx("place", str(folder), "--out", "cores.png").mistake()
+    again = ("place", str(folder), "--out", "cores.png")
+    assert "exists already" in neurtx(*again).mistake()
+    assert neurtx(*again, "--force").returncode == 0
 
 
 def test_what_is_placed_is_noted_for_the_report(
@@ -101,10 +103,10 @@ def test_a_chip_of_ones_own(neurtx: Callable[..., Any], tmp_path: Path) -> None:
     ("args", "message"),
     [
         (("gpt2-huge",), "does not exist"),
-        (("gpt2-nano", "--chip", "none.yaml"), "no readable YAML"),
+        (("gpt2-nano", "--chip", "none.yaml"), "none.yaml does not exist"),
         (("gpt2-nano", "--chip", "bad.yaml"), "core.neurons"),
         (("gpt2-nano", "--chip", "odd.yaml"), "sugar"),
-        (("gpt2-nano", "--out", "cores.pdf"), "ends in .png"),
+        (("gpt2-nano", "--out", "cores.pdf"), "--out must end in .png, not 'cores.pdf'"),
         (("gpt2-nano", "--out", "nowhere/cores.png"), "does not exist"),
         ((), "no netlist here yet"),
     ],

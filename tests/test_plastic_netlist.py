@@ -409,7 +409,7 @@ def test_by_commands(neurtx: Callable[..., Any], tiny_netlist: Path) -> None:
         (("simulate", "--data", ".", "--tokens", "3", *integer), "--tokens"),
         (("simulate", "--data", ".", *integer), "holds no Omniglot"),
         (("simulate", str(tiny_netlist), "--data", ".", *integer), "not drawings"),
-        (("eval", "omniglot-plastic"), "not a spiking one"),
+        (("eval", "omniglot-plastic"), "reads drawings, not text: use `neurtx icl omniglot`"),
         (("report", "omniglot-plastic"), "icl omniglot"),
         (("icl", "omniglot", "gpt2-nano-spiking", "--data", "."), "no plastic transformer"),
     ):

@@ -287,10 +287,10 @@ def test_a_training_makes_what_was_measured_before_older(
     assert last["provenance"]["weights_sha256"] == weights_of(run) != before
     page = neurtx("report", str(run))
     assert "perplexity" not in page.stdout and "ESTIMATE" not in page.stdout
-    assert "left out: eval, energy, integer, generate" in page.stdout
+    assert "last changed: eval, energy, integer, generate" in page.stdout
     html = (run / "report.html").read_text()
     assert html.count("not measured yet:") == 4 and "Not estimated yet" in html
-    assert "left out: eval, energy, integer, generate" in html
+    assert "last changed: eval, energy, integer, generate" in html
     assert "seed 1; then 2 steps" in html and "Nothing was written yet" in html
     # measured again, it is back; what was exported before the trainings stays what it was
     for words in measure[:1]:
@@ -301,7 +301,7 @@ def test_a_training_makes_what_was_measured_before_older(
     assert done.returncode == 0
     page = neurtx("report", str(run))
     assert "perplexity ratio" in page.stdout
-    assert "left out: energy, integer, generate" in page.stdout
+    assert "last changed: energy, integer, generate" in page.stdout
 
 
 def section(weights: str | None, **values: Any) -> dict[str, Any]:

@@ -329,3 +329,6 @@ def test_by_command_with_lava(
     done = neurtx("icl", "regression")
     assert done.returncode == 0 and "lava_relative_error: 0.05" in done.stdout
     assert "GD++" in done.stdout and "stochastic" in done.stdout
+    # each sweep is a table of its own, and a legend says what the columns are
+    assert done.stdout.count("error in the learning engine by") == 3
+    assert "as Lava does" in done.stdout

@@ -256,7 +256,7 @@ def test_the_summary_says_what_it_knows(full: dict[str, Any]) -> None:
     rows = {what: (number, meaning) for what, number, meaning in summary_rows(full)}
     assert rows["perplexity ratio"][0] == "1.100"
     assert rows["spikes per token"][0] == "1,234"
-    assert rows["mismatches on Loihi 2's stack"][0] == "0"
+    assert rows["mismatches between Lava and the integer model"][0] == "0"
     assert re.fullmatch(r"[\d.]+% (less|more)", rows["attention energy, arithmetic"][0])
     assert "ESTIMATE" in rows["attention energy, arithmetic"][1]
     bill = full["energy"]["bill"]

@@ -1,16 +1,22 @@
-"""The scripts: a model that grows keeps its function; the ladder's rungs."""
+"""The scripts: a model that grows keeps its function; a run to ship; the ladder's rungs."""
 
 import importlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
+
+from neurtransformer.provenance import model_sha256
+from neurtransformer.runs import read_json, write_json
+from neurtransformer.spiking.load import load_run
+from neurtransformer.spiking.shim import FILE, auto_map, write_shim
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -45,6 +51,28 @@ def test_a_grown_model_computes_what_the_small_one_does(
 def test_a_model_grows_by_powers_of_two_only(grow: ModuleType, sizes: dict[str, int]) -> None:
     with pytest.raises(Exception, match="grow"):
         grow.grown(GPT2LMHeadModel(small()), small(**sizes))
+
+
+def test_what_ships_is_small_and_loads_without_us(
+    tiny_run: Path, copy_of: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run from before there was a file for `trust_remote_code=True` gets one too."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    ship = importlib.import_module("ship")
+    run, shipped = copy_of(tiny_run), tmp_path / "shipped"
+    config = read_json(run / "config.json")
+    assert "auto_map" not in config and not (run / FILE).exists()
+    report = read_json(run / "report.json")
+    trained = {"text": "/home/me/mix.txt", "curve": [[n, "blocks", 1.0] for n in range(40)]}
+    write_json(run / "report.json", {**report, "finetune": trained})
+    ship.main([str(run), str(shipped)], standalone_mode=False)
+    model, _ = load_run(shipped)
+    assert read_json(shipped / "config.json")["auto_map"] == auto_map(model)
+    write_shim(tmp_path, model)
+    assert (shipped / FILE).read_bytes() == (tmp_path / FILE).read_bytes()
+    kept = read_json(shipped / "report.json")["finetune"]
+    assert kept["text"] == "mix.txt" and len(kept["curve"]) == 2
+    assert kept["provenance"]["weights_sha256"] == model_sha256(model)
 
 
 @pytest.mark.slow

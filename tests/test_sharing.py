@@ -1,6 +1,7 @@
 """Runs for others: the model card, plain transformers, the hub, and a copy to train."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 import neurtransformer
 from neurtransformer import UserError, hub, runs
 from neurtransformer.measure.card import CARD, MARK, write_card
+from neurtransformer.spiking.shim import FILE, auto_map, write_shim
 
 Copy = Callable[[Path], Path]
 
@@ -91,18 +93,47 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 assert not any(name.startswith("neurtransformer") for name in sys.modules)
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
-print(type(model).__module__, model.generate(**tokenizer("The", return_tensors="pt")).shape[0])
+ids = tokenizer("The old man", return_tensors="pt")
+print(type(model).__module__, bool(model(**ids).logits.isfinite().all()))
+print(len(model.generate(**ids, max_new_tokens=2)))
 """
+SHIPPED = [name for name in runs.bundled("run") if not runs.is_plastic(runs.BUNDLED / name)]
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> Callable[[Path], "subprocess.CompletedProcess[str]"]:
+    """A function that runs STRANGER on a folder, without a network and with an empty cache."""
+    alone = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+
+    def load(folder: Path) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-c", STRANGER, str(folder)]
+        return subprocess.run(command, env={**os.environ, **alone}, capture_output=True, text=True)
+
+    return load
 
 
 @pytest.mark.slow
-def test_a_program_that_does_not_know_us_loads_it(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    command = [sys.executable, "-c", STRANGER, str(made)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.stdout == "neurtransformer.spiking.model 1\n", done.stderr
+def test_a_program_that_does_not_know_us_loads_it(made: Path, stranger: Any) -> None:
+    done = stranger(made)
+    assert done.stdout == "neurtransformer.spiking.model True\n1\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=[] if x == "gpt2-nano-phase" else pytest.mark.slow) for x in SHIPPED],
+)
+def test_a_program_that_does_not_know_us_loads_what_ships(name: str, stranger: Any) -> None:
+    done = stranger(runs.BUNDLED / name)
+    assert done.stdout == "neurtransformer.spiking.model True\n1\n", done.stderr
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_what_ships_has_the_file_that_a_conversion_writes(name: str, tmp_path: Path) -> None:
+    folder = runs.BUNDLED / name
+    model, _ = neurtransformer.load(name)
+    write_shim(tmp_path, model)
+    assert (folder / FILE).read_bytes() == (tmp_path / FILE).read_bytes()
+    assert runs.read_json(folder / "config.json")["auto_map"] == auto_map(model)
 
 
 # --- the hub ---
@@ -186,6 +217,34 @@ def test_finetune_out_leaves_the_run_alone(
     assert "--force is for --out" in neurtx("finetune", str(run), "--force").mistake()
     resumed = neurtx("finetune", str(run), "--out", "other", "--resume")
     assert "leave --out" in resumed.mistake()
+
+
+def test_a_copy_has_a_card_of_its_own(made: Path, tmp_path: Path, text: str) -> None:
+    """One written by hand is about the weights of the run that it was written for."""
+    mine = (made / CARD).read_text().replace(MARK, "My own words.")
+    (made / CARD).write_text(mine)
+    begun: list[str] = []
+    neurtransformer.finetune(
+        made,
+        tmp_path / "trained",
+        text=text,
+        steps=2,
+        on_start=lambda run: begun.append((run / CARD).read_text()),
+    )
+    card = (tmp_path / "trained" / CARD).read_text()
+    assert MARK in card and "My own words." not in card and "fine-tuned for 2 steps" in card
+    # from the start on, should the training be stopped
+    assert MARK in begun[0] and "nothing was trained" in begun[0]
+    assert (made / CARD).read_text() == mine
+    neurtransformer.finetune(made, text=text, steps=2)
+    assert (made / CARD).read_text() == mine
+
+
+def test_a_copy_loads_by_the_same_file(made: Path, tmp_path: Path, text: str) -> None:
+    copy = neurtransformer.finetune(made, tmp_path / "trained", text=text, steps=2)["run"]
+    assert (copy / FILE).read_bytes() == (made / FILE).read_bytes()
+    ours, its = (runs.read_json(run / "config.json")["auto_map"] for run in (made, copy))
+    assert ours == its and set(its) == {"AutoConfig", "AutoModelForCausalLM"}
 
 
 def test_a_mistake_leaves_no_copy(neurtx: Any, tiny_run: Path, tmp_path: Path, text: str) -> None:

@@ -26,19 +26,42 @@ def convert(
 ) -> dict[str, Any]:
     """Turn a dense GPT-2 or Llama into a spiking run, and write the run's folder.
 
-    model: a short name (`neurtransformer.dense.KNOWN`), a hub id, a local folder or a GGUF file.
-    out: the folder to write; None picks a free name below ./runs. force: replace a run that is
-    there already. config: a YAML recipe; what it leaves out is as in configs/default.yaml.
-    attention: "ttfs" or "linear". coding: one code for the whole network. timesteps: T of the code.
-    text: what the thresholds are fitted to, see `neurtransformer.text.load_blocks`; None lets the
-    dense model write it. device: where both networks compute, "cpu", "cuda" or "cuda:N".
+    model: the dense model: a short name (`neurtransformer.dense.KNOWN`), a name on the hub, a local
+        folder or a GGUF file.
+    out: the folder to write. None is a free name below ./runs.
+    config: a YAML recipe. What it leaves out, for None all, is as in configs/default.yaml.
+    attention: "ttfs", a race of token neurons, or "linear", fast weights. None is the recipe's,
+        which is "ttfs" by default.
+    coding: one code for the whole network, "rate" or "phase". None is the recipe's: by default
+        "rate" in the feed-forward blocks and "phase" in the attention.
+    timesteps: T, the number of time steps in which a neuron sends one value, 1 to 64, or 1 to 8
+        where values are phase coded. The attention has no more than that. None is the recipe's: by
+        default 8 in the feed-forward blocks and 5 in the attention.
+    text: what thresholds are fitted to: a file, "-" for standard input, or a data set on the hub
+        (`neurtransformer.text.load_blocks`). None is text that the dense model writes itself.
+    device: where both networks compute: "cpu", "cuda" or "cuda:N".
+    force: replace a run or netlist that stands at `out`.
+    progress: is told how far the work is (`neurtransformer.progress.Progress`); by default nobody
+        is.
 
-    Returns the folder as `run`, the settings, and how near the spiking model is to the dense one
-    on about a thousand tokens that the fit has not seen: `ppl_ratio`, `cosine_similarity` and
-    `token_agreement` (left out if the text had no more tokens).
+    Returns a dict:
 
-    Raises UserError for a model that cannot be converted, a wrong setting, or a folder that may not
-    be replaced.
+    - `run`: the folder, an absolute Path;
+    - `model`, `attention`: the settings; `timesteps`, `coding`: the code of the feed-forward
+      blocks; `attention_timesteps`, `attention_coding`: that of the attention;
+    - `parameters`: the number of weights and thresholds;
+    - `calibration_tokens`: the number of tokens that thresholds were fitted to;
+    - `unseen_tokens`: the number of tokens, about a thousand, that the fit has not seen, on which
+      both networks were compared; 0 if the text had no more. Only if it is not 0 there are also
+      `ppl_ratio`, perplexity of the spiking model divided by that of the dense one,
+      `cosine_similarity` of their last hidden states, a mean over tokens, and `token_agreement`,
+      the share of tokens behind which both expect the same next one, 0 to 1;
+    - `seconds`: the time it took.
+
+    The dict and the recipe are noted in the run's report.json.
+
+    Raises UserError for a model that cannot be had or converted, a wrong setting, a text that
+    cannot be read, or a folder that may not be replaced.
     """
     from neurtransformer import runs
     from neurtransformer.dense import check, load_dense, locate

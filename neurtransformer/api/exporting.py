@@ -30,17 +30,43 @@ def export(
 ) -> dict[str, Any]:
     """Write a run as a netlist for Loihi 2, or what NIR can hold of it as NIR graphs.
 
-    out: the folder to write; None picks a free name below ./netlists or ./nir-graphs. force:
-    replace a netlist that is there already. spikes: whether a count travels as T binary spikes or
-    as one graded spike, which carries a number. text: what the loss of the integers is measured
-    on; None takes CPython's text. device: where the spiking and the dense network compute for that,
-    "cpu", "cuda" or "cuda:N"; the integer network computes on the CPU. `spikes`, `text`, `device`
-    and `teacher` are for "loihi2" alone.
+    run: the folder of a run, or the name of one that ships with the package or is on the hub. None
+        is the last run that a command made from the current folder.
+    out: the folder to write. None is a free name below ./netlists or ./nir-graphs.
+    target: "loihi2" or "nir". `spikes`, `text`, `device` and `teacher` are for "loihi2" alone.
+    spikes: how a count travels: as T "binary" spikes, or as one "graded" spike that carries a
+        number.
+    text: what the loss of the integer network is measured on: a file, "-" for standard input, or a
+        data set on the hub. None is the held-out part of CPython's text, of which nothing is
+        measured if the tokenizer does not read English.
+    device: where the spiking and the dense network compute for that, "cpu", "cuda" or "cuda:N"; the
+        integer network computes on the CPU.
+    teacher: the dense model to compare the integers with, a name or a folder, if it is not where it
+        was or is to be another one. None is the one that the run remembers; if that is gone, a
+        remark is made and the integers are compared with the spiking network alone.
+    force: replace a run or netlist that stands at `out`.
+    progress: is told how far the work is (`neurtransformer.progress.Progress`); by default nobody
+        is.
 
-    Returns the folder as `netlist`, the `run`, the number of files, synapses and neurons, and for
-    "loihi2" what the integers cost.
+    Returns a dict:
 
-    Raises UserError for a run that the target cannot hold, or a folder that may not be replaced.
+    - `netlist`: the folder that was written, an absolute Path, for either target; `run`: the run's;
+    - `target`, and for "loihi2" `spikes`: the settings;
+    - `files`: the number of files;
+    - `synapses`, `neurons`: their numbers in what was written, without the synapses that a text
+      writes;
+    - `weight_bits`: bits of a weight;
+    - `left_out`, for "nir": what NIR cannot hold, in words;
+    - for "loihi2", of a language model and where a text was read: `tokens`, how many were read;
+      `ppl_integer` and `ppl_spiking`, the perplexities of the integer and the spiking network on
+      them; `ppl_ratio_to_spiking`, the former divided by the latter; and where there is a dense
+      model `ppl_dense` and `ppl_ratio`, `ppl_integer` divided by that.
+
+    The latter are noted in the run's report.json too, unless the run ships with the package or is
+    the hub's.
+
+    Raises UserError for a run that the target cannot hold, a text or a named teacher that cannot be
+    had, a setting that the target does not take, or a folder that may not be replaced.
     """
     from neurtransformer import runs
     from neurtransformer.device import device_of

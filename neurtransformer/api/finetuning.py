@@ -30,23 +30,49 @@ def finetune(
 ) -> dict[str, Any]:
     """Train a run with surrogate gradients to follow the dense model that it was made from.
 
-    out: a folder for a copy that is trained in the place of the run, which stays as it is; the copy
-    is made when everything was checked. force: replace a run that stands there.
-    steps, train, spikes_budget: what differs from the run's recipe. text: what is trained on; None
-    takes CPython's text and text that the dense model writes. resume: go on from the checkpoint in
-    the run's folder. device: "cpu", "cuda" or "cuda:N". teacher: the dense model, if it is
-    not where it was. on_start: called in the main process, with the folder that is trained, when
-    everything was checked and training begins.
+    run: the folder of a run, or the name of one that ships with the package or is on the hub. None
+        is the last run that a command made from the current folder.
+    out: a folder for a copy that is trained in the place of the run, which stays as it is. The copy
+        is made when everything was checked, and has a model card of its own. None trains the run
+        where it stands.
+    text: what is trained on: a file, "-" for standard input, or a data set on the hub. None is
+        CPython's text and text that the dense model writes.
+    steps: the number of optimisation steps. None is the recipe's, 2,200 by default.
+    train: "ssa" trains the spiking attention and all thresholds, "blocks" all of every block. None
+        is the recipe's, "blocks" by default.
+    spikes_budget: the share that the run may keep of what its spikes cost before, above 0 and at
+        most 1. None is the recipe's, no limit by default.
+    resume: go on from the checkpoint of an unfinished training in the run's folder.
+    device: where both networks compute: "cpu", "cuda" or "cuda:N".
+    seed: of the text that the dense model writes and of the order of the batches.
+    teacher: the dense model, a name or a folder, if it is not where it was or is to be another one.
+        None is the one that the run remembers.
+    force: replace a run or netlist that stands at `out`.
+    on_start: called in the main process, with the folder that is trained, when everything was
+        checked and training begins.
+    progress: is told how far the work is (`neurtransformer.progress.Progress`); by default nobody
+        is.
 
     The weights in the folder are replaced when training has ended. Under `torchrun` or `accelerate
     launch` each process takes batches of its own, and one of them writes.
 
-    Returns the folder as `run`, the number of steps and tokens, the mean `loss` of the last ten
-    steps, and the time it took.
+    Returns a dict:
+
+    - `run`: the folder that was trained, an absolute Path;
+    - `steps`, `tokens`, `processes`: the numbers of steps, of tokens that all of them read, and of
+      processes;
+    - `train`, `seed`: the settings;
+    - `loss`: the mean loss of the last ten steps, which by default is how far the distribution of
+      the next token is from the dense model's (Kullback-Leibler), in nats per token;
+    - `seconds`: the time it took;
+    - `spikes_budget` and `spikes_share`, only with a budget: the limit, and what the spikes cost at
+      the end, as a share of what they cost before, a mean over the last ten steps.
+
+    The dict and the loss of every step are noted in the run's report.json.
 
     Raises UserError if the run ships with the package or is the hub's and there is no `out`, cannot
     be written, is in training already, has a checkpoint and `resume` is False, or has none and
-    `resume` is True.
+    `resume` is True; if the text or the dense model cannot be had; and for a wrong setting.
     """
     from neurtransformer import runs
     from neurtransformer.device import device_of
@@ -180,9 +206,12 @@ def _check_writable(run: Path) -> None:
 
 
 def _copy_run(source: Path, target: Path, force: bool) -> None:
-    """A copy of a run, without the checkpoint of a training and without what is hidden."""
+    """A copy of a run, without the checkpoint of a training and without what is hidden. Its card is
+    a new one: what somebody wrote by hand is about the weights of `source`."""
     from neurtransformer.folders import new_folder
+    from neurtransformer.measure.card import CARD, write_card
 
     with new_folder(target, force=force) as fresh:
-        ignored = shutil.ignore_patterns(".*", "checkpoint")
+        ignored = shutil.ignore_patterns(".*", "checkpoint", CARD)
         shutil.copytree(source, fresh, ignore=ignored, dirs_exist_ok=True)
+        write_card(fresh)

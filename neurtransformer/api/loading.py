@@ -11,15 +11,17 @@ if TYPE_CHECKING:
 
 
 def load(run: Named = None) -> "tuple[SpikingLanguageModel, PreTrainedTokenizerBase]":
-    """The spiking model of a run, in float32 and eval mode, and its tokenizer.
+    """The spiking model of a run, ready to use, and its tokenizer.
 
-    run: the folder of a run, or the name of one that ships with the package, such as
-    "gpt2-nano-spiking". None is the last run made from the current folder.
+    run: the folder of a run, its name on the Hugging Face hub (`owner/name`), or the name of one
+        that ships with the package, such as "gpt2-nano-spiking". None is the last run that a
+        command made from the current folder.
 
-    The model is a transformers model: called with `input_ids` (batch, length) int64 it returns
-    `logits` (batch, length, vocabulary) and `last_hidden_state` (batch, length, width), both
-    float32, and it has `generate`. The first token, which begins every text, is built in: texts
-    are at most `model.config.context` tokens long.
+    Returns a pair. The model is a transformers model, in float32 and in eval mode: called with
+    `input_ids` (batch, length) int64 it returns `logits` (batch, length, vocabulary) and
+    `last_hidden_state` (batch, length, width), both float32, and it has `generate`. The first
+    token, which begins every text, is built in: texts are at most `model.config.context` tokens
+    long. The tokenizer is the one of the dense model.
 
     Raises UserError if there is no such run, or it is damaged or incomplete.
     """

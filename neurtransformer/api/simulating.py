@@ -18,14 +18,34 @@ def simulate(
 ) -> dict[str, Any]:
     """Run a prompt, or drawings, through a netlist and compare every spike and state.
 
-    netlist: the folder that `export` wrote for "loihi2". prompt: the text to run, for a language
-    model; `tokens` more are written behind it. data: the folder of Omniglot's archives, for a
-    plastic transformer. backend: "lava" compares Lava, in fixed point, with the integer model;
-    "integer" compares the integer model's time steps with its counts, without Lava.
+    netlist: the folder that `export` wrote for "loihi2". None is the last netlist that a command
+        made from the current folder.
+    prompt: the text to run, for a language model.
+    data: the folder of Omniglot's archives, for a plastic transformer. Exactly one of `prompt` and
+        `data` is given; the other is None.
+    backend: "lava" compares Lava, in fixed point, with the integer model. "integer" compares the
+        integer model's time steps with its counts, without Lava.
+    tokens: how many are written behind the prompt, 1 or more.
+    progress: is told how far the work is (`neurtransformer.progress.Progress`); by default nobody
+        is.
 
-    Returns the folder as `netlist`, how many integers were `compared`, the number of `mismatches`,
-    `max_abs_difference`, and for a prompt the `text` that follows and whether both sides wrote the
-    `same_text`. A result with mismatches is returned like any other.
+    Returns a dict:
+
+    - `netlist`: the folder, an absolute Path; `backend`: the setting;
+    - `tokens`: how many tokens or drawings went through; `steps`: the time steps that this took, in
+      all networks together;
+    - `compared`: how many integers were compared; `mismatches`: how many differed;
+      `max_abs_difference`: by how much at most; `first_mismatch`: where, None if nowhere;
+    - `text`: what the backend writes behind the prompt, or the label that it gives the last
+      drawing;
+    - `same_text`, for a prompt: whether the integer model's counts lead to the same text;
+    - `answer`, `ways`, `shots`, for drawings: the right label, the number of characters to tell
+      apart, and of examples of each;
+    - `seconds`: the time it all took; `integer_seconds`: what the integer model's counts took; for
+      a prompt `backend_seconds`: what Lava took.
+
+    A result with mismatches is returned like any other. For a prompt in Lava it is noted in the
+    report.json of the run that the netlist was made from, if that is still there.
 
     Raises UserError if the netlist is damaged, the prompt does not fit, or Lava is missing; and if
     not exactly one of `prompt` and `data` is given.

@@ -1,5 +1,6 @@
 """What the YAML file of a batch may say; `docs/batch.md` explains it with examples."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -11,16 +12,37 @@ from neurtransformer.recipe import Coding, Section, checked, read_yaml
 Step = Literal["convert", "finetune", "eval", "energy", "export", "simulate", "place"]
 STEPS: tuple[Step, ...] = get_args(Step)
 
+_PAGE = "docs/batch.md"
+
 CPYTHON = "cpython"
 """The name of the text that is taken where none is given."""
 
 DEFAULT = "default"
 """The name of the recipe of `neurtx convert` without options."""
 
+
+def _shaped(pattern: str, must: str) -> AfterValidator:
+    """Refuses text that does not fit a pattern. must: what the pattern asks for, in words."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"must {must}")
+        return text
+
+    return AfterValidator(check)
+
+
 # part of an entry's id, of names of folders and of shell words
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=60)]
+Name = Annotated[
+    str,
+    Field(max_length=60),
+    _shaped(
+        r"[A-Za-z0-9][A-Za-z0-9_-]*",
+        "hold only letters, digits, - and _, and begin with a letter or a digit",
+    ),
+]
 # `-` would be standard input, which comes only once
-Source = Annotated[str, Field(min_length=1, pattern=r"^[^-]")]
+Source = Annotated[str, Field(min_length=1), _shaped(r"(?s)[^-].*", "not begin with -")]
 Count = Annotated[int, Field(ge=1)]
 Tokens = Annotated[int, Field(ge=2)]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -155,4 +177,4 @@ class Config(Section):
 
 def read_config(path: Path) -> Config:
     """The batch that the file at `path` describes. Raises UserError if it describes none."""
-    return checked(Config, read_yaml(path, "docs/batch.md"), path)
+    return checked(Config, read_yaml(path, _PAGE), path, _PAGE)

@@ -62,7 +62,7 @@ def load_chip(path: Path | None = None) -> Chip:
 
     Raises UserError for a file that is not there or says what is not known.
     """
-    return checked(Chip, settings("loihi2.yaml", path), path)
+    return checked(Chip, settings("loihi2.yaml", path), path, "configs/loihi2.yaml")
 
 
 def capacity(chip: Chip) -> Resources:

@@ -63,7 +63,7 @@ def _spiking(quality: Mapping[str, Any]) -> Form:
         else "the same tokens, as spike counts (neurtx eval --mode steps simulates every time step)"
     )
     return Form(
-        "spiking, counts = steps",
+        "spiking (spike counts and time steps are equal)",
         perplexity,
         ratio,
         ", ".join(f"{number} {name}" for name, number in beside.items() if number) or None,

@@ -34,16 +34,20 @@ Unit = Literal[
     "write",
     "message",
 ]
-"""What is counted and priced.
-
-product: of a weight, key or value with an activation, and its addition. wide product: any other
-multiplication, in norms, activations and softmax. addition: any other addition, comparison or
-shift. weight, cached: a word of weights, or of keys and values, that memory reads or writes.
-event: a spike that arrives through a synapse, beyond reading the weight and adding it. state: a
-word of a membrane or threshold that is read or written, matrix entry: one of fast weights. update:
-a neuron in a time step, write: a synapse that is written, beyond their parts. message: a spike or
-value on its way to one core.
-"""
+UNITS: Mapping[Unit, str] = {
+    "product": "of a weight, key or value with an activation, and its addition",
+    "wide product": "any other multiplication, in norms, activations and softmax",
+    "addition": "any other addition, comparison or shift",
+    "weight": "a word of weights that memory reads or writes",
+    "cached": "a word of keys and values that memory reads or writes",
+    "event": "a spike that arrives through a synapse, beyond reading the weight and adding it",
+    "state": "a word of a membrane or threshold that is read or written",
+    "matrix entry": "a word of fast weights that is read or written",
+    "update": "a neuron in a time step, beyond its parts",
+    "write": "a synapse that is written, beyond its parts",
+    "message": "a spike or value on its way to one core",
+}
+"""What is counted and priced, and what each is."""
 
 HOROWITZ = "Horowitz, ISSCC 2014, fig. 1.1.9 (45 nm, 0.9 V)"
 DAVIES = "Davies et al., Loihi, IEEE Micro 38(1), 2018, table 2 (14 nm, 0.75 V, simulated)"

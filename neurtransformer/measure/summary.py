@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from neurtransformer.measure.meanings import meaning
+
 T = TypeVar("T")
 
 Row = tuple[str, str, str]
@@ -82,27 +84,27 @@ def _quality(values: Mapping[str, Any]) -> list[Maybe]:
         (
             "perplexity, spiking",
             shown(values.get("ppl_spiking"), "{:.2f}"),
-            "the spiking network on the same tokens",
+            meaning("ppl_spiking"),
         ),
         (
             "perplexity ratio",
             shown(values.get("ppl_ratio"), "{:.3f}"),
-            "spiking over dense: 1 is no loss",
+            meaning("ppl_ratio"),
         ),
         (
             "cosine similarity",
             shown(values.get("cosine_similarity"), "{:.3f}"),
-            "of the final hidden states, dense and spiking: 1 is the same direction",
+            meaning("cosine_similarity"),
         ),
         (
             "token agreement",
             shown(values.get("token_agreement"), "{:.1%}"),
-            "tokens for which both predict the same next token",
+            meaning("token_agreement"),
         ),
         (
             "spikes per token",
             shown(values.get("spikes_per_token"), "{:,.0f}"),
-            "of all neurons together",
+            meaning("spikes_per_token"),
         ),
         (
             "spikes per neuron and token",
@@ -155,21 +157,20 @@ def _over_int8(bill: Mapping[str, Any]) -> float | None:
 
 
 def _hardware(integer: Mapping[str, Any], simulate: Mapping[str, Any]) -> list[Maybe]:
-    backend, tokens = simulate.get("backend"), simulate.get("tokens")
     return [
         (
             "integer perplexity ratio",
             shown(integer.get("ppl_ratio_to_spiking"), "{:.3f}"),
-            "8-bit weights and 24-bit states over the spiking network: 1 is no loss",
+            meaning("ppl_ratio_to_spiking"),
         ),
         (
-            "mismatches on Loihi 2's stack",
+            "mismatches between Lava and the integer model",
             shown(simulate.get("mismatches"), "{:,}"),
-            f"{backend} against our integer model, {tokens} tokens: 0 is equal, spike for spike",
+            f"on {simulate.get('tokens')} tokens, {meaning('mismatches')}",
         ),
         (
             "largest difference",
             shown(simulate.get("max_abs_difference")),
-            "between the two, over all states: 0 is equal, integer for integer",
+            meaning("max_abs_difference"),
         ),
     ]

@@ -20,7 +20,7 @@ from neurtransformer.families.base import family_of
 from neurtransformer.memory import spare
 from neurtransformer.provenance import model_sha256
 from neurtransformer.recipe import Coding, Digits, check_digits
-from neurtransformer.runs import is_read_only, read_json, write_json
+from neurtransformer.runs import PLASTIC, is_read_only, read_json, write_json
 from neurtransformer.spiking.attention import KINDS
 from neurtransformer.spiking.config import CONFIGS
 from neurtransformer.spiking.convert import check_limited, check_timesteps
@@ -76,6 +76,8 @@ def check_config(run: Path) -> None:
     values = read_json(run / "config.json")
     kinds = {config.model_type: config for config in CONFIGS.values()}
     kind = values.get("model_type")
+    if kind == PLASTIC:
+        raise UserError(f"{run} reads drawings, not text: use `neurtx icl omniglot`")
     if not isinstance(kind, str) or kind not in kinds:
         raise UserError(f"{run} holds a {kind} model, not a spiking one ({', '.join(kinds)})")
     _check_codes(run, values)
