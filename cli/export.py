@@ -5,7 +5,7 @@ from typing import Literal
 
 import click
 
-from .options import reporting, teacher_option, text_option
+from .options import device_option, reporting, teacher_option, text_option
 from .output import answer
 
 
@@ -34,6 +34,7 @@ from .output import answer
     help="The folder to write.  [default: a free one in ./netlists]",
 )
 @click.option("--force", is_flag=True, help="Replace a netlist that stands at --out.")
+@device_option
 @teacher_option
 @reporting
 def command(
@@ -43,6 +44,7 @@ def command(
     text: str | None,
     out: Path | None,
     force: bool,
+    device: str,
     teacher: str | None,
     as_json: bool,
 ) -> None:
@@ -67,6 +69,7 @@ def command(
         target=target,
         spikes=spikes,
         text=text,
+        device=device,
         teacher=teacher,
         force=force,
         progress=progress,

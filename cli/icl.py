@@ -103,6 +103,7 @@ def regression(ctx: click.Context, **options: Any) -> None:
     show_default=True,
     help="How many trials per setting.",
 )
+@device_option
 @reporting
 @click.pass_context
 def omniglot(ctx: click.Context, **options: Any) -> None:

@@ -18,6 +18,7 @@ def omniglot(
     ways: int | None,
     shots: int | None,
     episodes: int,
+    device: str,
     as_json: bool,
 ) -> None:
     """One table: the accuracy of each form and control in each setting.
@@ -27,6 +28,10 @@ def omniglot(
     the first; `settings` has all of them.
     """
     from neurtransformer import runs
+    from neurtransformer.device import device_of, placed
+
+    device_of(device)
+
     from neurtransformer.icl import omniglot as drawings
     from neurtransformer.icl import plastic
     from neurtransformer.icl.evaluate import Evaluation
@@ -36,6 +41,7 @@ def omniglot(
     folder = runs.resolve("run", run or plastic.SHIPPED.name)
     lava = _has_lava()
     encoders, trained_on = plastic.load(folder)
+    encoders = {name: placed(encoder, device) for name, encoder in encoders.items()}
     with status("reading drawings") as note:
         if data is None:
             unseen, one_shot = drawings.load_from_hub(), None

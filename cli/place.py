@@ -87,13 +87,16 @@ def _note(manifest: "Manifest", values: Mapping[str, Any]) -> None:
 def _graph(given: str | None) -> "tuple[dict[str, Any], list[Network], Manifest | None]":
     """What NETLIST names, for the answer, its graph, and its manifest, which a name has not."""
     from neurtransformer import runs
-    from neurtransformer.dense import ALIASES, KNOWN
+    from neurtransformer.dense import KNOWN, model_called
     from neurtransformer.loihi.place import graph_of
 
-    if given is not None and not Path(given).exists():
-        model = ALIASES.get(given, given)
-        if model in KNOWN:
-            return {"model": model}, graph_of(KNOWN[model]), None
+    from .progress import remark
+
+    model = model_called(given) if given is not None else None
+    if model is not None:
+        if runs.is_one("netlist", Path(str(given))):
+            remark(f"{given} is the model of that name; the netlist is ./{given}")
+        return {"model": model}, graph_of(KNOWN[model]), None
     folder = runs.resolve("netlist", given)
 
     from neurtransformer.loihi.netlist import read

@@ -195,11 +195,20 @@ def _generation_config(
 # --- where the weights come from ---
 
 
+def model_called(name: str) -> str | None:
+    """The short name in KNOWN that `name` is or stands for, else None. A folder of that name in the
+    current one goes behind a name in KNOWN, and before one in ALIASES."""
+    if name in KNOWN:
+        return name
+    return ALIASES[name] if name in ALIASES and not Path(name).exists() else None
+
+
 def locate(name: str) -> Path:
     """The local folder that holds model `name`, fetched from the hub if need be.
 
     Raises UserError, within seconds, if there is no such model within reach.
     """
+    name = model_called(name) or name
     known = KNOWN.get(name)
     if known is not None:
         return BUNDLED / name if known.hub is None else _from_hub(name, known.hub, known)
@@ -210,8 +219,6 @@ def locate(name: str) -> Path:
         return folder.resolve()
     if name and folder.exists():
         raise UserError(f"{name} is a file: give the folder that holds config.json")
-    if name in ALIASES:
-        return locate(ALIASES[name])
     if name in bundled("run"):
         raise UserError(f"{name} is a run already, not a dense model: `neurtx models` lists both")
     if not hub.may_be_id(name):

@@ -17,10 +17,15 @@ DTYPES = ("float32", "bfloat16", "float16")
 """Types that weights may have. Spike counts, membranes and states are float32 in all of them."""
 
 
+def is_device(name: str) -> bool:
+    """Whether `name` is that of a device, which this machine may have or not."""
+    return re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]?))?", name) is not None
+
+
 def device_of(name: str) -> "torch.device":
     """The device called "cpu", "cuda" or "cuda:N". Raises UserError for another name, and
     for a device that this machine does not have."""
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
+    if not is_device(name):
         raise UserError(f"--device must be cpu, cuda or cuda:N, not {name!r}")
 
     import torch

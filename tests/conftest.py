@@ -294,6 +294,25 @@ class Done:
         return self.stderr
 
 
+def commands() -> dict[str, Any]:
+    """Every command by its whole path, such as "icl omniglot"; a group is none."""
+    import click
+
+    from neurtx.main import neurtx
+
+    def below(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
+        context = click.Context(group)
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            assert command is not None
+            if isinstance(command, click.Group):
+                yield from below(command, f"{path}{name} ")
+            else:
+                yield f"{path}{name}", command
+
+    return dict(below(neurtx, ""))
+
+
 @pytest.fixture
 def neurtx(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+import neurtransformer
+from neurtransformer.loihi import netlist
+
 # what each is typed with; PLACE is a folder on the disk, which holds a run and a netlist
 WRITING = {
     "convert": "convert dense --out PLACE/made --timesteps 4 --text text",
@@ -66,7 +69,7 @@ def test_nothing_is_left_where_nothing_can_be_written(
     neurtx: Any, disk: Callable[[str], Path], here: Path, words: str, read_only: bool
 ) -> None:
     if words.startswith("run") and not read_only:
-        pytest.skip("a batch keeps what it has begun, empty files that it goes on with")
+        pytest.skip("see test_a_batch_goes_on_when_there_is_room")
     place = filled(disk, here / "run", read_only=read_only)
     before = contents(place)
     done = neurtx(*words.replace("PLACE", str(place)).split(), "--json", "-q")
@@ -91,14 +94,32 @@ def test_what_cannot_be_noted_is_still_answered(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("named", [True, False])
-def test_two_writers_of_one_place(here: Path, named: bool) -> None:
-    """Of two that are given one name one is told so; without a name each finds one of its own."""
-    words = ["convert", "dense", "--timesteps", "4", "--text", "text", "--json"]
-    words += ["--out", "made"] if named else []
+def test_a_batch_goes_on_when_there_is_room(
+    neurtx_process: Any, disk: Callable[[str], Path], here: Path
+) -> None:
+    """It keeps what it has begun, empty files; nothing of what it says is cut short."""
+    place = filled(disk, here / "run", read_only=False)
+    words = WRITING["run"].replace("PLACE", str(place)).split()
+    done = neurtx_process(*words, "--json", "-q")
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    told = json.loads(done.stdout)
+    assert told["exit_code"] == 2 and "no space left" in told["error"]
+    assert done.stderr == f"neurtx: error: {told['error']}\n"
+    left = [path for path in (place / "batch").rglob("*") if path.is_file()]
+    assert not any(path.stat().st_size for path in left), left
+    assert not list(place.rglob(".neurtx-new*"))
+    (place / "filler").unlink()
+    done = neurtx_process(*words, "--json", "-q")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["done"] == 1
+
+
+def at_once(here: Path, typed: str) -> list[tuple[int, dict[str, Any], str]]:
+    """What two processes of one command come to: exit code, answer and standard error, those that
+    ended well first."""
     both = [
         subprocess.Popen(
-            [sys.executable, "-m", "neurtx", *words],
+            [sys.executable, "-m", "neurtx", *typed.split(), "--json", "-q"],
             cwd=here,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -107,10 +128,73 @@ def test_two_writers_of_one_place(here: Path, named: bool) -> None:
         for _ in range(2)
     ]
     told = [process.communicate() for process in both]
-    assert sorted(process.returncode for process in both) == ([0, 2] if named else [0, 0]), told
-    made = {json.loads(out).get("run") for out, _ in told}
-    assert len(made) == 2
-    for run in made - {None}:
-        load = [sys.executable, "-c", f"import neurtransformer; neurtransformer.load({run!r})"]
-        subprocess.run(load, check=True)
-    assert not list(here.rglob(".neurtx-new*"))
+    assert not list(here.rglob(".neurtx-new*")) and not list(here.rglob(".neurtx-old*"))
+    found = [
+        (process.returncode, json.loads(out), err)
+        for process, (out, err) in zip(both, told, strict=True)
+    ]
+    return sorted(found, key=lambda each: each[0])
+
+
+def load_run(folder: Path) -> None:
+    neurtransformer.load(folder)
+
+
+def load_netlist(folder: Path) -> None:
+    netlist.read_text(folder)
+
+
+def load_graphs(folder: Path) -> None:
+    import nir
+
+    graphs = json.loads((folder / "manifest.json").read_text())["graphs"]
+    for graph in graphs:
+        nir.read(folder / graph["file"])
+
+
+# what both are typed with, beside --out; the key of the folder in an answer; how it is read
+MAKING: dict[str, tuple[str, str, Callable[[Path], None]]] = {
+    "convert": ("convert dense --timesteps 4 --text text", "run", load_run),
+    "finetune": ("finetune run --steps 1 --text text", "run", load_run),
+    "export": ("export run --target loihi2 --text text", "netlist", load_netlist),
+    "export nir": ("export run --target nir", "netlist", load_graphs),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", MAKING)
+def test_two_writers_of_one_place(here: Path, command: str) -> None:
+    """Of two that are given one name one is told so."""
+    words, key, load = MAKING[command]
+    (good, made, _), (code, told, err) = at_once(here, f"{words} --out made")
+    assert (good, code) == (0, 2), err
+    assert err == f"neurtx: error: {told['error']}\n" and str(here / "made") in err
+    assert made[key] == str(here / "made")
+    load(here / "made")
+    # what is noted in the run is whole too
+    json.loads((here / "run" / "report.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [name for name in MAKING if name != "finetune"])
+def test_two_writers_without_a_name(here: Path, command: str) -> None:
+    """Each finds a place of its own."""
+    words, key, load = MAKING[command]
+    both = at_once(here, words)
+    assert [code for code, _, _ in both] == [0, 0], both
+    places = {Path(told[key]) for _, told, _ in both}
+    assert len(places) == 2
+    for place in places:
+        load(place)
+
+
+@pytest.mark.slow
+def test_two_batches_in_one_place(here: Path) -> None:
+    """Each step is done by one of them, and both tell all of it."""
+    both = at_once(here, "run batch.yaml --root batch")
+    assert [code for code, _, _ in both] == [0, 0], both
+    assert both[0][1] == both[1][1] and both[0][1]["done"] == 1
+    (step,) = (here / "batch" / "steps").iterdir()
+    load_run(step / "run")
+    rows = (here / "batch" / "results.jsonl").read_text().splitlines()
+    assert [json.loads(row) for row in rows] == both[0][1]["entries"]

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pretending
 import pytest
@@ -23,7 +23,8 @@ from conftest import Done
 
 from neurtransformer import stop
 from neurtransformer.batch import estimate, plan, results, work
-from neurtransformer.batch.config import STEPS, Config, read_config
+from neurtransformer.batch.config import STEPS, Config, Dtype, read_config
+from neurtransformer.device import DTYPES
 from neurtransformer.errors import UserError
 from neurtransformer.lock import claimed
 
@@ -295,6 +296,11 @@ def test_why_a_job_failed(tmp_path: Path, code: int, answer: Any, log: str, reas
         ({"eval": {"limits": 3}}, "eval.limits"),
         ({"finetune": {"steps": 0}}, "finetune.steps"),
         ({"place": {"chip": "gone.yaml"}}, "there is no file"),
+        ({"export": {"device": "tpu"}}, "export.device must be cpu, cuda or cuda:N, not 'tpu'"),
+        ({"finetune": {"device": "cuda:07"}}, "finetune.device must be"),
+        ({"eval": {"dtype": "int8"}}, "eval.dtype"),
+        ({"export": {"dtype": "float16"}}, "export.dtype"),
+        ({"simulate": {"device": "cuda"}}, "simulate.device"),
     ],
 )
 def test_a_wrong_config(
@@ -370,6 +376,36 @@ def test_every_option_is_one_of_its_command() -> None:
         assert section is not None
         ours = {f"--{name.replace('_', '-')}" for name in section.model_fields}
         assert ours <= known, step
+        # where and in what a network computes may be said of all steps in which one does
+        assert {"--device", "--dtype"} & known == {"--device", "--dtype"} & ours, step
+
+
+def test_types_are_those_of_the_library() -> None:
+    assert get_args(Dtype) == DTYPES
+
+
+def test_a_device_is_told_and_makes_no_other_job(tmp_path: Path) -> None:
+    def jobs_on(place: str, **finetune: str) -> Any:
+        steps = ("convert", "eval", "energy", "export")
+        options = {step: {"device": place} for step in steps}
+        config = {"models": ["gpt2-nano"], **options, "finetune": {"steps": 5, **finetune}}
+        return entries_of(tmp_path, config)[0].jobs
+
+    plain = entries_of(tmp_path, {"models": ["gpt2-nano"], "finetune": {"steps": 5}})[0].jobs
+    here, there = jobs_on("cpu"), jobs_on("cuda:1")
+    for step in STEPS:
+        assert plain[step].hash == here[step].hash == there[step].hash
+        told = "--device=cuda:1" in there[step].words
+        assert told == (step in ("convert", "eval", "energy", "export"))
+    # a training ends with other weights, and so does all that follows
+    trained = jobs_on("cpu", device="cuda")
+    assert "--device=cuda" in trained["finetune"].words
+    assert [step for step in STEPS if trained[step].hash == here[step].hash] == ["convert"]
+    # a type changes what is measured
+    half = {"models": ["gpt2-nano"], "finetune": {"steps": 5}, "eval": {"dtype": "bfloat16"}}
+    rounded = entries_of(tmp_path, half)[0].jobs
+    assert "--dtype=bfloat16" in rounded["eval"].words
+    assert [step for step in STEPS if rounded[step].hash != here[step].hash] == ["eval"]
 
 
 def test_an_estimate_grows_with_model_and_work(tmp_path: Path, tiny_dense_folder: Path) -> None:

@@ -1,11 +1,14 @@
 """`neurtx place`: a netlist, a model by name, a chip of one's own, mistakes."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from neurtransformer import dense, runs
 
 
 @pytest.mark.parametrize("which", ["tiny_race_netlist", "tiny_netlist"])
@@ -64,6 +67,27 @@ def test_place_by_name(neurtx: Callable[..., Any]) -> None:
     shown = neurtx("place", "gpt2-nano").stdout
     assert "fits Kapoho Point" in shown
     assert "h.attn.race" in shown
+
+
+def test_a_name_means_what_it_means_to_convert(
+    neurtx: Callable[..., Any], tmp_path: Path, tiny_netlist: Path
+) -> None:
+    """Whatever folder has the name too: that one is told apart by a path."""
+    (tmp_path / "gpt2-nano").mkdir()
+    done = neurtx("place", "gpt2-nano", "--json")
+    assert json.loads(done.stdout)["model"] == "gpt2-nano" and done.stderr == ""
+    assert "is not a netlist" in neurtx("place", "./gpt2-nano").mistake()
+    shutil.copytree(tiny_netlist, tmp_path / "gpt2-nano", dirs_exist_ok=True)
+    done = neurtx("place", "gpt2-nano", "--json")
+    assert json.loads(done.stdout)["model"] == "gpt2-nano" and "./gpt2-nano" in done.stderr
+    own = json.loads(neurtx("place", "./gpt2-nano", "--json").stdout)
+    assert own["netlist"] == str(tmp_path / "gpt2-nano")
+    # what others call a model goes behind a folder, as `locate` says
+    assert json.loads(neurtx("place", "gpt2", "--json").stdout)["model"] == "gpt2-small"
+    shutil.copytree(tiny_netlist, tmp_path / "gpt2")
+    assert "netlist" in json.loads(neurtx("place", "gpt2", "--json").stdout)
+    assert dense.locate("gpt2-nano") == runs.BUNDLED / "gpt2-nano"
+    assert dense.locate("gpt2") == tmp_path / "gpt2"
 
 
 def test_a_chip_of_ones_own(neurtx: Callable[..., Any], tmp_path: Path) -> None:

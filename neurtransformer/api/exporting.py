@@ -23,6 +23,7 @@ def export(
     target: Literal["loihi2", "nir"] = "loihi2",
     spikes: Literal["binary", "graded"] = "binary",
     text: str | Path | None = None,
+    device: str = "cpu",
     teacher: str | Path | None = None,
     force: bool = False,
     progress: Progress = SILENT,
@@ -32,12 +33,14 @@ def export(
     run: the folder of a run, or the name of one that ships with the package or is on the hub. None
         is the last run that a command made from the current folder.
     out: the folder to write. None is a free name below ./netlists or ./nir-graphs.
-    target: "loihi2" or "nir". `spikes`, `text` and `teacher` are for "loihi2" alone.
+    target: "loihi2" or "nir". `spikes`, `text`, `device` and `teacher` are for "loihi2" alone.
     spikes: how a count travels: as T "binary" spikes, or as one "graded" spike that carries a
         number.
     text: what the loss of the integer network is measured on: a file, "-" for standard input, or a
         data set on the hub. None is the held-out part of CPython's text, of which nothing is
         measured if the tokenizer does not read English.
+    device: where the spiking and the dense network compute for that, "cpu", "cuda" or "cuda:N"; the
+        integer network computes on the CPU.
     teacher: the dense model to compare the integers with, a name or a folder, if it is not where it
         was or is to be another one. None is the one that the run remembers; if that is gone, a
         remark is made and the integers are compared with the spiking network alone.
@@ -66,6 +69,7 @@ def export(
     had, a setting that the target does not take, or a folder that may not be replaced.
     """
     from neurtransformer import runs
+    from neurtransformer.device import device_of
     from neurtransformer.errors import UserError
 
     check_choice("target", target, ("loihi2", "nir"))
@@ -76,17 +80,21 @@ def export(
         raise UserError("--text is for --target loihi2: nothing is measured of a NIR graph")
     if target == "nir" and teacher is not None:
         raise UserError("--teacher is for --target loihi2: a NIR graph is compared with nothing")
+    if target == "nir" and device != "cpu":
+        raise UserError("--device is for --target loihi2: nothing is measured of a NIR graph")
+    device_of(device)
     folder = runs.resolve("run", name_of(run))
     if target == "nir":
         return _nir(folder, path_of(out), force, progress)
     texts = name_of(text), name_of(teacher)
-    return _loihi2(folder, path_of(out), spikes, *texts, force, progress)
+    return _loihi2(folder, path_of(out), spikes, device, *texts, force, progress)
 
 
 def _loihi2(
     folder: Path,
     out: Path | None,
     spikes: Literal["binary", "graded"],
+    device: str,
     text: str | None,
     teacher: str | None,
     force: bool,
@@ -100,13 +108,15 @@ def _loihi2(
     for option, given in (("--text", text), ("--teacher", teacher)):
         if plastic and given is not None:
             raise UserError(f"{option} is for a GPT-2: {folder} reads drawings and has no teacher")
+    if plastic and device != "cpu":
+        raise UserError(f"--device is for a GPT-2: of {folder} only the netlist is written")
     place = Place("netlist", str(folder), out)
     with new_folder(place, force=force) as fresh, progress.status("exporting") as note:
         if plastic:
             manifest, cost, provenance = _write_plastic(folder, fresh, spikes, note)
         else:
             manifest, cost, provenance = _write_text(
-                folder, fresh, spikes, text, teacher, note, progress.remark
+                folder, fresh, spikes, device, text, teacher, note, progress.remark
             )
     if cost:
         runs.update_report(folder, "integer", cost, provenance)
@@ -145,13 +155,15 @@ def _write_text(
     folder: Path,
     fresh: Path,
     spikes: Literal["binary", "graded"],
+    device: str,
     text: str | None,
     teacher: str | None,
     note: Note,
     remark: Note,
 ) -> "Written":
     """Write the netlist of a language model, and measure what the integers cost on `text`, for None
-    on CPython's, if the tokenizer reads English."""
+    on CPython's, if the tokenizer reads English; torch's networks then compute on `device`."""
+    from neurtransformer.device import placed
     from neurtransformer.errors import UserError
     from neurtransformer.integer.model import IntegerGPT2
     from neurtransformer.integer.quality import evaluate_integer
@@ -187,9 +199,10 @@ def _write_text(
         found = found or teacher_of(folder, spiking, None)
     except UserError as error:  # the netlist does not need it
         remark(f"not compared with the dense model: {error}")
-        return manifest, evaluate_integer(model, spiking, None, blocks), provenance
+        return manifest, evaluate_integer(model, placed(spiking, device), None, blocks), provenance
     provenance |= {"teacher": found.source, "teacher_sha256": found.sha256}
-    return manifest, evaluate_integer(model, spiking, found.dense, blocks), provenance
+    dense = placed(found.dense, device)
+    return manifest, evaluate_integer(model, placed(spiking, device), dense, blocks), provenance
 
 
 def _nir(folder: Path, out: Path | None, force: bool, progress: Progress) -> dict[str, Any]:

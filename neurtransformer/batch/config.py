@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from neurtransformer.device import is_device
 from neurtransformer.recipe import Coding, Section, checked, read_yaml
 
 Step = Literal["convert", "finetune", "eval", "energy", "export", "simulate", "place"]
@@ -44,6 +45,17 @@ Name = Annotated[
 Source = Annotated[str, Field(min_length=1), _shaped(r"(?s)[^-].*", "not begin with -")]
 Count = Annotated[int, Field(ge=1)]
 Tokens = Annotated[int, Field(ge=2)]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def _device(name: str) -> str:
+    """A device that has a name; the machine that does the step says whether it has it."""
+    if not is_device(name):
+        raise ValueError("must be cpu, cuda or cuda:N")
+    return name
+
+
+Device = Annotated[str, AfterValidator(_device)]
 
 
 def _keyed(key: str) -> BeforeValidator:
@@ -77,6 +89,7 @@ class RecipeOptions(Section):
 
 class Convert(Section):
     text: Source | None = None
+    device: Device | None = None
 
 
 class Finetune(Section):
@@ -84,21 +97,26 @@ class Finetune(Section):
     steps: Count | None = None
     train: Literal["ssa", "blocks"] | None = None
     spikes_budget: Annotated[float, Field(gt=0, le=1)] | None = None
-    device: str | None = None
+    device: Device | None = None
 
 
 class Eval(Section):
     limit: Tokens | None = None
     block: Tokens | None = None
     mode: Literal["counts", "steps"] | None = None
+    device: Device | None = None
+    dtype: Dtype | None = None
 
 
 class Energy(Section):
     limit: Tokens | None = None
+    device: Device | None = None
+    dtype: Dtype | None = None
 
 
 class Export(Section):
     spikes: Literal["binary", "graded"] | None = None
+    device: Device | None = None
 
 
 class Simulate(Section):

@@ -6,7 +6,8 @@ before it and the versions of neurtx, torch and transformers. Entries that have 
 common share the job: a conversion knows neither seed nor text, a training no text, and a netlist
 is the same whatever text its loss was measured on.
 
-Files count by what is in them, models and data sets of the hub by their names.
+Files count by what is in them, models and data sets of the hub by their names. Where a step
+computes does not count, so that a batch may move to another machine, except of a training.
 """
 
 import fnmatch
@@ -30,16 +31,18 @@ from neurtransformer.batch.config import (
     Section,
     Step,
 )
-from neurtransformer.dense import ALIASES, KNOWN
+from neurtransformer.dense import ALIASES, KNOWN, check
 from neurtransformer.errors import UserError
 from neurtransformer.gguf_file import SUFFIX
 from neurtransformer.hub import FILES
 from neurtransformer.provenance import versions
-from neurtransformer.recipe import Recipe, load_recipe
+from neurtransformer.recipe import MAX_YAML, Recipe, load_recipe
+from neurtransformer.runs import MAX_JSON
 
 _PROSE = {".txt", ".text", ".md"}
 # options that name a file or, but for a chip, a data set
 _SOURCES = ("text", "chip")
+_PART = 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,8 @@ class _Maker:
                 if key in given:
                     source = _text(given[key], base) if key == "text" else _file(given[key], base)
                     given[key], identity[key] = source.given, source.identity
+            if step != "finetune":  # which adds up over its steps what devices round differently
+                identity.pop("device", None)
             self.given[step], self.identities[step] = given, identity
 
     def jobs(self, model: Source, recipe: Source, seed: int, text: Source) -> dict[Step, Job]:
@@ -214,7 +219,8 @@ def _model(given: str, base: Path) -> Source:
     place = base / os.path.expanduser(given)
     if given not in KNOWN and place.is_dir():
         files = sorted({file for pattern in FILES for file in place.glob(pattern)})
-        identity = {file.name: _sha256(file) for file in files if file.is_file()}
+        digest = _sha256 if _is_whole(place) else _size  # its conversion will say why
+        identity = {file.name: digest(file) for file in files if file.is_file()}
         return Source(place.resolve().name, str(place.resolve()), identity)
     if given not in KNOWN and place.is_file() and place.suffix == SUFFIX:
         return Source(place.stem, str(place.resolve()), _sha256(place))
@@ -230,7 +236,7 @@ def _text(given: str, base: Path) -> Source:
         return Source(CPYTHON, None, None)
     place = base / os.path.expanduser(given)
     if place.is_file():
-        return Source(place.stem, str(place.resolve()), _sha256(place))
+        return Source(place.stem, str(place.resolve()), _sha256(place, text=True))
     if place.suffix in _PROSE or not hub.may_be_id(given.partition(":")[0]):
         raise UserError(f"there is no text file {place}")
     return Source(given.rpartition("/")[2], given, given)
@@ -240,6 +246,8 @@ def _file(given: str, base: Path) -> Source:
     place = base / os.path.expanduser(given)
     if not place.is_file():
         raise UserError(f"there is no file {place}")
+    if place.stat().st_size > MAX_YAML:
+        raise UserError(f"{place} has more than {MAX_YAML:,} bytes: it is no file of settings")
     return Source(place.stem, str(place.resolve()), _sha256(place))
 
 
@@ -264,15 +272,35 @@ def _without_name(options: Section) -> dict[str, Any]:
     return options.model_dump(exclude_none=True, exclude={"name"})
 
 
-def _sha256(file: Path) -> str:
+def _is_whole(folder: Path) -> bool:
+    """Whether a model's folder passes the checks of its conversion: files of one that does not may
+    say that they are of any size."""
+    try:
+        check(folder)
+    except UserError:
+        return False
+    return all(_size(file) <= MAX_JSON for file in folder.glob("*.json") if file.is_file())
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size
+
+
+def _sha256(file: Path, *, text: bool = False) -> str:
+    """Raises UserError for a file that cannot be read; with `text`, for one that holds none too."""
     try:
         status = file.stat()
-        return _sha256_of(file, status.st_size, status.st_mtime_ns)
+        return _sha256_of(file, text, status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
 
 
 @functools.lru_cache
-def _sha256_of(file: Path, _size: int, _changed: int) -> str:
+def _sha256_of(file: Path, text: bool, _size: int, _changed: int) -> str:
+    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while part := stream.read(_PART):
+            if text and b"\0" in part:  # of a file with a hole there may be terabytes
+                raise UserError(f"{file} is not text (it holds NUL bytes)")
+            digest.update(part)
+    return digest.hexdigest()

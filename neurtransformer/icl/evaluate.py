@@ -24,6 +24,7 @@ READOUT_RATE = 5.0
 class Evaluation:
     """Drawings (n, side, side), encoded once by each network for all episodes of them.
 
+    Encoders compute where they are; integers and pixels are compared on the CPU.
     ways: the most that an episode has.
     """
 
@@ -91,7 +92,7 @@ class Evaluation:
 
 
 def _best(logits: Tensor | Integers) -> Indices:
-    return np.asarray(logits).argmax(-1)
+    return np.asarray(logits.cpu() if isinstance(logits, Tensor) else logits).argmax(-1)
 
 
 def interval(right: int, number: int) -> list[float]:
@@ -117,8 +118,8 @@ def linear_readout(keys: Tensor, episodes: Episodes) -> Tensor:
     """
     keys = F.normalize(keys, dim=-1)
     context = keys[episodes.shots]
-    labels = F.one_hot(torch.from_numpy(episodes.labels), episodes.ways).float()
-    weight = torch.zeros(len(context), episodes.ways, keys.shape[1])
+    labels = plastic.one_hot(episodes, keys.device)
+    weight = keys.new_zeros(len(context), episodes.ways, keys.shape[1])
     for _ in range(READOUT_STEPS):
         error = (context @ weight.transpose(1, 2)).softmax(-1) - labels
         weight -= READOUT_RATE / context.shape[1] * error.transpose(1, 2) @ context

@@ -12,6 +12,7 @@ drawn on. Archives are read in memory and never unpacked to a disk.
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from neurtransformer import hub
-from neurtransformer.errors import UserError
+from neurtransformer.errors import UserError, shortened
 
 Inks = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -200,6 +201,10 @@ def load_runs(folder: Path) -> tuple[Inks, Episodes] | None:
         run: sorted({shot for _, shot in pairs if shot.startswith(run)})
         for run in {shot.split("/")[0] for _, shot in pairs}
     }
+    if any(query.split("/")[0] != shot.split("/")[0] for query, shot in pairs):
+        raise UserError(f"{path} has a run whose answers are in another: fetch it again")
+    if len({len(names) for names in classes.values()}) != 1:
+        raise UserError(f"{path} has runs of different sizes: fetch it again")
     context = [classes[query.split("/")[0]] for query, _ in pairs]
     shots = np.array([[index[name] for name in names] for names in context])
     answer = np.array([names.index(shot) for (_, shot), names in zip(pairs, context, strict=True)])
@@ -214,6 +219,10 @@ def shrink(drawn: NDArray) -> Inks:
     return F.adaptive_avg_pool2d(fields[None], SIDE)[0].numpy()
 
 
+_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile)
+"""What reading a member of a damaged archive raises."""
+
+
 def _archive(path: Path) -> Iterator[tuple[str, str, int, Inks]]:
     """Alphabet, character, drawer and ink of drawings `folder/Greek/character01/0394_01.png`."""
     pattern = re.compile(r"[^/]+/([^/]+)/(character\d+)/\d+_(\d+)\.png")
@@ -225,10 +234,13 @@ def _archive(path: Path) -> Iterator[tuple[str, str, int, Inks]]:
 
 
 def _opened(path: Path) -> zipfile.ZipFile:
+    if not path.is_file():  # a pipe would be waited for, and a device never ends
+        raise UserError(f"{path} is no ordinary file: fetch it again")
     try:
         archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no zip archive ({error}): fetch it again") from None
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+        why = shortened(error)
+        raise UserError(f"{path} is no zip archive ({why}): fetch it again") from None
     if len(archive.namelist()) > MOST_MEMBERS:
         archive.close()
         raise UserError(f"{path} has more than {MOST_MEMBERS:,} files: that is not Omniglot")
@@ -241,8 +253,9 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     try:
         with archive.open(name) as file:
             data = file.read(MOST_BYTES + 1)
-    except (KeyError, OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise UserError(f"{archive.filename}: {name} cannot be read ({error})") from None
+    except (*_UNREADABLE, KeyError, RuntimeError, NotImplementedError) as error:
+        why = shortened(error)
+        raise UserError(f"{archive.filename}: {name} cannot be read ({why})") from None
     if len(data) > MOST_BYTES:
         raise UserError(f"{archive.filename}: {name} is too large for a drawing")
     return data
@@ -259,8 +272,8 @@ def _drawing(archive: zipfile.ZipFile, name: str) -> NDArray[np.bool_]:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             if image.size == (PIXELS, PIXELS):
                 return np.asarray(image.convert("L")) < 128
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{archive.filename}: {name} is no PNG ({error})") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{archive.filename}: {name} is no PNG ({shortened(error)})") from None
     raise UserError(f"{archive.filename}: {name} is not {PIXELS} x {PIXELS} pixels")
 
 
@@ -272,9 +285,10 @@ def _arrays(path: Path) -> Drawings:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images, alphabet = arrays["images"], arrays["alphabet"]
-    except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    shape = (len(alphabet), images.shape[1] if images.ndim == 4 else 0, PIXELS, PIXELS)
-    if images.shape != shape or images.dtype != np.uint8 or images.max() > 1:
+    except (*_UNREADABLE, KeyError, MemoryError, RuntimeError, NotImplementedError) as error:
+        raise UserError(f"{path} cannot be read: {shortened(error)}") from None
+    fits = images.ndim == 4 and images.size and images.shape[2:] == (PIXELS, PIXELS)
+    fits = fits and images.dtype == np.uint8 and alphabet.shape == images.shape[:1]
+    if not fits or images.max() > 1:
         raise UserError(f"{path}: images must be (characters, drawers, 105, 105) of 0 and 1")
     return Drawings(np.stack([shrink(drawn) for drawn in images]), np.asarray(alphabet, np.str_))

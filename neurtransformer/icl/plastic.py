@@ -119,11 +119,12 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> list[tuple[Tensor, Tensor]]:
-        """Weight and bias of each convolution with its batch normalisation in them, float64."""
+        """Weight and bias of each convolution with its batch normalisation in them, float64, on the
+        CPU."""
         layers = []
         for synapses, norm in zip(self.convolutions, self.norms, strict=True):
             tensors = synapses.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var
-            weight, gain, bias, mean, variance = (cast(Tensor, x).double() for x in tensors)
+            weight, gain, bias, mean, variance = (cast(Tensor, x).cpu().double() for x in tensors)
             scale = gain / (variance + cast(float, norm.eps)).sqrt()
             layers.append((weight * scale[:, None, None, None], bias - mean * scale))
         return layers
@@ -158,6 +159,8 @@ def load(folder: Path = SHIPPED) -> tuple[Encoders, tuple[str, ...]]:
             f"{folder} holds no plastic transformer: name a folder that "
             "scripts/train_omniglot.py wrote, or omniglot-plastic"
         )
+    if not (folder / "model.safetensors").is_file():  # whoever opens a pipe waits
+        raise UserError(f"{folder}/model.safetensors is missing: train the network again")
     trained_on = values.pop("trained_on", None)
     if not isinstance(trained_on, list) or not all(isinstance(x, str) for x in trained_on):
         raise UserError(f"{folder}/config.json: trained_on must be names of alphabets")
@@ -193,15 +196,17 @@ def _encoder(name: Name, config: PlasticConfig, tensors: dict[str, Tensor]) -> E
 
 @torch.no_grad()
 def keys(encoder: Encoder, ink: Inks) -> Tensor:
-    """What the encoder makes of drawings (n, side, side): (n, keys)."""
-    return torch.cat([encoder(batch) for batch in torch.from_numpy(ink).split(BATCH)])
+    """What the encoder makes of drawings (n, side, side): (n, keys), on the encoder's device."""
+    batches = torch.from_numpy(ink).split(BATCH)
+    return torch.cat([encoder(batch.to(encoder.scale.device)) for batch in batches])
 
 
 # --- in integers ---
 
 
 def quantised(encoder: Encoder, ways: int = 1) -> IntegerPlasticTransformer:
-    """The integer network of a trained "float": even 8-bit weights, membranes of 24 bits.
+    """The integer network of a trained "float": even 8-bit weights, membranes of 24 bits. Wherever
+    the encoder is, the integers are computed on the CPU, and are the same.
 
     ways: how many labels it must have at least. Raises UserError for weights that integers cannot
     have.
@@ -226,7 +231,7 @@ def quantised(encoder: Encoder, ways: int = 1) -> IntegerPlasticTransformer:
     # from (channel, row, column) to Lava's line of neurons
     shape = -1, config.sides[-1], config.sides[-1]
     key_scale, center = (
-        x.detach().double().view(shape).permute(2, 1, 0).flatten()
+        x.detach().cpu().double().view(shape).permute(2, 1, 0).flatten()
         for x in (encoder.scale, encoder.center)
     )
     key_scale = key_scale.abs().clamp_min(LEAST_SCALE)
@@ -269,9 +274,14 @@ def key_counts(model: IntegerPlasticTransformer, ink: Integers) -> Integers:
 
 def float_reads(encoder: Encoder, keys: Tensor, episodes: Episodes) -> Tensor:
     """Logits (episodes, ways) from `keys` of all drawings (n, keys)."""
-    value = F.one_hot(torch.from_numpy(episodes.labels), episodes.ways).float()
+    value = one_hot(episodes, keys.device)
     query, context = keys[episodes.query][:, None], keys[episodes.shots]
     return encoder.logits(query, context, value)[:, 0]
+
+
+def one_hot(episodes: Episodes, device: torch.device) -> Tensor:
+    """Labels of the shots, (episodes, shots, ways) float32 on a device."""
+    return F.one_hot(torch.from_numpy(episodes.labels), episodes.ways).float().to(device)
 
 
 def tokens(episodes: Episodes) -> tuple[Integers, Integers]:

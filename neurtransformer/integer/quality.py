@@ -20,18 +20,19 @@ from neurtransformer.spiking.neuron import snapping_anew
 def evaluate_integer(
     model: IntegerGPT2, spiking: SpikingLanguageModel, dense: PreTrainedModel | None, ids: Tensor
 ) -> dict[str, Any]:
-    """Perplexities on the same tokens, ids (n, length) int64, block by block.
+    """Perplexities on the same tokens, ids (n, length) int64 on the CPU, block by block. Each
+    network of torch computes where it is.
 
     Returns `ppl_integer`, `ppl_spiking`, `ppl_ratio_to_spiking`, `tokens`, and where there is a
     dense model `ppl_dense` and `ppl_ratio`, integer to dense.
     """
     forms: dict[str, Callable[[Tensor], Tensor]] = {
         "integer": model,
-        "spiking": lambda x: spiking(x).logits,
+        "spiking": lambda x: spiking(x.to(spiking.device)).logits.cpu(),
     }
     first = spiking.config.first_token
     if dense is not None:
-        forms["dense"] = lambda x: dense_output(dense, x, first)[0]
+        forms["dense"] = lambda x: dense_output(dense, x.to(dense.device), first)[0].cpu()
     # beside the integers; of smaller networks the copy is not worth the time
     with snapping_anew(spiking) if is_large(spiking) else nullcontext():
         ppl = {name: perplexity(form, ids) for name, form in forms.items()}

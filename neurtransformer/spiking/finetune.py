@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from accelerate import Accelerator
@@ -34,7 +34,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from neurtransformer.errors import UserError
+from neurtransformer.checkpoint import check_numbers
+from neurtransformer.errors import UserError, shortened
 from neurtransformer.families.base import tapped
 from neurtransformer.folders import new_folder
 from neurtransformer.provenance import text_sha256
@@ -369,20 +370,50 @@ def read_checkpoint(
             "the checkpoint was made with other settings, text, teacher or processes: "
             "give the same again"
         )
+    file = folder / "checkpoint.safetensors"
+    if not file.is_file():  # whoever opens a pipe waits
+        raise UserError(f"the checkpoint in {folder} is damaged: {file.name} is no file")
     try:
-        tensors = load_file(folder / "checkpoint.safetensors")
+        done = _steps(report["steps"])
+        tensors = load_file(file)
+        for name, x in tensors.items():
+            check_numbers(x, f"{file}: {name}")
         with torch.no_grad():
             for name, x in changing(model):
                 # those of earlier versions hold no centres, which a budget alone changes
                 if name.endswith(".center") and f"model.{name}" not in tensors:
                     continue
-                x.copy_(tensors[f"model.{name}"])
+                x.copy_(_like(x, tensors[f"model.{name}"]))
         for index, parameter in enumerate(trained(optimizer)):
             prefix = f"optimizer.{index}."
             state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            for key, value in state.items():
-                state[key] = value if key == "step" else value.to(parameter.device)
-            optimizer.state[parameter] = state
-        return [Step(*values) for values in report["steps"]]
-    except (SafetensorError, OSError, KeyError, RuntimeError, TypeError) as error:
-        raise UserError(f"the checkpoint in {folder} is damaged: {error}") from error
+            if not state:  # it has taken no part yet
+                continue
+            moments = (_like(parameter, state[key]) for key in ("exp_avg", "exp_avg_sq"))
+            mean, square = (moment.to(parameter.device) for moment in moments)
+            step = _like(torch.zeros(()), state["step"])
+            if step < 1 or square.min() < 0:
+                raise ValueError(f"optimizer.{index} is in a state that no training leaves it in")
+            optimizer.state[parameter] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
+        return done
+    except (SafetensorError, OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"the checkpoint in {folder} is damaged: {shortened(error)}") from error
+
+
+def _like(x: Tensor, stored: Tensor) -> Tensor:
+    """`stored`, if it has the shape and type of `x`; else raises ValueError."""
+    if stored.shape != x.shape or stored.dtype != x.dtype:
+        raise ValueError(f"{stored.dtype} {tuple(stored.shape)} does not fit {tuple(x.shape)}")
+    return stored
+
+
+def _steps(record: list[Any]) -> list[Step]:
+    """What a checkpoint says of the steps that were done. Raises ValueError or TypeError."""
+    steps = [Step(*values) for values in record]
+    for number, step in enumerate(steps, 1):
+        numbers = step.loss, step.share, step.price
+        if step.number != number or step.stage not in get_args(Stage):
+            raise ValueError(f"its step {number} is none")
+        if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers):
+            raise ValueError(f"its step {number} has no finite loss")
+    return steps
