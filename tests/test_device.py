@@ -118,6 +118,23 @@ def test_export_places_both_networks(
     assert sorted(placed_at) == [(kind, "cuda:1") for kind in kinds]
 
 
+def test_finetune_takes_the_gpu_that_is_named(
+    tiny_run: Path, copy_of: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accelerate alone would take the first."""
+
+    class Taken(Exception):
+        pass
+
+    def take(chosen: torch.device) -> None:
+        raise Taken(chosen)
+
+    monkeypatch.setattr(device, "device_of", torch.device)
+    monkeypatch.setattr(torch.cuda, "set_device", take)
+    with pytest.raises(Taken, match="cuda:1"):
+        api.finetune(copy_of(tiny_run), steps=1, device="cuda:1")
+
+
 def test_what_the_integers_cost_is_measured_on_any_device(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,8 +104,9 @@ def finetune(
             )
         if resume and not checkpoint.is_dir():
             raise UserError(f"there is no checkpoint in {folder}: leave --resume out")
-        device_of(device)
+        chosen = device_of(device)
 
+        import torch
         from accelerate import PartialState
 
         from neurtransformer.measure.card import write_card
@@ -119,6 +120,8 @@ def finetune(
             teacher_of,
         )
 
+        if chosen.index is not None:  # accelerate takes the current GPU, or that of its process
+            torch.cuda.set_device(chosen)
         processes = PartialState(cpu=device == "cpu")
         model, tokenizer = load_run(source)
         trained_from = model_sha256(model)
