@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from neurtransformer import convert, evaluate
 from neurtransformer.measure.drawing import svg_of
@@ -82,6 +83,8 @@ def picture(title: str, converted: list[dict[str, Any]], trained: list[dict[str,
                 panel.annotate(row["network"], at, (aside, 4), textcoords="offset points",
                                fontsize=7, ha=align)  # fmt: skip
         panel.margins(0.12)
+        panel.xaxis.set_major_locator(MaxNLocator(5))
+        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         panel.axhline(1, color="0.6", linewidth=0.8)
         panel.set_xlabel(label)
     axes[0].set_ylabel("perplexity, ratio to the dense model")

@@ -332,9 +332,10 @@ class SpikingLanguageModel(PreTrainedModel, GenerationMixin):
             position_ids = (position_ids - passed).clamp_min(0)
         positions = self.config.sizes.context
         if bool((position_ids >= positions).any()):
+            built_in = ", of which its built-in first token has the first"
             raise ValueError(
                 f"sequence reaches position {int(position_ids.max())}; this model has "
-                f"{positions} positions"
+                f"{positions} positions{built_in if self.config.first_token is not None else ''}"
             )
         if ahead:
             raise ValueError(
