@@ -139,14 +139,10 @@ def resolve(kind: Kind, given: str | None) -> Path:
 
 
 def _named(kind: Kind, name: str) -> str | None:
-    """What to say of a name that means something else than a run or a netlist; None if none."""
-    from neurtransformer.dense import ALIASES, KNOWN
-
-    if kind == "netlist" and name in bundled("run"):
+    """What to say of the name of something that ships, but is not of this kind; None of another."""
+    if name in bundled("run"):
         return _EXPORT.format(name)
-    if kind == "run" and (name in KNOWN or name in ALIASES):
-        return _CONVERT.format(name)
-    return None
+    return _another(kind, BUNDLED / name, name) if re.fullmatch(r"[\w-]+", name) else None
 
 
 def _another(kind: Kind, folder: Path, given: str) -> str | None:
