@@ -47,7 +47,10 @@ BATCHES = [
     ("recipes: [default]", "models is missing"),
     ("models: [a]\nmodel: b", 'there is no setting "model" (docs/batch.md lists all)'),
     ("models: [a]\nseeds: [1, 1]", "seeds: one stands there twice"),
-    ("models: [a]\neval: [3]", "eval must be a group of settings (limit, block, mode, device, dtype)"),
+    (
+        "models: [a]\neval: [3]",
+        "eval must be a group of settings (limit, block, mode, device, dtype)",
+    ),
     ("models: [3]", "models.0 must be a group of settings (model, name), not 3"),
     (
         "models: [{model: a, name: a b}]",
