@@ -28,10 +28,7 @@ def omniglot(
     the first; `settings` has all of them.
     """
     from neurtransformer import runs
-    from neurtransformer.device import device_of, placed
-
-    device_of(device)
-
+    from neurtransformer.device import placed
     from neurtransformer.icl import omniglot as drawings
     from neurtransformer.icl import plastic
     from neurtransformer.icl.evaluate import Evaluation

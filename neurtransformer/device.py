@@ -4,7 +4,7 @@ Nothing heavy is imported until a name has passed.
 """
 
 import re
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 from neurtransformer.errors import UserError
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     M = TypeVar("M", bound=torch.nn.Module)
 
-DTYPES = ("float32", "bfloat16", "float16")
+Dtype = Literal["float32", "bfloat16", "float16"]
+DTYPES = get_args(Dtype)
 """Types that weights may have. Spike counts, membranes and states are float32 in all of them."""
 
 

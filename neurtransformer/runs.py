@@ -138,6 +138,10 @@ def resolve(kind: Kind, given: str | None) -> Path:
     return folder
 
 
+_EXPORT = "{0} is a run: export it first with `neurtx export {0} --target loihi2`"
+_CONVERT = "{0} is a dense model: convert it first with `neurtx convert {0}`"
+
+
 def _named(kind: Kind, name: str) -> str | None:
     """What to say of the name of something that ships, but is not of this kind; None of another."""
     if name in bundled("run"):
@@ -163,10 +167,6 @@ def _another(kind: Kind, folder: Path, given: str) -> str | None:
     if said("config.json", "model_type") in FAMILIES:
         return _CONVERT.format(given)
     return None
-
-
-_EXPORT = "{0} is a run: export it first with `neurtx export {0} --target loihi2`"
-_CONVERT = "{0} is a dense model: convert it first with `neurtx convert {0}`"
 
 
 def _tell_apart(kind: Kind, name: str) -> None:

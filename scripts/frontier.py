@@ -84,7 +84,7 @@ def picture(title: str, converted: list[dict[str, Any]], trained: list[dict[str,
                                fontsize=7, ha=align)  # fmt: skip
         panel.margins(0.12)
         panel.xaxis.set_major_locator(MaxNLocator(5))
-        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.7g}"))
         panel.axhline(1, color="0.6", linewidth=0.8)
         panel.set_xlabel(label)
     axes[0].set_ylabel("perplexity, ratio to the dense model")

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pretending
 import pytest
@@ -23,8 +23,7 @@ from conftest import Done
 
 from neurtransformer import stop
 from neurtransformer.batch import estimate, plan, results, work
-from neurtransformer.batch.config import STEPS, Config, Dtype, read_config
-from neurtransformer.device import DTYPES
+from neurtransformer.batch.config import STEPS, Config, read_config
 from neurtransformer.errors import UserError
 from neurtransformer.lock import claimed
 
@@ -378,10 +377,6 @@ def test_every_option_is_one_of_its_command() -> None:
         assert ours <= known, step
         # where and in what a network computes may be said of all steps in which one does
         assert {"--device", "--dtype"} & known == {"--device", "--dtype"} & ours, step
-
-
-def test_types_are_those_of_the_library() -> None:
-    assert get_args(Dtype) == DTYPES
 
 
 def test_a_device_is_told_and_makes_no_other_job(tmp_path: Path) -> None:

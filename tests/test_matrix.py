@@ -78,7 +78,7 @@ READING_DRAWINGS = {
 }
 READING_ARRAYS = {name: f"{words[:-8]}arrays" for name, words in READING_DRAWINGS.items()}
 READING_PLASTIC_NETLISTS = {"simulate --data": READING_DRAWINGS["simulate --data"]}
-PLANNING = {"run --dry-run": "run batch.yaml --dry-run"}
+PLANNING = {"run --dry-run": "run planned.yaml --dry-run"}
 IN_BATCHES = {"run": "run batch.yaml"}
 READING_YAML = {
     "convert": "convert dense --out made --timesteps 4 --text text --config FILE",
@@ -188,9 +188,7 @@ BATCH = """
 models: [dense]
 recipes: [recipe.yaml]
 texts: [broken]
-steps: [{steps}]
-convert: {{text: broken}}
-{place}
+convert: {text: broken}
 """
 
 
@@ -274,7 +272,8 @@ def here(one_of_each: Path, more: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     (one_of_each / "broken.yaml").write_text("timesteps: 4\n")
     shutil.copy(one_of_each / "broken.yaml", one_of_each / "recipe.yaml")
     (one_of_each / "chip.yaml").write_text("core:\n  synaptic_bytes: 65536\n")
-    (one_of_each / "batch.yaml").write_text(BATCH.format(steps="convert", place=""))
+    (one_of_each / "batch.yaml").write_text(f"{BATCH}steps: [convert]\n")
+    (one_of_each / "planned.yaml").write_text(f"{BATCH}place: {{chip: chip.yaml}}\n")
     # some seconds of an episode in Lava, which reads nothing more
     monkeypatch.setattr("neurtx.icl_omniglot._has_lava", lambda: False)
     return one_of_each

@@ -40,7 +40,7 @@ def convert(
     text: what thresholds are fitted to: a file, "-" for standard input, or a data set on the hub
         (`neurtransformer.text.load_blocks`). None is text that the dense model writes itself.
     device: where both networks compute: "cpu", "cuda" or "cuda:N".
-    force: replace a run or netlist that stands at `out`.
+    force: replace a run that stands at `out`.
     progress: is told how far the work is (`neurtransformer.progress.Progress`); by default nobody
         is.
 

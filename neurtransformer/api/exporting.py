@@ -44,7 +44,7 @@ def export(
     teacher: the dense model to compare the integers with, a name or a folder, if it is not where it
         was or is to be another one. None is the one that the run remembers; if that is gone, a
         remark is made and the integers are compared with the spiking network alone.
-    force: replace a run or netlist that stands at `out`.
+    force: replace a netlist, or a folder of graphs, that stands at `out`.
     progress: is told how far the work is (`neurtransformer.progress.Progress`); by default nobody
         is.
 

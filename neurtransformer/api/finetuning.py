@@ -47,7 +47,7 @@ def finetune(
     seed: of the text that the dense model writes and of the order of the batches.
     teacher: the dense model, a name or a folder, if it is not where it was or is to be another one.
         None is the one that the run remembers.
-    force: replace a run or netlist that stands at `out`.
+    force: replace a run that stands at `out`.
     on_start: called in the main process, with the folder that is trained, when everything was
         checked and training begins.
     progress: is told how far the work is (`neurtransformer.progress.Progress`); by default nobody

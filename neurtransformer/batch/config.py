@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from neurtransformer.device import is_device
+from neurtransformer.device import Dtype, is_device
 from neurtransformer.recipe import Coding, Section, checked, read_yaml
 
 Step = Literal["convert", "finetune", "eval", "energy", "export", "simulate", "place"]
@@ -45,7 +45,6 @@ Name = Annotated[
 Source = Annotated[str, Field(min_length=1), _shaped(r"(?s)[^-].*", "not begin with -")]
 Count = Annotated[int, Field(ge=1)]
 Tokens = Annotated[int, Field(ge=2)]
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 def _device(name: str) -> str:
